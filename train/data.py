@@ -1,0 +1,350 @@
+"""CIFAR-10 as tensors: three sources, one order, five folds.
+
+    python train/data.py --data data                      fetch the official archive when it is absent
+    python train/data.py --data data --src FILE           take an archive or an npz that is already here
+
+`load` gives uint8 images (N, 3, 32, 32) and int64 labels from, in this order,
+
+1. PATH/cifar-10-batches-py/, the official archive (torchvision fetches it and checks every md5),
+2. PATH/cifar10.npz with train_images (50000, 32, 32, 3) uint8, train_labels, test_images, test_labels,
+3. the word `synthetic`: a generated set of ten classes, see `synthetic`.
+
+An image is named by its content, not by its position: its id is the first 16 hex digits of the
+sha256 of its 3,072 bytes in NHWC order. Loading sorts by id, so every source gives the same tensors,
+and the folds follow from the ids, so every machine has the same five.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import shutil
+import sys
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity, extract_archive
+
+from augment.basic import MEAN, STD
+from train.recipe import ROOT, UserError, command, parser
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FOLDS = 5
+SIZES = {"train": 50_000, "test": 10_000}
+# sha256 over the sorted ids and their labels (see `digest`) of the official images
+OFFICIAL = {
+    "train": "66a277fc523d8f13bb27350f07ba0dcdf4377b8aba819f540c91e29e10a07e57",
+    "test": "0f54f9b3cb26fba164d89f80df80d4e54f85a9e2985eb1e6e70df397ee66600c",
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with their labels, sorted by id.
+
+    images: uint8 (N, 3, 32, 32); labels: int64 (N,) in 0..9; ids: (N,) strings of 16 hex digits;
+    source: where they came from, in words.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: np.ndarray
+    source: str
+
+    def __len__(self):
+        return len(self.ids)
+
+    @property
+    def digest(self):
+        """64 hex digits that stand for every pixel, every label and nothing else."""
+        return digest(self.ids, self.labels.numpy())
+
+    def select(self, rows):
+        """The Dataset of some rows: a slice, a boolean mask or indices, as numpy takes them."""
+        kept = torch.from_numpy(np.arange(len(self))[rows])
+        return Dataset(self.images[kept], self.labels[kept], self.ids[rows], self.source)
+
+
+def image_ids(images):
+    """The ids, (N,) strings of 16 hex digits, of uint8 NHWC images (N, 32, 32, 3)."""
+    return np.array([hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in images], dtype="U16")
+
+
+def digest(ids, labels):
+    """sha256 of a set of images by their sorted ids and labels, as 64 hex digits."""
+    lines = "\n".join(f"{name} {label}" for name, label in zip(ids, labels, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def fold_of(ids, labels):
+    """The fold, 0..4, of every image: (N,) int64.
+
+    Each class is shuffled by the sha256 of its ids and dealt out in turn, so the folds are stratified
+    and depend on no order, machine or random generator. Call it on the whole training set: an
+    image's fold is its place among all of its class.
+    """
+    ids, labels = np.asarray(ids), np.asarray(labels)
+    keys = np.array([hashlib.sha256(f"fold {name}".encode()).hexdigest() for name in ids])
+    folds = np.empty(len(ids), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        folds[members[np.argsort(keys[members])]] = np.arange(len(members)) % FOLDS
+    return folds
+
+
+def split(dataset, fold=None, limit=None):
+    """(training images, validation images) of a whole training set.
+
+    dataset: a Dataset; fold: 0..4 is held out, None trains on all of it (validation is then None);
+    limit: only the `limit` images of smallest id take part, in the folds they always have.
+    """
+    folds = fold_of(dataset.ids, dataset.labels.numpy())[:limit]
+    dataset = dataset.select(slice(limit))
+    if fold is None:
+        return dataset, None
+    if (folds == fold).all():
+        raise UserError(f"--limit {limit} leaves no image to train on: all of them are in fold {fold}")
+    held_out = dataset.select(folds == fold)
+    return dataset.select(folds != fold), held_out if len(held_out) else None
+
+
+def load(path, part="train"):
+    """The official training or test images as a Dataset.
+
+    path: a folder, or `synthetic`; part: "train" (50,000 images) or "test" (10,000).
+    Raises UserError when the images are missing, damaged, or not CIFAR-10's.
+    """
+    if str(path) == "synthetic":
+        return as_dataset(*synthetic(part), source="synthetic")
+    path = Path(path)
+    if (path / CIFAR10.base_folder).is_dir():
+        images, labels, source = read_archive(path, part)
+    elif (path / "cifar10.npz").is_file():
+        images, labels, source = read_npz(path / "cifar10.npz", part)
+    else:
+        fetch(path)
+        images, labels, source = read_archive(path, part)
+    check_arrays(images, labels, part, source)
+    dataset = as_dataset(images, labels, source)
+    check_official(dataset, part)
+    return dataset
+
+
+def as_dataset(images, labels, source):
+    """A Dataset from uint8 NHWC arrays in any order; UserError when an image occurs twice."""
+    ids = image_ids(images)
+    order = np.argsort(ids)
+    if (ids[order][1:] == ids[order][:-1]).any():
+        raise UserError(f"{source}: {len(ids) - len(set(ids)):,} images occur more than once")
+    pixels = torch.from_numpy(np.ascontiguousarray(images[order].transpose(0, 3, 1, 2)))
+    return Dataset(pixels, torch.from_numpy(labels[order].astype(np.int64)), ids[order], source)
+
+
+def one_hot(labels):
+    """Labels int64 (N,) as float targets (N, 10)."""
+    return torch.nn.functional.one_hot(labels, len(CLASSES)).float()
+
+
+def join(first, second):
+    """The images of two Datasets as one, in that order."""
+    return Dataset(torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]),
+                   np.concatenate([first.ids, second.ids]), f"{first.source} with its test images")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_archive(path, part):
+    """(images, labels, source) of PATH/cifar-10-batches-py; torchvision checks each file's md5."""
+    folder = path / CIFAR10.base_folder
+    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
+        if not check_integrity(folder / name, md5):
+            wrong = "is damaged (its md5 is another)" if (folder / name).exists() else "is missing"
+            raise UserError(f"{folder / name} {wrong}: delete {folder} and run `make data`")
+    archive = CIFAR10(path, train=part == "train", download=False)
+    return archive.data, np.asarray(archive.targets), str(folder)
+
+
+def read_npz(file, part):
+    """(images, labels, source) of an npz; nothing in it is unpickled."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays[f"{part}_images"], arrays[f"{part}_labels"], str(file)
+    except KeyError:
+        raise UserError(f"{file} holds no {part}_images and {part}_labels")
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        raise UserError(f"{file} cannot be read ({error}): damaged, or not an npz of plain arrays")
+
+
+def check_arrays(images, labels, part, source):
+    """Shapes, types and label range of one part; UserError names what is wrong."""
+    count = SIZES[part]
+    for name, found, wanted in [
+        ("images", (images.shape, images.dtype), ((count, 32, 32, 3), np.dtype("uint8"))),
+        ("labels", labels.shape, (count,)),
+    ]:
+        if found != wanted:
+            raise UserError(f"{source}: {part}_{name} should be {wanted} and is {found}")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise UserError(f"{source}: {part}_labels should be whole numbers 0 to 9, and are {labels.dtype} "
+                        f"from {labels.min()} to {labels.max()}")
+
+
+def statistics(images):
+    """Mean and standard deviation per channel, in 0..1, of uint8 images (N, 3, 32, 32)."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean, deviation = [], []
+    for channel in images.unbind(1):  # a histogram: exact, and no float copy of the images
+        share = torch.bincount(channel.flatten().long(), minlength=256).double() / channel.numel()
+        mean.append((share * levels).sum())
+        deviation.append((share * (levels - mean[-1]) ** 2).sum().sqrt())
+    return torch.stack(mean), torch.stack(deviation)
+
+
+def check_official(dataset, part):
+    """UserError unless these are the official images and labels, to the last byte."""
+    if dataset.digest == OFFICIAL[part]:
+        return
+    mean, deviation = statistics(dataset.images)
+    shown = (f"mean ({', '.join(f'{m:.4f}' for m in mean)}), deviation ({', '.join(f'{d:.4f}' for d in deviation)})"
+             f", expected {MEAN} and {STD}")
+    # Training and test statistics differ by 0.004; a JPEG at quality 95 moves the deviation by 0.001.
+    near = torch.allclose(deviation, torch.tensor(STD, dtype=torch.float64), atol=5e-4)
+    kind = "some images or labels were changed" if near else "a re-encoded (JPEG?) or different copy"
+    raise UserError(f"{dataset.source}: these are not the official CIFAR-10 {part} images: {kind}; {shown}")
+
+
+# ---------------------------------------------------------------- fetching
+
+
+def present(path):
+    """Whether a folder holds the images in either form."""
+    return (Path(path) / CIFAR10.base_folder).is_dir() or (Path(path) / "cifar10.npz").is_file()
+
+
+@contextmanager
+def locked(folder):
+    """One process at a time in this folder; the lock of a dead process is free."""
+    with open(folder / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def fetch(path, source=None):
+    """Put the official archive under `path`: downloaded by torchvision, or from the file `source`.
+
+    It appears whole or not at all. Raises UserError with what was tried when there is no way.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        if present(path):  # another process was faster
+            return
+        with tempfile.TemporaryDirectory(dir=path, prefix=".fetch-") as scratch:
+            scratch = Path(scratch)
+            place_local(Path(source), scratch) if source else download(path, scratch)
+            for found in (CIFAR10.base_folder, "cifar10.npz"):
+                if (scratch / found).exists():
+                    (scratch / found).replace(path / found)
+
+
+def download(path, scratch):
+    """torchvision's download into `scratch`, of an archive already beside it where there is one."""
+    kept = path / CIFAR10.filename
+    if check_integrity(kept, CIFAR10.tgz_md5):
+        return extract_archive(str(kept), str(scratch))
+    try:
+        CIFAR10(scratch, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"no data: {path / CIFAR10.base_folder} and {path / 'cifar10.npz'} do not exist, and fetching "
+            f"{CIFAR10.url} failed ({error}). Either `make data SRC=FILE` with {CIFAR10.filename} or a "
+            f"cifar10.npz that you have, or use --data PATH with a folder that holds one of them "
+            f"(`--data synthetic` needs neither)")
+
+
+def place_local(source, scratch):
+    """Verify a local archive or npz and put its content into `scratch`."""
+    if not source.is_file():
+        raise UserError(f"--src {source} does not exist")
+    if source.suffix == ".npz":
+        images, labels, _ = read_npz(source, "train")
+        check_arrays(images, labels, "train", str(source))
+        shutil.copyfile(source, scratch / "cifar10.npz")
+    elif check_integrity(source, CIFAR10.tgz_md5):
+        extract_archive(str(source), str(scratch))
+    else:
+        raise UserError(f"--src {source} is not the official {CIFAR10.filename}: its md5 is not {CIFAR10.tgz_md5}")
+
+
+# ---------------------------------------------------------------- the generated set
+
+
+def synthetic(part="train"):
+    """A generated set that looks like something: (images uint8 (N, 32, 32, 3), labels int64 (N,)).
+
+    Ten classes: five shapes (disk, square, triangle, ring, cross) by two textures (stripes, checks). Place,
+    size, angle, both colours, the period of the texture and a slanted background vary per image,
+    and noise lies over all of it, so a linear model fails and a small network has to work. 5,000 training and
+    2,000 test images. Only + - * / and square roots are used, which IEEE 754 fixes: every machine
+    generates the same bytes.
+    """
+    seed, count = {"train": (1, 5_000), "test": (2, 2_000)}[part]
+    random = np.random.default_rng([20_09, seed])
+    labels = np.arange(count) % len(CLASSES)
+    draw = lambda low, high, *shape: low + (high - low) * random.random((count, *(shape or (1, 1))))  # noqa: E731
+    grid = np.arange(32.0)
+    x, y = grid[None, None, :] - draw(11, 20), grid[None, :, None] - draw(11, 20)
+
+    # A random direction (a point of the square, brought to length 1) turns the shape and its texture.
+    a, b = draw(-1, 1), draw(0.05, 1)
+    length = np.sqrt(a * a + b * b)
+    u, v = (x * b + y * a) / length, (y * b - x * a) / length
+    size = draw(7, 12)
+    shape = np.select([labels[:, None, None] // 2 == k for k in range(5)], [
+        np.sqrt(u * u + v * v) / size,
+        np.maximum(abs(u), abs(v)) / size * 1.15,
+        np.maximum(abs(u) * 1.6 + v * 0.8, -v * 1.4) / size,
+        abs(np.sqrt(u * u + v * v) - 0.72 * size) / size * 3.2,
+        np.minimum(np.maximum(abs(u), abs(v) * 3.2), np.maximum(abs(u) * 3.2, abs(v))) / size,
+    ])
+    inside = np.clip((1 - shape) * size / 1.5 + 0.5, 0, 1)
+
+    # Stripes and checks are triangle waves of a random period along one or both axes.
+    period = draw(3.5, 6)
+    wave = lambda t: abs((t / period + draw(0, 1)) % 1 - 0.5) * 4 - 1  # noqa: E731
+    stripes, crossed = wave(u), wave(v)
+    texture = np.clip(1.5 * np.where(labels[:, None, None] % 2, stripes * crossed * 2, stripes), -1, 1)
+
+    colour = draw(0.15, 0.85, 1, 1, 3)
+    contrast = draw(-0.22, 0.22, 1, 1, 3)
+    slope = draw(-0.012, 0.012, 1, 1, 3) * x[..., None] + draw(-0.012, 0.012, 1, 1, 3) * y[..., None]
+    background = draw(0.15, 0.85, 1, 1, 3) + slope
+    foreground = colour + contrast * texture[..., None]
+    clean = background + (foreground - background) * inside[..., None]
+    noise = random.random((count, 32, 32, 3)) + random.random((count, 32, 32, 3)) - 1
+    return (np.clip(clean + 0.3 * noise, 0, 1) * 255).astype(np.uint8), labels
+
+
+@command
+def main():
+    arguments = parser(__doc__)
+    arguments.add_argument("--data", type=Path, default=ROOT / "data", metavar="PATH", help="folder of the images")
+    arguments.add_argument("--src", type=Path, metavar="FILE", help="a local cifar-10-python.tar.gz or cifar10.npz")
+    args = arguments.parse_args()
+    if not present(args.data):
+        fetch(args.data, args.src)
+    for part in SIZES:
+        dataset = load(args.data, part)
+        print(f"{len(dataset):,} {part} images from {dataset.source}, the official ones to the last byte")
+
+
+if __name__ == "__main__":
+    main()

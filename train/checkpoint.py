@@ -1,0 +1,247 @@
+"""The files of a run, written so that nothing is lost and read so that nothing is executed.
+
+    weights/<run>.pt        weights, recipe and provenance, when the run is finished
+    weights/<run>.csv       one row per epoch
+    weights/<run>.last.pt   the state to resume from; <run>.last.bak is the one before it
+    weights/<run>.lock      held by the process that trains
+
+A file is written beside its name, flushed to the disk and moved over the name, so a reader finds the old
+content or the new one, never a part. Tensors and plain values only are stored, loaded with weights_only=True, and a
+sha256 over all of them is stored with them: a damaged file is recognised, not trained on.
+"""
+
+import fcntl
+import glob
+import hashlib
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from train.recipe import UserError
+
+FORMAT = "cifar10-under-5m/1"
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read or whose digest does not match."""
+
+
+def write(path, save, backup=None):
+    """Call `save(handle)` on a temporary file beside `path`, flush it, and move it over `path`.
+
+    backup: a path under which the old content is kept. Raises OSError (disk full, read-only folder); `path` then still holds what it held, and no
+    temporary file is left.
+    """
+    path = Path(path)
+    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+    try:
+        with handle:
+            save(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(handle.name, 0o644)
+        if backup and path.exists():
+            os.replace(path, backup)
+        os.replace(handle.name, path)
+    except BaseException:
+        Path(handle.name).unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder):
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path, text):
+    write(path, lambda handle: handle.write(text.encode()))
+
+
+# ---------------------------------------------------------------- tensors and plain values
+
+
+def digest(tree):
+    """sha256 over nested dicts, lists, tensors and plain values, as 64 hex digits."""
+    sha = hashlib.sha256()
+
+    def feed(value):
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().contiguous()
+            sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+            sha.update(np.ascontiguousarray(value.reshape(-1).view(torch.uint8).numpy()))
+        elif isinstance(value, dict):
+            sha.update(f"dict {len(value)}".encode())
+            for key, item in value.items():
+                feed(key), feed(item)
+        elif isinstance(value, (list, tuple)):
+            sha.update(f"list {len(value)}".encode())
+            for item in value:
+                feed(item)
+        else:
+            sha.update(f"{type(value).__name__} {value!r}".encode())
+
+    feed(tree)
+    return sha.hexdigest()
+
+
+def save(path, content, backup=None):
+    """Write a dict of tensors and plain values, with its format and digest, atomically."""
+    stored = {"format": FORMAT, "content": content, "digest": digest(content)}
+    write(path, lambda handle: torch.save(stored, handle), backup)
+
+
+def load(path):
+    """The content that `save` wrote, on the CPU. Raises Damaged, or FileNotFoundError; executes nothing."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        content, found = stored["content"], digest(stored["content"])
+        stored["format"], stored["digest"]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file fails in any of the layers below, each with its own kind
+        reason = "it holds more than tensors and plain values" if "Weights only load failed" in str(error) else (
+            str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise Damaged(f"{path} cannot be read as a checkpoint ({reason})")
+    if stored["format"] != FORMAT:
+        raise Damaged(f"{path} is of another format: {stored['format']}")
+    if found != stored["digest"]:
+        raise Damaged(f"{path} is damaged: its digest does not match its content")
+    return content
+
+
+def load_weights(path):
+    """The content of a finished weights file: model, options, state, recipe, provenance.
+
+    Raises UserError, naming the file, when it is missing, damaged, or a resume state.
+    """
+    try:
+        content = load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist")
+    except Damaged as error:
+        raise UserError(str(error))
+    if "provenance" not in content:
+        raise UserError(f"{path} is a resume state, not finished weights")
+    return content
+
+
+# ---------------------------------------------------------------- one run
+
+
+class Run:
+    """The files of one run, and the lock that makes this process their only writer.
+
+    with Run("weights/resnet18-fold0.pt") as run: ...
+
+    Raises UserError when the folder is missing or not writable, or another process trains this run.
+    """
+
+    def __init__(self, weights):
+        self.weights = Path(weights)
+        stem = self.weights.name.removesuffix(".pt")
+        self.csv, self.last, self.backup, self.lock = (
+            self.weights.with_name(stem + end) for end in (".csv", ".last.pt", ".last.bak", ".lock"))
+
+    def __enter__(self):
+        folder = self.weights.parent
+        if self.weights.suffix != ".pt":
+            raise UserError(f"--out {self.weights} should end in .pt")
+        if not folder.is_dir():
+            raise UserError(f"--out {self.weights}: the folder {folder} does not exist")
+        try:
+            self.acquire()
+        except BlockingIOError:
+            raise UserError(f"{self.weights} is being trained by {self.lock.read_text().strip() or 'another process'}")
+        except OSError as error:
+            raise UserError(f"--out {self.weights}: cannot write there ({error.strerror})")
+        self.handle.truncate(0)
+        self.handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.handle.flush()
+        for litter in folder.glob(f".{glob.escape(self.weights.stem)}.*"):  # of a process killed while it wrote
+            litter.unlink()
+        return self
+
+    def acquire(self):
+        """Lock the lock file; the kernel frees it when its holder dies."""
+        while True:
+            self.handle = open(self.lock, "a")
+            try:
+                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.lock.exists() and self.lock.stat().st_ino == os.fstat(self.handle.fileno()).st_ino:
+                    return
+            except BaseException:
+                self.handle.close()
+                raise
+            self.handle.close()  # its former holder has just removed this file: try the new one
+
+    def __exit__(self, *_):
+        self.lock.unlink(missing_ok=True)
+        self.handle.close()
+
+    def save_state(self, state):
+        """Store what `resume` needs; the state before it is kept as the backup."""
+        flawed = nonfinite(state)
+        if flawed:
+            raise FloatingPointError(f"{flawed} is not finite")
+        save(self.last, state, self.backup)
+
+    def load_state(self, say=print):
+        """The newest state that is whole, or None when there never was one.
+
+        A damaged state is told of and the one before it used; when both are damaged, UserError: never a silent
+        start from zero.
+        """
+        damaged = []
+        for path in (self.last, self.backup):
+            try:
+                state = load(path)
+            except FileNotFoundError:
+                continue
+            except Damaged as error:
+                damaged.append(str(error))
+                continue
+            if damaged:
+                say(f"{damaged[0]}; going on from the state before it, {path}")
+            return state
+        if damaged:
+            raise UserError(f"{'; '.join(damaged)}; --fresh starts over")
+        return None
+
+    def forget(self):
+        """Remove every file of the run but the lock (--fresh)."""
+        for path in (self.last, self.backup, self.csv, self.weights):
+            path.unlink(missing_ok=True)
+
+    def save_csv(self, rows):
+        """Write the whole log, one dict per epoch: a torn or doubled row cannot stay."""
+        write_text(self.csv, pd.DataFrame(rows).to_csv(index=False))
+
+    def save_weights(self, content):
+        save(self.weights, content)
+
+
+def nonfinite(tree, name="state"):
+    """The name of the first tensor in nested dicts with a NaN or infinity, or None."""
+    if isinstance(tree, torch.Tensor):
+        return name if tree.is_floating_point() and not torch.isfinite(tree).all() else None
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    return next((found for key, value in items if (found := nonfinite(value, f"{name}.{key}"))), None)
+
+
+def check_same(state, recipe, data):
+    """UserError with the differences unless a saved state belongs to this recipe and these images."""
+    was, now = {**state["recipe"], "data": state["data"]}, {**recipe, "data": data}
+    different = [f"{key} {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
+    if different:
+        raise UserError(f"the saved run differs from this command ({', '.join(different)}): repeat the old command, "
+                        f"choose another --out, or start over with --fresh")

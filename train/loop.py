@@ -1,0 +1,375 @@
+"""The training loop: `run` prepares what a recipe describes, `fit` trains it.
+
+SGD with Nesterov momentum; the learning rate is a pure function of the step; bfloat16 autocast on CUDA; images,
+labels and all augmentation live on the device. Every random number comes from (seed, epoch) or
+(seed, step), never from what ran before, so a run that was killed and resumed ends bit for bit as one
+that was not.
+"""
+
+import copy
+import hashlib
+import math
+import platform
+import signal
+import threading
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import augment
+import models
+from augment.basic import normalize
+from train import checkpoint, data, predict
+from train.progress import Bar, duration, say
+from train.recipe import ROOT, UserError, device_of
+
+SAVE_EVERY = 300.0  # seconds between two saved states within an epoch
+LOOK_EVERY = 0.5  # seconds between two looks at the metrics, each of which waits for the device
+WORTH_COMPILING = 2_000  # steps on CUDA from which the compilation, a minute or so, is soon earned back
+NEVER = 2**62  # the step at which no loss was flawed
+
+
+def learning_rate(step, steps, warmup, peak, floor):
+    """The learning rate of step 0 <= step < steps.
+
+    1. Linear warm-up over the first `warmup` steps, to `peak`.
+    2. floor + 0.5 (peak - floor)(1 + cos(pi t)) after that, t from 0 to 1 (Loshchilov & Hutter 2017, eq. 5).
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    t = (step - warmup) / max(1, steps - warmup)
+    return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * t))
+
+
+def derive(seed, *what):
+    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "mix", step)."""
+    text = "/".join(map(str, (seed, *what)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def cross_entropy(logits, images, targets):
+    """The plain loss of `fit`: mean cross entropy with float targets (N, K). See `fit` for the interface."""
+    return {"loss": F.cross_entropy(logits, targets)}
+
+
+def batches(images, targets, recipe, epoch, first=0):
+    """Yield (images, *targets) of the steps `first`, first + 1, ... of an epoch, augmented and mixed.
+
+    images: uint8 (N, 3, 32, 32); targets: float (N, K) tensors; all on one device. The yielded images are normalized
+    float (B, 3, 32, 32), channels_last. Augmentation works on a chunk of several batches at once.
+    """
+    device, size = images.device, recipe.batch_size
+    transform, mix = augment.pipeline(recipe.augment), augment.MIXES[recipe.mix]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(recipe.seed, "order", epoch)))
+    order = order.to(device)
+    per_chunk = max(1, augment.CHUNK // size)
+    chunk = None
+    for step in range(first, math.ceil(len(images) / size)):
+        number, place = divmod(step, per_chunk)
+        if chunk is None or place == 0:
+            rows = order[number * per_chunk * size:(number + 1) * per_chunk * size]
+            generator = torch.Generator(device).manual_seed(derive(recipe.seed, "augment", epoch, number))
+            chunk = transform(images[rows], generator)
+        part = slice(place * size, (place + 1) * size)
+        inputs = normalize(chunk[part]).contiguous(memory_format=torch.channels_last)
+        generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mix", epoch, step))
+        yield mix(generator, inputs, *(target[rows[part]] for target in targets))
+
+
+def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_at=learning_rate):
+    """Train `model` in place, from the run's saved state where there is one; returns the finished State.
+
+    model: on its device; files: a checkpoint.Run; train, val: data.Dataset; soft: further float targets (N, K)
+    of `train`, such as teacher logits, mixed along with the labels; loss: a function
+    (logits, images, hard targets, *soft targets) -> dict of scalars, of which "loss" is minimized and all are logged.
+    Raises Stopped after SIGTERM or Ctrl-C, with the state saved, and Diverged when the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    images = train.images.to(device)
+    targets = [data.one_hot(train.labels).to(device), *(target.to(device) for target in soft)]
+    per_epoch = math.ceil(len(train) / recipe.batch_size)
+    steps = per_epoch * recipe.epochs
+    warmup = round(min(recipe.warmup_epochs, recipe.epochs / 5) * per_epoch)
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
+                                weight_decay=recipe.weight_decay, fused=device.type == "cuda")
+    state = State(model, optimizer, recipe, files, checkpoint.digest([train.digest, *soft]))
+    compiled = compiles(recipe, device, steps)
+    network = torch.compile(model, dynamic=False) if compiled else model
+    watch = Watch(model, recipe, len(train), len(val or ()), steps, state.step, compiled)
+
+    with Signals() as signals, Bar(steps, files.weights.stem, "step", initial=state.step) as bar:
+        for epoch in range(state.step // per_epoch, recipe.epochs):
+            model.train()
+            for inputs, *wanted in batches(images, targets, recipe, epoch, state.step % per_epoch):
+                # 1. The step. Whatever is random inside the model follows from (seed, step).
+                lr = lr_at(state.step, steps, warmup, recipe.lr, recipe.min_lr)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                torch.manual_seed(derive(recipe.seed, "model", state.step))
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    answer = network(inputs)
+                parts = loss(answer.float(), inputs, *wanted)
+                optimizer.zero_grad(set_to_none=True)
+                parts["loss"].backward()
+                optimizer.step()
+                state.advance(parts, answer, wanted[0], lr)
+
+                # 2. What has to wait for the device is done now and then: the bar, the saved state, a signal.
+                if watch.due(state.step):
+                    bar.update(state.step - bar.count, state.note())
+                if signals.caught or watch.save_due():
+                    state.save()
+                if signals.caught:
+                    raise Stopped(signals.caught, state.step, steps, files)
+
+            # 3. The end of an epoch: one row of the log, one saved state.
+            state.close_epoch(epoch, validate(state.evaluated, val))
+            bar.update(state.step - bar.count, state.note())
+            watch.announce(state.step)
+    return state
+
+
+def validate(model, dataset):
+    """{val_loss, val_accuracy} of a Dataset, empty cells without one. It reports; nothing is chosen by it."""
+    if dataset is None:
+        return {"val_loss": None, "val_accuracy": None}
+    answers = predict.logits(model, dataset.images)
+    return {"val_loss": predict.nll(answers, dataset.labels), "val_accuracy": predict.accuracy(answers, dataset.labels)}
+
+
+def compiles(recipe, device, steps):
+    """Whether to compile: as told, or on CUDA when the run is long enough to pay for it."""
+    return device.type == "cuda" and steps >= WORTH_COMPILING if recipe.compile is None else recipe.compile
+
+
+class State:
+    """All that changes while a run trains: the step, weights, their average, momentum and the log.
+
+    It is what is saved, and creating it restores what was saved.
+    """
+
+    def __init__(self, model, optimizer, recipe, files, data_digest):
+        self.model, self.optimizer, self.recipe, self.files = model, optimizer, recipe, files
+        self.average = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ema_decay else None
+        self.step, self.rows, self.seconds, self.data_digest = 0, [], 0.0, data_digest
+        self.device = next(model.parameters()).device
+        self.clear()
+        saved = files.load_state(say)
+        if saved:
+            self.restore(saved)
+        self.started = time.perf_counter()
+
+    def clear(self):
+        """Empty sums for an epoch; they stay on the device until somebody looks."""
+        self.sums, self.seen = {}, 0
+        self.right = torch.zeros((), device=self.device, dtype=torch.int64)
+        self.flawed = torch.full((), NEVER, device=self.device, dtype=torch.int64)
+
+    @property
+    def evaluated(self):
+        """The network that counts: the moving average when there is one."""
+        return self.average or self.model
+
+    @torch.no_grad()
+    def advance(self, parts, answer, hard, lr):
+        """Take note of one finished step, without waiting for the device."""
+        count = len(answer)
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().double() * count
+        self.right += (answer.argmax(1) == hard.argmax(1)).sum()
+        self.flawed.clamp_(max=torch.where(torch.isfinite(parts["loss"]), NEVER, self.step))
+        self.seen, self.lr = self.seen + count, lr
+        if self.average:
+            self.average_weights()
+        self.step += 1
+
+    def average_weights(self):
+        """average += (1 - decay) (weights - average), for every float of the model, statistics included.
+
+        The decay grows from 0.1 over the first steps, so that the initial weights are soon forgotten.
+        """
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        ours, theirs = self.average.state_dict().values(), self.model.state_dict().values()
+        pairs = [(a, b) for a, b in zip(ours, theirs) if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+
+    def note(self):
+        """The running loss in words. Raises Diverged as soon as a loss was not finite."""
+        flawed = self.flawed.item()
+        if flawed != NEVER:
+            raise Diverged(f"the loss is not finite at step {flawed} (learning rate {self.lr:.4g}); the state saved before "
+                           f"is kept. Try a smaller --lr, or a longer --warmup-epochs, with --fresh")
+        return f"loss {self.sums['loss'].item() / self.seen:.3f}" if self.seen else ""
+
+    def close_epoch(self, epoch, scores):
+        """Add the epoch's row to the log, write it, and save the state."""
+        self.note()
+        seconds = self.seconds + time.perf_counter() - self.started - scores.pop("seconds", 0)
+        row = {"epoch": epoch + 1, "lr": self.lr, "train_loss": None, "train_accuracy": 100 * self.right.item() / self.seen}
+        row |= {f"train_{name}": value.item() / self.seen for name, value in self.sums.items()} | scores
+        self.rows.append(row | {"seconds": seconds, "images_per_second": self.seen / seconds})
+        self.clear()
+        self.seconds, self.started = 0.0, time.perf_counter()
+        self.save()
+        self.files.save_csv(self.rows)
+
+    def save(self):
+        """Store the whole state; raises Diverged rather than store a NaN."""
+        self.note()
+        try:
+            self.files.save_state(self.content())
+        except FloatingPointError as error:
+            raise Diverged(f"{error} after step {self.step - 1} (learning rate {self.lr:.4g}); the state saved before is "
+                           f"kept. Try a smaller --lr, or a longer --warmup-epochs, with --fresh")
+
+    def content(self):
+        return {
+            "recipe": self.recipe.identity, "data": self.data_digest, "step": self.step, "rows": self.rows,
+            "model": self.model.state_dict(), "ema": self.average and self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "sums": self.sums, "right": self.right, "seen": self.seen,
+            "seconds": self.seconds + time.perf_counter() - self.started,
+        }
+
+    def restore(self, saved):
+        """Continue from what `content` gave. Raises UserError when it belongs to another run."""
+        checkpoint.check_same(saved, self.recipe.identity, self.data_digest)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average:
+            self.average.load_state_dict(saved["ema"])
+        self.step, self.rows, self.seen, self.seconds = (saved[k] for k in ("step", "rows", "seen", "seconds"))
+        self.sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
+        self.right = saved["right"].to(self.device)
+        if self.rows:
+            self.files.save_csv(self.rows)
+        say(f"resumed from {self.files.last} at step {self.step:,}")
+
+
+class Watch:
+    """The clock of a run: when to look at the metrics, when to save, and the first line with its expected time."""
+
+    def __init__(self, model, recipe, images, held_out, steps, step, compiled):
+        device = next(model.parameters()).device
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+        self.line = (f"{model.name}: {models.parameter_count(model):,} parameters, {where}, {precision}, channels_last"
+                     f"{', compiled' if compiled else ''}, {images:,} images, {steps:,} steps in {recipe.epochs} epochs")
+        self.device, self.steps, self.first = device, steps, None
+        # A validation image costs about a third of a training image: forward only.
+        self.per_step = 1 + held_out / max(1, images) / 3
+        self.looked = self.saved = time.monotonic()
+
+    def due(self, step):
+        """Whether it is time to look; the first step, which pays for compilation, is not timed."""
+        if self.first is None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.first = step, time.monotonic()
+        if time.monotonic() - self.looked < LOOK_EVERY:
+            return False
+        self.announce(step)
+        self.looked = time.monotonic()
+        return True
+
+    def announce(self, step):
+        """Print the first line, once, when at least two steps were timed or none are left."""
+        if self.line and (step >= self.first[0] + 2 or step == self.steps):
+            pace = (time.monotonic() - self.first[1]) / max(1, step - self.first[0])
+            say(f"{self.line}, about {duration(pace * self.per_step * (self.steps - self.first[0]))}")
+            self.line = None
+
+    def save_due(self):
+        """True once every SAVE_EVERY seconds."""
+        if time.monotonic() - self.saved < SAVE_EVERY:
+            return False
+        self.saved = time.monotonic()
+        return True
+
+
+class Diverged(UserError):
+    """The loss is not finite: the run stops and the last good state stays."""
+
+    code = 1
+
+
+class Stopped(UserError):
+    """SIGTERM or Ctrl-C was caught and the state saved; the exit code is the shell's for that signal."""
+
+    def __init__(self, caught, step, steps, files):
+        super().__init__(f"{signal.Signals(caught).name} at step {step:,} of {steps:,}: the state is saved in {files.last}, "
+                         f"the same command goes on from there")
+        self.code = 128 + caught
+
+
+class Signals:
+    """Within it, SIGTERM and Ctrl-C, once or more often, only set `caught`."""
+
+    def __enter__(self):
+        self.caught = 0
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.catch) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def catch(self, number, _frame):
+        self.caught = self.caught or number
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def run(recipe, loss=cross_entropy, soft=lambda train: (), teacher=False, lr_at=learning_rate):
+    """Do all that a training command does: data, model, budget, training, finished weights. Returns their path.
+
+    soft: a function of the training Dataset -> further targets for `fit`; teacher: may exceed the parameter budget.
+    Raises UserError for whatever the person who typed the command can set right.
+    """
+    device = device_of(recipe.device)
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(derive(recipe.seed, "init"))
+    try:
+        model = models.build(recipe.model, **recipe.options)
+        if not teacher:
+            models.check_budget(model)
+    except ValueError as error:
+        raise UserError(str(error))
+    weights = Path(recipe.out) if recipe.out else ROOT / "weights" / f"{recipe.run_name(model.name)}.pt"
+    with checkpoint.Run(weights) as files:
+        if recipe.fresh:
+            files.forget()
+        elif weights.exists():
+            content = checkpoint.load_weights(weights)
+            checkpoint.check_same(content, recipe.identity, content["data"])
+            say(f"{weights} is finished; --fresh trains it again")
+            return weights
+        train, val = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
+        if recipe.include_test:
+            train = data.join(train, data.load(recipe.data, "test"))
+        model.to(device, memory_format=torch.channels_last)
+        state = fit(model, recipe, files, train, val, loss, soft(train), lr_at)
+        files.save_weights(finished(recipe, state, train))
+    last = state.rows[-1]
+    held_out = "" if val is None else f", validation {last['val_accuracy']:.2f} % of {len(val):,} images"
+    say(f"{weights}: training {last['train_accuracy']:.2f} %{held_out}, "
+        f"{duration(sum(row['seconds'] for row in state.rows))} for {recipe.epochs} epochs")
+    return weights
+
+
+def finished(recipe, state, train):
+    """The content of a weights file: tensors and plain values only."""
+    params = models.parameter_count(state.model)
+    return {
+        "model": recipe.model, "options": recipe.options, "state": state.model.state_dict(),
+        "ema": state.average and state.average.state_dict(), "recipe": recipe.identity, "data": state.data_digest,
+        "provenance": {
+            "run": state.files.weights.stem, "name": state.model.name, "params": params,
+            "over_budget": params > models.BUDGET, "include_test": recipe.include_test,
+            "images": len(train), "train_digest": train.digest, "source": Path(train.source).name,
+            "steps": state.step, "seconds": sum(row["seconds"] for row in state.rows),
+            "hardware": torch.cuda.get_device_name() if state.device.type == "cuda" else f"{platform.machine()} cpu",
+            "torch": str(torch.__version__), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+        },
+    }

@@ -1,0 +1,91 @@
+# The best CIFAR-10 classifier under 5,000,000 parameters. `make help` lists the targets and variables.
+
+DATA    ?= data
+VENV    ?= .venv
+PYTHON  ?= $(if $(VENV),$(VENV)/bin/python,python3)
+BASE    ?= python3
+STAGE   ?= augmented
+SHELL   := /bin/bash
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# A space cannot stand in the name of a target, unless it is escaped.
+space := $(subst ,, )
+data  := $(subst $(space),\$(space),$(DATA))
+
+# The images are there in either form, or the archive is fetched; the synthetic set needs nothing.
+images := $(or $(wildcard $(data)/cifar10.npz),$(data)/cifar-10-batches-py/batches.meta)
+images := $(if $(filter synthetic,$(DATA)),,$(images))
+
+# A flag is passed on only when its variable is set.
+common := --data "$(DATA)" $(if $(DEVICE),--device $(DEVICE))
+flags  := $(common) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEED),--seed $(SEED)) $(if $(LIMIT),--limit $(LIMIT)) $(ARGS)
+
+# The variables' values are checked before anything runs.
+$(if $(filter-out auto cuda cpu,$(DEVICE)),$(error DEVICE=$(DEVICE): should be auto, cuda or cpu))
+$(if $(filter-out basic optimized augmented,$(STAGE)),$(error STAGE=$(STAGE): should be basic, optimized or augmented))
+
+installed := $(if $(VENV),$(VENV)/installed)
+
+.PHONY: help setup data baseline evaluate test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "Variables, with an example each:"; echo
+	@awk -F '##: ' '/^##: /{print "  " $$2}' $(firstword $(MAKEFILE_LIST))
+
+##: DATA=data           folder of the images, or synthetic          make baseline DATA=synthetic
+##: EPOCHS=30           passes over the images                      make baseline EPOCHS=30
+##: SEED=1              initial weights, order and augmentation     make baseline SEED=1
+##: LIMIT=5000          only so many training images, for a trial   make baseline LIMIT=5000
+##: DEVICE=cpu          auto, cuda or cpu                           make baseline DEVICE=cpu
+##: STAGE=basic         basic, optimized or augmented               make baseline STAGE=basic
+##: WEIGHTS="a.pt b.pt" the weights to evaluate                     make evaluate WEIGHTS=weights/resnet18-fold0.pt
+##: SRC=FILE            an archive or npz that you already have     make data SRC=cifar-10-python.tar.gz
+##: ARGS="..."          any further flags of the script             make baseline ARGS="--mix ricap --noval"
+##: VENV=               empty: use the python3 at hand              make test VENV=
+
+# ---------------------------------------------------------------- installation and data
+
+setup: $(installed) ## install the requirements into .venv (about 5 GB, two minutes)
+
+# The stamp is touched last: an installation that was cut off is repeated.
+$(VENV)/installed: requirements.txt
+	$(BASE) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+data: | $(installed) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
+	$(PYTHON) train/data.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
+
+$(data)/cifar-10-batches-py/batches.meta: | $(installed)
+	$(PYTHON) train/data.py --data "$(DATA)"
+
+# ---------------------------------------------------------------- training
+
+# A weights file is built when it is missing, never because something is newer: every prerequisite is order-only.
+split    := $(if $(findstring --noval,$(ARGS)),noval,fold0)
+baseline := weights/resnet18$(if $(filter-out augmented,$(STAGE)),-$(STAGE))-$(split).pt
+
+$(baseline): | $(installed) $(images)
+	$(PYTHON) train/baseline.py --stage $(STAGE) $(flags) --out $@
+
+baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
+	$(PYTHON) train/evaluate.py $< $(common)
+
+evaluate: | $(installed) $(images) ## score WEIGHTS on the test set, several as an ensemble
+	@$(if $(WEIGHTS),,echo "evaluate: set WEIGHTS, as in make evaluate WEIGHTS=weights/resnet18-fold0.pt" >&2; exit 2)
+	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
+
+# ---------------------------------------------------------------- housekeeping
+
+test: | $(installed) ## run the test suite (under 10 minutes on two cores)
+	$(PYTHON) -m pytest tests $(ARGS)
+
+clean: ## remove caches and the resume states of finished runs, never weights
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .pytest_cache
+	for last in weights/*.last.pt; do \
+	  run=$${last%.last.pt}; [ -f "$$run.pt" ] && rm -f "$$run.last.pt" "$$run.last.bak"; \
+	done; true

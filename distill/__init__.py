@@ -1,0 +1,1 @@
+"""Distillation: teachers to labels, labels to one student, a student to a submission."""

@@ -1,0 +1,86 @@
+"""FlatSE: a pre-activation residual network with squeeze-and-excitation, made for the budget.
+
+The usual doubling of channels spends most parameters on the 8x8 stage. The flat widths
+80-128-192 with 4-6-4 blocks spend more of them where there are more pixels: `flatse` turns
+4,800,974 parameters into 1,080 M multiply-accumulates; resnet18 widened to as many does 740 M.
+Sources: He et al. 2016, arXiv 1603.05027 (pre-activation); Hu et al. 2018 (SE).
+"""
+
+import math
+
+import torch.nn as nn
+import torch.nn.functional as F
+
+from models.layers import SqueezeExcite, conv1x1, conv3x3, drop_path, he_init
+
+
+class FlatBlock(nn.Module):
+    """shortcut(x) + drop_path(SE(residual(x))), the residual being BN-ReLU-conv-BN-ReLU-conv.
+
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated input, averaged over
+    2x2 pixels if strided; elsewhere it is the identity (He et al. 2016, fig. 4e).
+    """
+
+    def __init__(self, channels_in, channels_out, stride, drop_rate):
+        super().__init__()
+        self.drop_rate = drop_rate
+        self.norm1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = conv3x3(channels_in, channels_out, stride)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.conv2 = conv3x3(channels_out, channels_out)
+        self.se = SqueezeExcite(channels_out, reduction=16)
+        self.shortcut = None
+        if stride != 1 or channels_in != channels_out:
+            pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
+            self.shortcut = nn.Sequential(pool, conv1x1(channels_in, channels_out))
+
+    def forward(self, x):
+        activated = F.relu(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        residual = self.conv2(F.relu(self.norm2(self.conv1(activated))))
+        return shortcut + drop_path(self.se(residual), self.drop_rate, self.training)
+
+
+class FlatSE(nn.Module):
+    """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
+
+    Channels are `width`, 1.6 `width` and 2.4 `width`, the last two rounded up to a multiple of 8, which
+    tensor cores want. Depth is 14 n + 2 for stages of 2 n, 3 n and 2 n blocks (30 gives 4-6-4).
+    `drop_path` in [0, 1) is the rate of the last block; it grows linearly from the first.
+    """
+
+    scaled_by = "width"
+
+    def __init__(self, num_classes=10, width=80, depth=30, drop_path=0.0):
+        super().__init__()
+        n, rest = divmod(depth - 2, 14)
+        if n < 1 or rest:
+            raise ValueError(f"the depth of a FlatSE is 14 n + 2 (16, 30, ...), not {depth}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path is a rate in [0, 1), not {drop_path}")
+        self.name = "flatse" + (f"-{width}" if width != 80 else "") + (f"-d{depth}" if depth != 30 else "")
+        self.options = {"num_classes": num_classes, "width": width, "depth": depth, "drop_path": drop_path}
+        rates = [drop_path * (k + 1) / (7 * n) for k in range(7 * n)]
+        width2, width3 = multiple_of_8(width * 8 / 5), multiple_of_8(width * 12 / 5)
+        self.stem = conv3x3(3, width)
+        self.stage1 = stage(width, width, 1, rates[: 2 * n])
+        self.stage2 = stage(width, width2, 2, rates[2 * n : 5 * n])
+        self.stage3 = stage(width2, width3, 2, rates[5 * n :])
+        self.norm = nn.BatchNorm2d(width3)
+        self.head = nn.Linear(width3, num_classes)
+        he_init(self)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.head(F.relu(self.norm(x)).mean((2, 3)))
+
+
+def stage(channels_in, channels_out, stride, rates):
+    """One block for each drop-path rate, of which the first changes the shape."""
+    first = FlatBlock(channels_in, channels_out, stride, rates[0])
+    return nn.Sequential(first, *(FlatBlock(channels_out, channels_out, 1, rate) for rate in rates[1:]))
+
+
+def multiple_of_8(channels):
+    return 8 * math.ceil(channels / 8)

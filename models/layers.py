@@ -1,0 +1,77 @@
+"""What the families share: convolutions, He initialisation, squeeze-and-excitation, per-image noise."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def conv3x3(channels_in, channels_out, stride=1):
+    """3x3 convolution without bias that keeps the size (or halves it, with stride 2)."""
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+
+
+def conv1x1(channels_in, channels_out):
+    """1x1 convolution without bias."""
+    return nn.Conv2d(channels_in, channels_out, 1, bias=False)
+
+
+def he_init(model):
+    """Initialise every convolution and linear layer of `model` in place.
+
+    Convolutions: normal with variance 2 / (k * k * channels_out), which keeps the variance of the
+    gradient through a ReLU (He et al. 2015, eq. 14). Linear layers: normal with variance
+    1 / inputs and zero bias. Normalizations keep PyTorch's scale of one and shift of zero.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            nn.init.zeros_(layer.bias)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel of (N, C, H, W) by a gate in (0, 1) computed from all channel means.
+
+    Squeeze-and-excitation (Hu et al. 2018, eq. 2-4): mean over H and W, a bottleneck of
+    C / reduction ReLU units, a sigmoid. Both linear layers have a bias.
+    """
+
+    def __init__(self, channels, reduction=16):
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x):
+        hidden = F.relu(self.squeeze(x.mean((2, 3))))
+        return x * self.excite(hidden).sigmoid()[:, :, None, None]
+
+
+def uniform_per_image(x):
+    """One number in [0, 1) for each image of `x` (N, ...), shaped (N, 1, 1, 1), from torch's global RNG.
+
+    Drawn on the device of `x`, so nothing waits for the host, and always in float32:
+    bfloat16 would draw from 256 numbers only, too few to compare with a probability.
+    """
+    return torch.rand(x.shape[0], 1, 1, 1, device=x.device)
+
+
+def swap_gradient(value, surrogate):
+    """A tensor that equals `value` and whose gradient is that of `surrogate` (same shape).
+
+    The second term is zero to the last bit, in any precision, so the value is exact.
+    """
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+def drop_path(x, rate, training):
+    """Zero the whole (C, H, W) of each image with probability `rate` in [0, 1) while training.
+
+    Survivors are divided by 1 - rate, so the expectation is `x` and evaluation is the identity.
+    Stochastic depth (Huang et al. 2016), drawn per image.
+    """
+    if rate == 0 or not training:
+        return x
+    keep = uniform_per_image(x) >= rate
+    return x * (keep / (1 - rate)).to(x.dtype)

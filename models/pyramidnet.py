@@ -1,0 +1,149 @@
+"""PyramidNet with ShakeDrop (Han et al. 2017, arXiv 1610.02915; Yamada et al. 2019, arXiv 1802.02375).
+
+A residual network that widens by a little in every block instead of doubling at each stage.
+`pyramidnet` is the widest of depth 110 within 5,000,000 parameters: alpha 99, 4,993,281 parameters.
+"""
+
+import torch.nn as nn
+import torch.nn.functional as F
+
+from models.layers import conv1x1, conv3x3, he_init, swap_gradient, uniform_per_image
+
+STEM_CHANNELS = 16
+EXPANSION = 4  # a bottleneck leaves with four times the planes of its 3x3 convolution
+
+
+class ShakeDrop(nn.Module):
+    """Scale a residual (N, C, H, W) per image: by 1 with probability `survival`, else at random.
+
+    In training the factor is b + alpha - b alpha, with b in {0, 1} of mean `survival` and alpha
+    uniform in [-1, 1), and in the backward pass b + beta - b beta with the same b and beta
+    uniform in [0, 1) (Yamada et al. 2019). Here b, alpha and beta are all drawn per image. In
+    evaluation the factor is its expectation, `survival`, because alpha has mean zero.
+    """
+
+    def __init__(self, survival):
+        super().__init__()
+        self.survival = survival
+
+    def forward(self, residual):
+        if not self.training:
+            return self.survival * residual
+        survives = uniform_per_image(residual) < self.survival
+        alpha = (2 * uniform_per_image(residual) - 1).masked_fill(survives, 1).to(residual.dtype)
+        beta = uniform_per_image(residual).masked_fill(survives, 1).to(residual.dtype)
+        return swap_gradient(alpha * residual.detach(), beta * residual)
+
+    def extra_repr(self):
+        return f"survival={self.survival:.3f}"
+
+
+def zero_padded_shortcut(x, channels, stride):
+    """Average 2x2 pixels if strided, then append channels of zeros: a shortcut without parameters."""
+    if stride == 2:
+        x = F.avg_pool2d(x, 2)
+    return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+
+
+class PyramidBlock(nn.Module):
+    """shortcut(x) + ShakeDrop(residual(x)), with no ReLU after the addition."""
+
+    def __init__(self, channels_in, planes, stride, bottleneck, survival):
+        super().__init__()
+        self.stride = stride
+        self.channels_out = EXPANSION * planes if bottleneck else planes
+        layers = bottleneck_layers if bottleneck else basic_layers
+        self.residual = nn.Sequential(*layers(channels_in, planes, stride))
+        self.shakedrop = ShakeDrop(survival)
+
+    def forward(self, x):
+        return zero_padded_shortcut(x, self.channels_out, self.stride) + self.shakedrop(self.residual(x))
+
+
+def basic_layers(channels_in, planes, stride):
+    """No ReLU first, and a BN more at the end (Han et al. 2017, fig. 6d)."""
+    return [
+        nn.BatchNorm2d(channels_in),
+        conv3x3(channels_in, planes, stride),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(),
+        conv3x3(planes, planes),
+        nn.BatchNorm2d(planes),
+    ]
+
+
+def bottleneck_layers(channels_in, planes, stride):
+    """The same idea with 1x1, 3x3 and 1x1 convolutions, of which the last has four times the channels."""
+    return [
+        nn.BatchNorm2d(channels_in),
+        conv1x1(channels_in, planes),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(),
+        conv3x3(planes, planes, stride),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(),
+        conv1x1(planes, EXPANSION * planes),
+        nn.BatchNorm2d(EXPANSION * planes),
+    ]
+
+
+class PyramidNet(nn.Module):
+    """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
+
+    Depth is 6 n + 2, or 9 n + 2 with `bottleneck`, for three stages of n blocks. Block k of N has
+    16 + floor(k alpha / N) planes, so the integer `alpha` is the widening from the stem to the last
+    block (Han et al. 2017, eq. 2, the floor taken of the whole sum). `shakedrop` in [0, 1] is the
+    probability that the last residual survives unshaken; block k survives with
+    1 - k / N (1 - shakedrop), the linear decay of Yamada et al. (2019). At 1 there is no ShakeDrop.
+    """
+
+    scaled_by = "alpha"
+
+    def __init__(self, num_classes=10, depth=110, alpha=99, bottleneck=False, shakedrop=0.5):
+        super().__init__()
+        per_block = 9 if bottleneck else 6
+        blocks, rest = divmod(depth - 2, per_block)
+        if blocks < 1 or rest:
+            raise ValueError(f"the depth of this PyramidNet is {per_block} n + 2, not {depth}")
+        if not 0 <= shakedrop <= 1:
+            raise ValueError(f"shakedrop is a probability, not {shakedrop}")
+        self.name = canonical_name(depth, alpha, bottleneck, shakedrop)
+        self.options = {
+            "num_classes": num_classes,
+            "depth": depth,
+            "alpha": alpha,
+            "bottleneck": bottleneck,
+            "shakedrop": shakedrop,
+        }
+        self.stem = nn.Sequential(conv3x3(3, STEM_CHANNELS), nn.BatchNorm2d(STEM_CHANNELS))
+        pyramid = pyramid_blocks(3 * blocks, alpha, bottleneck, shakedrop)
+        self.stage1 = nn.Sequential(*pyramid[:blocks])
+        self.stage2 = nn.Sequential(*pyramid[blocks : 2 * blocks])
+        self.stage3 = nn.Sequential(*pyramid[2 * blocks :])
+        channels = pyramid[-1].channels_out
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, num_classes)
+        he_init(self)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.head(F.relu(self.norm(x)).mean((2, 3)))
+
+
+def pyramid_blocks(total, alpha, bottleneck, shakedrop):
+    """All `total` blocks; the first of the second and of the last third has stride 2."""
+    blocks, channels = [], STEM_CHANNELS
+    for k in range(1, total + 1):
+        planes = STEM_CHANNELS + k * alpha // total
+        stride = 2 if k - 1 in (total // 3, 2 * total // 3) else 1
+        survival = 1 - k / total * (1 - shakedrop)
+        blocks.append(PyramidBlock(channels, planes, stride, bottleneck, survival))
+        channels = blocks[-1].channels_out
+    return blocks
+
+
+def canonical_name(depth, alpha, bottleneck, shakedrop):
+    """pyramidnet by default, else pyramidnet20-a24, pyramidnet164-a101-bottleneck, pyramidnet20-a24-p0.8."""
+    suffix = ("-bottleneck" if bottleneck else "") + (f"-p{shakedrop:g}" if shakedrop != 0.5 else "")
+    return "pyramidnet" + (f"{depth}-a{alpha}" if (depth, alpha) != (110, 99) or bottleneck else "") + suffix

@@ -1,0 +1,94 @@
+"""SE-ResNet-164: bottleneck ResNet with squeeze-and-excitation (He et al. 2016; Hu et al. 2018).
+
+`seresnet164` has 2,488,378 parameters and 248 M multiply-accumulates per image. That count
+settles what the papers leave open: normalization and ReLU follow each convolution
+(pre-activation would have 2,487,482), the SE layers have biases, and their reduction is 4
+(16 would give 1,906,258).
+"""
+
+import torch.nn as nn
+import torch.nn.functional as F
+
+from models.layers import SqueezeExcite, conv1x1, conv3x3, he_init
+
+EXPANSION = 4  # a bottleneck leaves with four times the channels of its 3x3 convolution
+
+
+class SEBottleneck(nn.Module):
+    """relu(shortcut(x) + SE(residual(x))), the residual being 1x1, 3x3, 1x1 convolutions with BN.
+
+    The 3x3 carries the stride, and SE gates the residual before the addition (Hu et al. 2018,
+    fig. 3). A strided shortcut averages 2x2 pixels before its 1x1 convolution instead of
+    dropping three of four (ResNet-D, He et al. 2019, fig. 2c).
+    """
+
+    def __init__(self, channels_in, planes, stride, reduction):
+        super().__init__()
+        channels_out = EXPANSION * planes
+        self.conv1 = conv1x1(channels_in, planes)
+        self.norm1 = nn.BatchNorm2d(planes)
+        self.conv2 = conv3x3(planes, planes, stride)
+        self.norm2 = nn.BatchNorm2d(planes)
+        self.conv3 = conv1x1(planes, channels_out)
+        self.norm3 = nn.BatchNorm2d(channels_out)
+        self.se = SqueezeExcite(channels_out, reduction)
+        self.shortcut = nn.Identity()
+        if channels_in != channels_out:
+            pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
+            self.shortcut = nn.Sequential(pool, conv1x1(channels_in, channels_out), nn.BatchNorm2d(channels_out))
+
+    def forward(self, x):
+        residual = F.relu(self.norm1(self.conv1(x)))
+        residual = F.relu(self.norm2(self.conv2(residual)))
+        residual = self.se(self.norm3(self.conv3(residual)))
+        return F.relu(self.shortcut(x) + residual)
+
+
+class SEResNet(nn.Module):
+    """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
+
+    Three stages of (depth - 2) / 9 bottlenecks, so depth is 9 n + 2 (164 and 20, for example);
+    their 3x3 convolutions have `width`, 2 `width` and 4 `width` channels. `reduction` divides the
+    channels inside SE. With `zero_init` every residual starts at zero (see ResNet18).
+    """
+
+    scaled_by = "width"
+
+    def __init__(self, num_classes=10, depth=164, width=16, reduction=4, zero_init=False):
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 9)
+        if blocks < 1 or rest:
+            raise ValueError(f"the depth of an SEResNet is 9 n + 2 (20, 164, ...), not {depth}")
+        self.name = canonical_name(depth, width, reduction)
+        self.options = {
+            "num_classes": num_classes,
+            "depth": depth,
+            "width": width,
+            "reduction": reduction,
+            "zero_init": zero_init,
+        }
+        self.stem = nn.Sequential(conv3x3(3, width), nn.BatchNorm2d(width), nn.ReLU())
+        self.stage1 = stage(width, width, blocks, 1, reduction)
+        self.stage2 = stage(EXPANSION * width, 2 * width, blocks, 2, reduction)
+        self.stage3 = stage(EXPANSION * 2 * width, 4 * width, blocks, 2, reduction)
+        self.head = nn.Linear(EXPANSION * 4 * width, num_classes)
+        he_init(self)
+        if zero_init:
+            for block in (*self.stage1, *self.stage2, *self.stage3):
+                nn.init.zeros_(block.norm3.weight)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def stage(channels_in, planes, blocks, stride, reduction):
+    first = SEBottleneck(channels_in, planes, stride, reduction)
+    others = [SEBottleneck(EXPANSION * planes, planes, 1, reduction) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *others)
+
+
+def canonical_name(depth, width, reduction):
+    """seresnet164, or seresnet20-8-r16 for a width other than 16 and a reduction other than 4."""
+    return f"seresnet{depth}" + (f"-{width}" if width != 16 else "") + (f"-r{reduction}" if reduction != 4 else "")

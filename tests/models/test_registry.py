@@ -1,0 +1,169 @@
+"""Names, exact sizes, and the budget gate."""
+
+import re
+
+import pytest
+import torch
+import torch.nn as nn
+
+import models
+from models import BUDGET, MODELS, BudgetError, build, check_budget, macs, parameter_count
+
+# name: (parameters, multiply-accumulates for one image)
+SIZES = {
+    "resnet18": (2_777_674, 421_202_432),
+    "shakeshake26-32": (2_923_162, 426_689_792),
+    "shakeshake26-40": (4_561_354, 663_340_608),
+    "shakeshake26-40-se": (4_597_010, 663_373_888),
+    "shakeshake26-64-se": (11_743_802, 1_685_592_576),
+    "seresnet164": (2_488_378, 248_420_864),
+    "seresnet20": (307_514, 33_823_232),
+    "pyramidnet": (4_993_281, 949_374_718),
+    "flatse": (4_800_974, 1_079_921_664),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_documented_model_has_its_name_parameters_and_macs(name):
+    with torch.device("meta"):
+        model = build(name)
+    assert (model.name, parameter_count(model), macs(model)) == (name, *SIZES[name])
+
+
+def test_only_the_teacher_is_above_the_budget():
+    assert BUDGET == 5_000_000
+    assert [name for name, (count, _) in SIZES.items() if count > BUDGET] == ["shakeshake26-64-se"]
+
+
+@pytest.mark.parametrize(
+    "name, options, expected",
+    (
+        ("resnet18", {"width": 16}, "resnet18-16"),
+        ("resnet18", {"zero_init": True}, "resnet18"),
+        ("shakeshake26-32", {"width": 8}, "shakeshake26-8"),
+        ("shakeshake26-32", {"width": 40, "se": True}, "shakeshake26-40-se"),
+        ("shakeshake26-40-se", {"se": False}, "shakeshake26-40"),
+        ("seresnet164", {"depth": 20}, "seresnet20"),
+        ("seresnet164", {"width": 8}, "seresnet164-8"),
+        ("seresnet20", {"width": 8, "reduction": 16}, "seresnet20-8-r16"),
+        ("pyramidnet", {"depth": 20, "alpha": 24}, "pyramidnet20-a24"),
+        ("pyramidnet", {"depth": 164, "alpha": 101, "bottleneck": True}, "pyramidnet164-a101-bottleneck"),
+        ("pyramidnet", {"bottleneck": True}, "pyramidnet110-a99-bottleneck"),
+        ("pyramidnet", {"shakedrop": 1.0}, "pyramidnet-p1"),
+        ("flatse", {"width": 16}, "flatse-16"),
+        ("flatse", {"depth": 16, "drop_path": 0.1}, "flatse-d16"),
+    ),
+)
+def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name, options, expected):
+    with torch.device("meta"):
+        model = build(name, num_classes=7, **options)
+        again = type(model)(**model.options)
+    assert model.name == again.name == expected
+    assert model.options.items() >= {"num_classes": 7, **options}.items()
+    assert str(again) == str(model)
+
+
+def test_the_same_seed_builds_the_same_weights():
+    torch.manual_seed(3)
+    first = build("seresnet20").state_dict()
+    torch.manual_seed(3)
+    second = build("seresnet20").state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="resnet19.*" + ".*".join(MODELS)):
+        build("resnet19")
+
+
+@pytest.mark.parametrize("name, takes", (("resnet18", "width, zero_init"), ("shakeshake26-40", "width, se")))
+def test_an_unknown_option_is_answered_with_the_known_ones(name, takes):
+    with pytest.raises(ValueError, match=f"{name} has no option colour; it takes {takes}$"):
+        build(name, colour=3)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    (
+        ("seresnet164", {"depth": 18}),
+        ("seresnet164", {"depth": 2}),
+        ("pyramidnet", {"depth": 112}),
+        ("pyramidnet", {"shakedrop": 1.5}),
+        ("flatse", {"depth": 20}),
+        ("flatse", {"drop_path": 1.0}),
+    ),
+)
+def test_an_impossible_option_is_refused(name, options):
+    with pytest.raises(ValueError):
+        build(name, **options)
+
+
+def of_size(count):
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.empty(count, device="meta"))
+    return module
+
+
+def test_the_budget_itself_passes_and_one_more_parameter_fails():
+    assert check_budget(of_size(5_000_000)) == 5_000_000
+    with pytest.raises(BudgetError, match="5,000,001 parameters, 1 above the budget of 5,000,000"):
+        check_budget(of_size(5_000_001))
+    assert issubclass(BudgetError, ValueError)
+
+
+def test_running_statistics_are_not_parameters():
+    assert parameter_count(nn.BatchNorm2d(8)) == 16
+
+
+@pytest.mark.parametrize(
+    "name, options, option",
+    (
+        ("resnet18", {"width": 100}, "width"),
+        ("shakeshake26-64-se", {}, "width"),
+        ("seresnet20", {"width": 100}, "width"),
+        ("pyramidnet", {"alpha": 150}, "alpha"),
+        ("pyramidnet", {"depth": 20, "alpha": 500, "bottleneck": True}, "alpha"),
+        ("flatse", {"width": 96}, "width"),
+    ),
+)
+def test_a_budget_error_names_the_stages_and_the_largest_size_that_fits(name, options, option):
+    with torch.device("meta"):
+        model = build(name, **options)
+    with pytest.raises(BudgetError) as error:
+        check_budget(model)
+    stages = re.findall(r"(?:stem|stage\d|norm|head) ([\d,]+)", str(error.value))
+    assert sum(int(count.replace(",", "")) for count in stages) == parameter_count(model)
+    size = int(re.search(rf"The largest {option} that fits is (\d+)\.$", str(error.value)).group(1))
+    with torch.device("meta"):
+        assert check_budget(build(name, **options | {option: size})) <= BUDGET
+        with pytest.raises(BudgetError):
+            check_budget(build(name, **options | {option: size + 1}))
+
+
+def test_the_default_pyramid_is_the_widest_that_fits():
+    with torch.device("meta"):
+        model = build("pyramidnet", alpha=200)
+    assert models.largest_fit(model) == build("pyramidnet").options["alpha"]
+
+
+def test_the_budget_check_leaves_the_random_state_alone():
+    model = build("resnet18", width=100)
+    state = torch.get_rng_state()
+    with pytest.raises(BudgetError):
+        check_budget(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("training", (False, True))
+def test_counting_macs_leaves_the_model_as_it_was(training):
+    model = build("shakeshake26-32", width=8).train(training)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    macs(model)
+    assert torch.initial_seed() == 0 and all(part.training == training for part in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_macs_of_one_convolution_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(5 * 16 * 16, 7))
+    assert macs(model) == 16 * 16 * 5 * 3 * 9 + 5 * 16 * 16 * 7

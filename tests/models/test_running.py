@@ -1,0 +1,168 @@
+"""What every family must stand: memory formats, precisions, the compiler, another device."""
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from models import MODELS, build
+from models.layers import SqueezeExcite
+
+SMALL = {
+    "resnet": ("resnet18", {"width": 8}),
+    "seresnet": ("seresnet20", {"width": 8}),
+    "shakeshake": ("shakeshake26-32", {"width": 8}),
+    "shakeshake-se": ("shakeshake26-40-se", {"width": 8}),
+    "pyramidnet": ("pyramidnet", {"depth": 8, "alpha": 12}),
+    "pyramidnet-bottleneck": ("pyramidnet", {"depth": 11, "alpha": 12, "bottleneck": True}),
+    "flatse": ("flatse", {"width": 8, "depth": 16, "drop_path": 0.5}),
+}
+
+every_family = pytest.mark.parametrize("family", SMALL)
+torch_warns = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own torch.jit
+
+
+def small(family):
+    """A narrow model with one block in each stage: everything that one could stumble over, once."""
+    name, options = SMALL[family]
+    torch.manual_seed(0)
+    model = build(name, **options)
+    model.stage1, model.stage2, model.stage3 = model.stage1[:1], model.stage2[:1], model.stage3[:1]
+    return model
+
+
+def batch(count=4, dtype=torch.float32):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def training_step(model, images, seed=2):
+    """Logits and the gradient of every parameter in training mode."""
+    torch.manual_seed(seed)
+    logits = model.train()(images)
+    loss = F.cross_entropy(logits.float(), torch.arange(len(images)))
+    return logits, torch.autograd.grad(loss, list(model.parameters()))
+
+
+@every_family
+def test_logits_have_a_column_per_class(family):
+    name, options = SMALL[family]
+    assert build(name, num_classes=7, **options)(batch(2)).shape == (2, 7)
+
+
+@every_family
+def test_every_parameter_learns(family):
+    model = small(family)
+    for part in model.modules():
+        if isinstance(part, SqueezeExcite):
+            nn.init.ones_(part.squeeze.bias)  # so narrow that its only unit may happen to be dead
+    _, gradients = training_step(model, batch(8))
+    for (key, _), gradient in zip(model.named_parameters(), gradients):
+        assert gradient.isfinite().all() and gradient.any(), key
+
+
+@every_family
+def test_evaluation_is_deterministic_and_treats_each_image_alone(family):
+    model, images = small(family).double().eval(), batch(dtype=torch.float64)
+    with torch.no_grad():
+        logits = model(images)
+        assert torch.equal(logits, model(images))
+        torch.testing.assert_close(model(images[2:3]), logits[2:3])
+
+
+@every_family
+def test_the_seed_decides_a_training_step(family):
+    model, images = small(family), batch()
+    first, again, other = (training_step(model, images, seed)[0] for seed in (2, 2, 3))
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) == (family in ("resnet", "seresnet"))  # the others are stochastic
+
+
+@every_family
+@pytest.mark.parametrize("training", (False, True))
+def test_channels_last_equals_contiguous(family, training):
+    model, images = small(family).double().train(training), batch(dtype=torch.float64)
+    logits = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(2)
+        logits.append(model.to(memory_format=memory_format)(images.to(memory_format=memory_format)))
+    torch.testing.assert_close(*logits)
+
+
+@every_family
+def test_a_bfloat16_autocast_step_is_close_to_a_float32_step(family):
+    model, images = small(family), batch(2)
+    exact, _ = training_step(model, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, gradients = training_step(model, images)
+    assert logits.dtype == torch.bfloat16
+    assert all(gradient.isfinite().all() and gradient.dtype == torch.float32 for gradient in gradients)
+    assert (logits - exact).abs().max() < 0.3 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("training", (False, True))
+def test_forward_neither_asks_the_host_nor_names_a_device(name, training):
+    """The meta device has no values to ask for and refuses to meet a tensor of another device."""
+    with torch.device("meta"):
+        model, images = build(name).train(training), torch.empty(4, 3, 32, 32)
+    assert model(images).shape == (4, 10)
+
+
+@torch_warns
+@every_family
+def test_the_whole_graph_is_captured_and_equals_eager(family):
+    """aot_eager traces forward and backward as any compiler would, and then runs torch's own kernels."""
+    torch.compiler.reset()
+    model, images = small(family), batch()
+    expected = training_step(model, images)
+    compiled = training_step(torch.compile(model, fullgraph=True, backend="aot_eager"), images)
+    torch.testing.assert_close(compiled, expected, rtol=1e-3, atol=1e-4)
+
+
+@torch_warns
+def test_the_compiler_equals_eager():
+    torch.compiler.reset()
+    block, x = small("shakeshake-se").stage2[0].eval(), torch.randn(2, 8, 8, 8)
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True)(x)
+        torch.testing.assert_close(compiled, block(x), rtol=1e-3, atol=1e-4)
+
+
+# --- initialisation ---
+
+
+@pytest.mark.parametrize("name", ("resnet18", "shakeshake26-32", "seresnet164", "pyramidnet", "flatse"))
+def test_initialisation(name):
+    torch.manual_seed(0)
+    for layer in build(name).modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is None
+            check_normal(layer.weight, std=(2 / (layer.kernel_size[0] ** 2 * layer.out_channels)) ** 0.5)
+        elif isinstance(layer, nn.Linear):
+            check_normal(layer.weight, std=layer.in_features**-0.5)
+            assert not layer.bias.any()
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all() and not layer.bias.any()
+
+
+def check_normal(weight, std):
+    """Mean 0 and deviation `std`, within five standard errors."""
+    error = std / weight.numel() ** 0.5
+    assert abs(weight.mean()) < 5 * error
+    assert abs(weight.std() - std) < 5 * error
+
+
+@every_family
+def test_a_fresh_model_is_undecided_but_sees_differences(family):
+    with torch.no_grad():
+        logits = small(family)(batch(16))
+    assert 0.05 < logits.std() < 5
+
+
+@pytest.mark.parametrize("name, norm", (("resnet18", "norm2"), ("seresnet20", "norm3")))
+def test_zero_init_makes_every_residual_zero(name, norm):
+    model = build(name, width=8, zero_init=True)
+    for block in (*model.stage1, *model.stage2, *model.stage3):
+        assert not getattr(block, norm).weight.any()
+        x = torch.randn(2, block.conv1.in_channels, 8, 8)
+        torch.testing.assert_close(block(x), F.relu(block.shortcut(x)))

@@ -1,0 +1,143 @@
+"""The everyday augmentations: crop, flip, erase, cutout, and the normalization that ends them.
+
+Each function takes a uint8 batch (N, 3, H, W) and a torch.Generator, both on the same device,
+and returns a new batch; the input is never written to. Every image draws its own randomness,
+and nothing is read back to the host, so a batch of 128 and a whole epoch are the same call.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, in [0, 1], per channel
+STD = (0.2470, 0.2435, 0.2616)
+
+MEAN_PIXEL = tuple(round(255 * m) for m in MEAN)  # what erase and cutout paint: 0 once normalized
+ERASE_TRIES = 10  # torchvision's RandomErasing gives up after so many
+
+
+def crop(images, generator, padding=4, mode="constant"):
+    """Random crop of the original size, after padding each side.
+
+    images: (N, 3, H, W) uint8. mode: "constant" pads with black, as torchvision's RandomCrop
+    does, and "reflect" mirrors without repeating the edge; ValueError for another mode.
+    """
+    n, channels, height, width = images.shape
+    top, left = _integers(generator, 2 * padding + 1, (2, n, 1, 1))
+    # A crop is made of rows, and a row is a window of the flattened padded batch: copy those.
+    padded = _pad(images, padding, mode)
+    plane = torch.arange(n * channels, device=images.device).view(n, channels, 1)
+    row = plane * padded.shape[2] + top + torch.arange(height, device=images.device)
+    windows = padded.view(-1).unfold(0, width, 1)
+    return windows.index_select(0, (row * padded.shape[3] + left).view(-1)).view_as(images)
+
+
+def flip(images, generator, p=0.5):
+    """Mirror each image left to right with probability p. images: (N, 3, H, W) uint8."""
+    n = len(images)
+    mirrored = torch.rand(n, generator=generator, device=images.device) < p
+    # A gather of whole images is several times faster than torch.where on bytes.
+    choice = torch.arange(n, device=images.device) + n * mirrored
+    return torch.cat((images, images.flip(-1))).index_select(0, choice)
+
+
+def erase(images, generator, p=0.25, area=(0.02, 0.4), ratio=(0.3, 3.3)):
+    """Random erasing: with probability p, paint one rectangle with the mean pixel.
+
+    The rectangle's share of the image is uniform in `area`, its height / width log-uniform in
+    `ratio`. One that does not fit is drawn again, up to ten times, and then the image stays as
+    it is: the distribution of torchvision's RandomErasing. images: (N, 3, H, W) uint8.
+    Zhong et al., Random Erasing Data Augmentation, 2017.
+    """
+    n, _, image_height, image_width = images.shape
+    chosen = torch.rand(n, generator=generator, device=images.device) < p
+
+    # Ten rectangles for every image; the first that fits is the one a loop would stop at.
+    tries = (n, ERASE_TRIES)
+    pixels = image_height * image_width * _uniform(generator, *area, tries)
+    aspect = torch.exp(_uniform(generator, math.log(ratio[0]), math.log(ratio[1]), tries))
+    height, width = (pixels * aspect).sqrt().round(), (pixels / aspect).sqrt().round()
+    fits = (height < image_height) & (width < image_width)
+    first = fits.int().argmax(1, keepdim=True)
+    height, width = height.gather(1, first)[:, 0], width.gather(1, first)[:, 0]
+    chosen &= fits.any(1)
+
+    top = (_uniform(generator, 0, 1, (n,)) * (image_height - height + 1)).floor()
+    left = (_uniform(generator, 0, 1, (n,)) * (image_width - width + 1)).floor()
+    box = _rectangle(images, top, left, top + height, left + width)
+    return _paint(images, box & chosen.view(n, 1, 1, 1))
+
+
+def cutout(images, generator, size=16):
+    """Paint a size x size square with the mean pixel, its centre uniform over the image.
+
+    A square that reaches over the border is clipped there, so between a quarter and all of it
+    shows. images: (N, 3, H, W) uint8. DeVries and Taylor, Improved Regularization of
+    Convolutional Neural Networks with Cutout, 2017.
+    """
+    n, _, height, width = images.shape
+    top = _integers(generator, height, (n,)) - size // 2
+    left = _integers(generator, width, (n,)) - size // 2
+    return _paint(images, _rectangle(images, top, left, top + size, left + size))
+
+
+def normalize(images, dtype=torch.float32):
+    """Zero mean and unit deviation per channel, over the training set.
+
+    (N, 3, H, W) uint8 -> the same shape in `dtype`, computed in float32, in the same memory
+    format. On a CPU it is cheapest to make the batch channels_last after this, not before.
+    """
+    mean = _per_channel(MEAN, torch.float32, images.device)
+    std = _per_channel(STD, torch.float32, images.device)
+    return images.float().sub_(255 * mean).div_(255 * std).to(dtype)
+
+
+def _integers(generator, high, shape):
+    return torch.randint(high, shape, generator=generator, device=generator.device)
+
+
+def _uniform(generator, low, high, shape):
+    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _pad(images, padding, mode):
+    """A contiguous copy with `padding` more pixels on each side."""
+    if mode == "constant":
+        return F.pad(images, [padding] * 4).contiguous()
+    if mode != "reflect":
+        raise ValueError(f"unknown padding mode {mode!r}: known are constant, reflect")
+    rows, columns = (_mirror(size, padding, images.device) for size in images.shape[2:])
+    return images.index_select(2, rows).index_select(3, columns).contiguous()
+
+
+def _mirror(size, padding, device):
+    """Source positions of a reflected axis: 2 1 | 0 1 2 3 | 2 1 for size 4, padding 2."""
+    position = torch.arange(-padding, size + padding, device=device).abs()
+    return (size - 1) - (size - 1 - position).abs()
+
+
+def _rectangle(images, top, left, bottom, right):
+    """Mask (N, 1, H, W), true inside each image's rectangle; its bounds are (N,), in pixels."""
+    y = torch.arange(images.shape[2], device=images.device)
+    x = torch.arange(images.shape[3], device=images.device)
+    rows = (y >= top[:, None]) & (y < bottom[:, None])
+    columns = (x >= left[:, None]) & (x < right[:, None])
+    return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+def _paint(images, mask):
+    """The mean pixel where mask (N, 1, H, W) is true.
+
+    Bytes wrap around, so images + (pixel - images) * mask is exact, and far faster here than
+    torch.where.
+    """
+    pixel = _per_channel(MEAN_PIXEL, torch.uint8, images.device)
+    return torch.addcmul(images, pixel - images, mask.to(torch.uint8))
+
+
+@lru_cache
+def _per_channel(values, dtype, device):
+    """Three constants as (3, 1, 1), kept on the device: to copy them there anew would wait."""
+    return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)

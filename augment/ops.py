@@ -1,0 +1,221 @@
+"""The fourteen colour and affine operations that the learned policies are made of.
+
+    OPS["Rotate"](images, magnitude)   # (N, 3, 32, 32) uint8, (N,) float -> (N, 3, 32, 32) uint8
+
+Names, magnitudes and results are torchvision's: bit for bit what its v2 AutoAugment does to one
+uint8 image with nearest interpolation and black fill, but for a batch in which every image has
+a magnitude of its own. Three habits of torch have to be met for that: a blend rounds only once
+and is then truncated, a grey level is floored, and a rotation's half-pixel ties are settled by
+the float32 rounding of its sampling grid.
+
+A magnitude tensor may stay on the CPU while the images are on a GPU: then the affine operations,
+which look up one index map per distinct magnitude, need not wait for the device.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+SIZE = 32
+
+
+# ---- affine: every new pixel copies the old one that its index map names ----
+
+
+def shear_x(images, magnitude):
+    """Slide each row left by magnitude times its depth; the top edge stays."""
+    return _resample(images, magnitude, _sheared_x)
+
+
+def shear_y(images, magnitude):
+    """Slide each column up by magnitude times its distance from the left edge, which stays."""
+    return _resample(images, magnitude, _sheared_y)
+
+
+def translate_x(images, magnitude):
+    """Move right by int(magnitude) pixels."""
+    return _resample(images, magnitude, _translated_x)
+
+
+def translate_y(images, magnitude):
+    """Move down by int(magnitude) pixels."""
+    return _resample(images, magnitude, _translated_y)
+
+
+def rotate(images, magnitude):
+    """Turn counter-clockwise about the centre by magnitude degrees."""
+    return _resample(images, magnitude, _rotated)
+
+
+def _resample(images, magnitude, matrix):
+    """Gather each image's pixels through the index map of its own magnitude."""
+    values, which = magnitude.unique(return_inverse=True)
+    maps = torch.stack([_index_map(matrix, value, images.device) for value in values.tolist()])
+    which = which.to(images.device, non_blocking=True)
+    index = maps.index_select(0, which).unsqueeze(1).expand(-1, 3, -1)
+    black_first = F.pad(images.flatten(2), (1, 0))
+    return black_first.gather(2, index).view_as(images)
+
+
+@lru_cache(maxsize=1024)
+def _index_map(matrix, magnitude, device):
+    """Number of the source pixel of each pixel, (1024,) long; 0 stands for outside.
+
+    matrix(magnitude) maps a new position (x, y, 1), the image's centre at 0, to the old one. The
+    map is the picture of the pixels' numbers, sampled as torchvision samples an image: on the
+    CPU, in float32, in the same order, so half-pixel ties fall to the same side on any device.
+    """
+    centred = torch.linspace((1 - SIZE) / 2, (SIZE - 1) / 2, SIZE)
+    y, x = torch.meshgrid(centred, centred, indexing="ij")
+    position = torch.stack([x, y, torch.ones_like(x)], 2).view(1, SIZE * SIZE, 3)
+    scaled = torch.tensor([matrix(magnitude)], dtype=torch.float32).transpose(1, 2) / (SIZE / 2)
+    grid = position.bmm(scaled).view(1, SIZE, SIZE, 2)
+    numbers = torch.arange(1.0, SIZE * SIZE + 1).view(1, 1, SIZE, SIZE)
+    source = F.grid_sample(numbers, grid, mode="nearest", align_corners=False)
+    return source.long().view(-1).to(device)
+
+
+def _sheared_x(m):
+    return [[1, m, m * SIZE / 2], [0, 1, 0]]
+
+
+def _sheared_y(m):
+    return [[1, 0, 0], [m, 1, m * SIZE / 2]]
+
+
+def _translated_x(m):
+    return [[1, 0, -int(m)], [0, 1, 0]]
+
+
+def _translated_y(m):
+    return [[1, 0, 0], [0, 1, -int(m)]]
+
+
+def _rotated(degrees):
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    return [[cosine, -sine, 0], [sine, cosine, 0]]
+
+
+# ---- blends: factor * image + (1 - factor) * something greyer, factor = 1 + magnitude ----
+
+
+def brightness(images, magnitude):
+    """Blend with black: magnitude -1 is black, 0 the image, 1 twice as bright."""
+    factor = _per_image(1 + magnitude.double(), images).float()
+    return _to_bytes(images.float().mul_(factor))
+
+
+def color(images, magnitude):
+    """Blend with the grey image: magnitude -1 is grey, 0 the image, above it more saturated."""
+    return _blend(images, _grey(images), magnitude)
+
+
+def contrast(images, magnitude):
+    """Blend with the mean grey level: magnitude -1 is flat, 0 the image."""
+    return _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), magnitude)
+
+
+def sharpness(images, magnitude):
+    """Blend with a smoothed image: magnitude -1 is smooth, 0 the image. The border stays."""
+    pixels = images.float()
+    inner = pixels[:, :, 1:-1, 1:-1]
+    rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
+    nine = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    smooth = nine.add_(inner, alpha=4).div_(13).round_()  # the centre weighs 5 of 13: no ties
+    rest = _per_image(-magnitude.double(), images).float()
+    inner.copy_(_fused_multiply_add(inner, smooth.sub_(inner), rest))
+    return _to_bytes(pixels)
+
+
+def _blend(images, other, magnitude):
+    """(1 + magnitude) * images - magnitude * other; other broadcasts to the images' shape."""
+    factor = _per_image(1 + magnitude.double(), images)
+    product = images.float().mul_(factor.float())
+    return _to_bytes(_fused_multiply_add(product, other, (1 - factor).float()))
+
+
+def _fused_multiply_add(a, b, c):
+    """a + b * c rounded once to float32, as torch's add with a factor does it.
+
+    In float64 the product of two float32 numbers is exact, and so is this sum of pixels.
+    """
+    return a.double().add_(b.double().mul_(c.double())).float()
+
+
+def _grey(images):
+    """Luma, floored to an integer: (N, 1, 32, 32) float32."""
+    red, green, blue = images.split(1, dim=1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
+
+
+# ---- tones: a new value for each old one ----
+
+
+def posterize(images, magnitude):
+    """Keep the int(magnitude) highest bits of each value; 8 keeps the image."""
+    dropped = 8 - magnitude.long()
+    return images & _per_image((255 >> dropped) << dropped, images).to(torch.uint8)
+
+
+def solarize(images, magnitude):
+    """Invert the values from 255 * magnitude upwards; magnitude in [0, 1]."""
+    level = _per_image((255 * magnitude.double()).float().ceil(), images).to(torch.uint8)
+    return images ^ (images >= level).to(torch.uint8).mul_(255)
+
+
+def autocontrast(images, magnitude):
+    """Stretch each channel to 0..255; a channel of one value stays. The magnitude is unused."""
+    low, high = images.flatten(2).aminmax(dim=2)
+    flat = low == high
+    low, high = low.float().masked_fill_(flat, 0), high.float().masked_fill_(flat, 255)
+    scale = (high - low) * (1 / 255)
+    return _to_bytes(images.float().sub_(low[..., None, None]).div_(scale[..., None, None]))
+
+
+def equalize(images, magnitude):
+    """Spread each channel's values evenly by rank, as PIL does. The magnitude is unused."""
+    values = images.flatten(2).long()
+    counts = values.new_zeros(*values.shape[:2], 256)
+    counts.scatter_add_(2, values, torch.ones_like(values))
+    below = counts.cumsum(2) - counts
+
+    # The brightest value present is left out of the step between two levels; none, no change.
+    brightest = images.flatten(2).amax(2, keepdim=True).long()
+    step = below.gather(2, brightest) // 255
+    table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
+    return table.to(torch.uint8).gather(2, values).view_as(images)
+
+
+def invert(images, magnitude):
+    """255 - value. The magnitude is unused."""
+    return images.bitwise_not()
+
+
+def _per_image(values, images):
+    """(N,) numbers as (N, 1, 1, 1) on the images' device."""
+    return values.view(-1, 1, 1, 1).to(images.device, non_blocking=True)
+
+
+def _to_bytes(pixels):
+    return pixels.clamp_(0, 255).to(torch.uint8)
+
+
+OPS = {
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "TranslateX": translate_x,
+    "TranslateY": translate_y,
+    "Rotate": rotate,
+    "Brightness": brightness,
+    "Color": color,
+    "Contrast": contrast,
+    "Sharpness": sharpness,
+    "Posterize": posterize,
+    "Solarize": solarize,
+    "AutoContrast": autocontrast,
+    "Equalize": equalize,
+    "Invert": invert,
+}

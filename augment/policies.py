@@ -1,0 +1,190 @@
+"""Policies that choose the operations: AutoAugment, TrivialAugment, AugMix.
+
+For every image they draw what torchvision's v2 transform of that name draws: the operation,
+whether it happens, its magnitude and its sign. The draws of a whole batch come to the host in
+one transfer, the only synchronisation; then each operation runs once, on the images that drew
+it, so the work is proportional to what was drawn.
+
+A draw is a pair of CPU tensors (steps, N): op, an index into NAMES, and magnitude.
+"""
+
+import torch
+
+from augment.ops import OPS, SIZE
+
+NAMES = (*OPS, "Identity")
+
+# Half of the draws of these are negated.
+MIRRORED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+SIGNED_NAMES = (*MIRRORED, "Brightness", "Color", "Contrast", "Sharpness")
+SIGNED = torch.tensor([name in SIGNED_NAMES for name in NAMES])
+
+# The CIFAR-10 policy: one line is drawn, then its two (operation, probability, magnitude bin).
+AUTOAUGMENT_CIFAR10 = (
+    (("Invert", 0.1, None), ("Contrast", 0.2, 6)),
+    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
+    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
+    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.5, None), ("Equalize", 0.9, None)),
+    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
+    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
+    (("Equalize", 0.6, None), ("Equalize", 0.5, None)),
+    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
+    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
+    (("Equalize", 0.3, None), ("AutoContrast", 0.4, None)),
+    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
+    (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
+    (("Solarize", 0.5, 2), ("Invert", 0.0, None)),
+    (("Equalize", 0.2, None), ("AutoContrast", 0.6, None)),
+    (("Equalize", 0.2, None), ("Equalize", 0.6, None)),
+    (("Color", 0.9, 9), ("Equalize", 0.6, None)),
+    (("AutoContrast", 0.8, None), ("Solarize", 0.2, 8)),
+    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
+    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, None)),
+    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.9, None), ("Solarize", 0.8, 3)),
+    (("Equalize", 0.8, None), ("Invert", 0.1, None)),
+    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, None)),
+)
+
+
+
+def _space(bins, shear, translate, rotate, blend, bits):
+    """The magnitude of every operation at every bin, weakest first: (15, bins), in NAMES' order.
+
+    Given are the strongest shear, translation (pixels), rotation (degrees) and blend, and the
+    weakest and strongest number of bits that Posterize keeps.
+    """
+    magnitudes = {
+        "ShearX": torch.linspace(0, shear, bins),
+        "ShearY": torch.linspace(0, shear, bins),
+        "TranslateX": torch.linspace(0, translate, bins),
+        "TranslateY": torch.linspace(0, translate, bins),
+        "Rotate": torch.linspace(0, rotate, bins),
+        "Brightness": torch.linspace(0, blend, bins),
+        "Color": torch.linspace(0, blend, bins),
+        "Contrast": torch.linspace(0, blend, bins),
+        "Sharpness": torch.linspace(0, blend, bins),
+        "Posterize": torch.linspace(*bits, bins).round(),
+        "Solarize": torch.linspace(1, 0, bins),
+    }
+    return torch.stack([magnitudes.get(name, torch.zeros(bins)) for name in NAMES])
+
+
+AUTOAUGMENT_SPACE = _space(10, 0.3, 150 / 331 * SIZE, 30, 0.9, bits=(8, 4))
+TRIVIAL_SPACE = _space(31, 0.99, 32, 135, 0.99, bits=(8, 2))
+AUGMIX_SPACE = _space(10, 0.3, SIZE / 3, 30, 0.9, bits=(4, 0))
+
+# The CIFAR-10 table by column, (2, 25): first and second operation of each line.
+AUTOAUGMENT_OPS, AUTOAUGMENT_PROBABILITY, AUTOAUGMENT_BINS = (
+    torch.tensor([[column(step) for step in line] for line in AUTOAUGMENT_CIFAR10]).t()
+    for column in (lambda s: NAMES.index(s[0]), lambda s: s[1], lambda s: s[2] or 0)
+)
+
+# TrivialAugment and AugMix draw from all but Invert; only TrivialAugment may leave an image alone.
+TRIVIAL_OPS = torch.tensor([NAMES.index(name) for name in NAMES if name != "Invert"])
+AUGMIX_OPS = TRIVIAL_OPS[:-1]
+
+
+def autoaugment(images, generator):
+    """The CIFAR-10 policy: one of 25 pairs of operations, each with its own probability.
+
+    images: (N, 3, 32, 32) uint8. Cubuk et al., AutoAugment: Learning Augmentation Strategies
+    from Data, 2019.
+    """
+    for op, magnitude in zip(*draw_autoaugment(generator, len(images))):
+        images = apply_ops(images, op, magnitude)
+    return images
+
+
+def trivialaugment(images, generator):
+    """One operation at one of 31 strengths, both uniform, in the wide space.
+
+    images: (N, 3, 32, 32) uint8. Mueller and Hutter, TrivialAugment, 2021.
+    """
+    for op, magnitude in zip(*draw_trivialaugment(generator, len(images))):
+        images = apply_ops(images, op, magnitude)
+    return images
+
+
+def augmix(images, generator, severity=3, width=3, depth=-1, alpha=0.4):
+    """The image mixed with `width` chains of operations on it, in Dirichlet(alpha) shares.
+
+    images: (N, 3, 32, 32) uint8. severity: magnitudes come from the weakest bins of ten, 1 to
+    10. depth: operations per chain, or -1 for one to three, drawn per chain. The operations are
+    nearest-neighbour here as elsewhere (torchvision's AugMix is bilinear unless told). Hendrycks
+    et al., AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty, 2020.
+    """
+    n = len(images)
+    chains = images.repeat(width, 1, 1, 1)
+    for op, magnitude in zip(*draw_augmix(generator, n * width, severity, depth)):
+        chains = apply_ops(chains, op, magnitude)
+
+    original, augmented = _dirichlet(generator, alpha, n, 2)
+    mixed = images.float().mul_(original)
+    for share, chain in zip(_dirichlet(generator, alpha, n, width), chains.split(n)):
+        mixed += chain.float().mul_(share * augmented)
+    return mixed.to(torch.uint8)
+
+
+def apply_ops(images, op, magnitude):
+    """Image i goes through NAMES[op[i]] at magnitude[i]; op and magnitude: (N,) on the CPU."""
+    order = op.argsort()
+    counts = op.bincount(minlength=len(NAMES)).tolist()
+    *groups, untouched = _take(images, order).split(counts)
+    strengths = magnitude[order].split(counts)
+    done = [OPS[k](g, m) if len(g) else g for k, g, m in zip(OPS, groups, strengths)]
+    return _take(torch.cat([*done, untouched]), order.argsort())
+
+
+def draw_autoaugment(generator, n):
+    """Two operations for each of n images: op, magnitude (2, n)."""
+    line, *uniform = _uniforms(generator, 5, n)
+    line = _pick(line, len(AUTOAUGMENT_CIFAR10))
+    happens = torch.stack(uniform[:2]) <= AUTOAUGMENT_PROBABILITY[:, line]
+    op = torch.where(happens, AUTOAUGMENT_OPS[:, line], NAMES.index("Identity"))
+    magnitude = AUTOAUGMENT_SPACE[op, AUTOAUGMENT_BINS[:, line]]
+    return op, _signed(op, magnitude, torch.stack(uniform[2:]))
+
+
+def draw_trivialaugment(generator, n):
+    """One operation for each of n images: op, magnitude (1, n)."""
+    which, bin, sign = _uniforms(generator, 3, 1, n)
+    op = TRIVIAL_OPS[_pick(which, len(TRIVIAL_OPS))]
+    return op, _signed(op, TRIVIAL_SPACE[op, _pick(bin, TRIVIAL_SPACE.shape[1])], sign)
+
+
+def draw_augmix(generator, n, severity=3, depth=-1):
+    """The operations of n chains, the last ones Identity: op, magnitude (steps, n)."""
+    steps = depth if depth > 0 else 3
+    length, *uniform = _uniforms(generator, 1 + 3 * steps, n)
+    which, bin, sign = torch.stack(uniform).view(3, steps, n)
+    length = torch.full((n,), depth) if depth > 0 else 1 + _pick(length, 3)
+    op = AUGMIX_OPS[_pick(which, len(AUGMIX_OPS))]
+    op = torch.where(torch.arange(steps)[:, None] < length, op, NAMES.index("Identity"))
+    return op, _signed(op, AUGMIX_SPACE[op, _pick(bin, severity)], sign)
+
+
+def _take(images, index):
+    return images.index_select(0, index.to(images.device, non_blocking=True))
+
+
+def _uniforms(generator, *shape):
+    """Numbers in [0, 1), drawn on the generator's device and brought to the host at once."""
+    return torch.rand(shape, generator=generator, device=generator.device).cpu()
+
+
+def _pick(uniform, n):
+    """A uniform integer in 0..n-1 from each uniform number."""
+    return (uniform * n).long()
+
+
+def _signed(op, magnitude, uniform):
+    return torch.where(SIGNED[op] & (uniform <= 0.5), -magnitude, magnitude)
+
+
+def _dirichlet(generator, alpha, n, k):
+    """k tensors (n, 1, 1, 1) of shares; torch.distributions would take no generator."""
+    concentration = torch.full((n, k), float(alpha), device=generator.device)
+    return torch._sample_dirichlet(concentration, generator).view(n, k, 1, 1, 1).unbind(1)

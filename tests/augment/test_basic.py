@@ -1,0 +1,212 @@
+"""The everyday augmentations against slow loops and against torchvision's distributions."""
+
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.transforms import v2
+
+from augment import basic
+
+N = 64
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (N, 3, 32, 32), dtype=torch.uint8, generator=generator(1))
+
+
+def chi_square(counts, probabilities):
+    """Sum of squared deviations in units of their expectation, and four sigmas of it."""
+    expected = counts.sum() * torch.as_tensor(probabilities, dtype=torch.float64)
+    freedom = len(expected) - 1
+    return ((counts - expected) ** 2 / expected).sum().item(), freedom + 4 * math.sqrt(2 * freedom)
+
+
+# ---- crop ----
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+@pytest.mark.parametrize("padding", [1, 4])
+def test_crop_is_one_of_the_windows_of_the_padded_image(images, mode, padding):
+    out = basic.crop(images, generator(), padding, mode)
+    padded = v2.functional.pad(images, [padding] * 4, padding_mode=mode)
+    for image, canvas in zip(out, padded):
+        offsets = range(2 * padding + 1)
+        windows = [canvas[:, y : y + 32, x : x + 32] for y in offsets for x in offsets]
+        assert any(torch.equal(image, window) for window in windows)
+
+
+def test_crop_uses_the_drawn_offsets_row_first(images):
+    out = basic.crop(images, generator(3))
+    top, left = torch.randint(9, (2, N, 1, 1), generator=generator(3)).flatten(1).tolist()
+    for i in range(N):
+        padded = v2.functional.pad(images[i], [4] * 4)
+        assert torch.equal(out[i], padded[:, top[i] : top[i] + 32, left[i] : left[i] + 32])
+
+
+def test_crop_offsets_are_uniform():
+    ramp = torch.arange(32, dtype=torch.uint8)
+    image = torch.stack([ramp.expand(32, 32), ramp.expand(32, 32).t(), torch.zeros(32, 32)])
+    out = basic.crop(image.to(torch.uint8).expand(8100, 3, 32, 32), generator())
+    offset = (out[:, 1, 16, 16].int() - 12) * 9 + out[:, 0, 16, 16].int() - 12
+    statistic, limit = chi_square(offset.bincount(minlength=81), [1 / 81] * 81)
+    assert statistic < limit
+
+
+def test_crop_refuses_an_unknown_mode(images):
+    with pytest.raises(ValueError, match="unknown padding mode 'wrap'"):
+        basic.crop(images, generator(), mode="wrap")
+
+
+# ---- flip ----
+
+
+def test_flip_mirrors_the_drawn_images_and_leaves_the_others(images):
+    out = basic.flip(images, generator(5), p=0.3)
+    drawn = torch.rand(N, generator=generator(5)) < 0.3
+    assert 0 < drawn.sum() < N
+    for before, after, mirrored in zip(images, out, drawn):
+        assert torch.equal(after, v2.functional.horizontal_flip(before) if mirrored else before)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_flip_at_the_ends_of_the_probability(images, p):
+    assert torch.equal(basic.flip(images, generator(), p), images.flip(-1) if p else images)
+
+
+# ---- erase and cutout ----
+
+
+def rectangle(before, after):
+    """top, left, height, width of the painted rectangle, or None; checks that it is one."""
+    painted = (after == torch.tensor([125, 123, 114]).view(3, 1, 1)).all(0)
+    if not painted.any():
+        assert torch.equal(before, after)
+        return None
+    rows, columns = painted.any(1).nonzero(), painted.any(0).nonzero()
+    top, left = rows[0].item(), columns[0].item()
+    bottom, right = rows[-1].item() + 1, columns[-1].item() + 1
+    assert painted[top:bottom, left:right].all()
+    assert torch.equal(before[:, ~painted], after[:, ~painted])
+    return top, left, bottom - top, right - left
+
+
+def test_erase_paints_one_rectangle_of_the_mean_pixel():
+    images = torch.randint(0, 100, (400, 3, 32, 32), dtype=torch.uint8, generator=generator(1))
+    boxes = [rectangle(*pair) for pair in zip(images, basic.erase(images, generator(), p=0.5))]
+    found = [box for box in boxes if box]
+    assert 160 < len(found) < 240
+    for top, left, height, width in found:
+        assert 0.3 * 0.7 < height / width < 3.3 * 1.4  # whole pixels move a small ratio
+        assert 0.01 < height * width / 1024 < 0.43
+        assert height < 32 and width < 32
+
+
+def test_erase_has_the_distribution_of_torchvision():
+    """Moments of the rectangle (none counts as zeros) over many draws of both."""
+    zeros = torch.zeros(20_000, 3, 32, 32, dtype=torch.uint8)
+    painted = (basic.erase(zeros, generator(), p=1.0) > 0)[:, 0]
+    height, width = painted.any(2).sum(1), painted.any(1).sum(1)
+    top, left = painted.any(2).int().argmax(1), painted.any(1).int().argmax(1)
+    ours = torch.stack([height, width, top, left, height * width, (height - width).abs()], 1)
+
+    torch.manual_seed(0)
+    transform = v2.RandomErasing(p=1.0, scale=(0.02, 0.4), ratio=(0.3, 3.3))
+    drawn = [transform.make_params([zeros[0]]) for _ in range(10_000)]
+    theirs = torch.tensor([[d["h"], d["w"], d["i"], d["j"]] for d in drawn])
+    theirs[[d["v"] is None for d in drawn]] = 0
+    height, width = theirs[:, 0], theirs[:, 1]
+    theirs = torch.cat([theirs, torch.stack([height * width, (height - width).abs()], 1)], 1)
+
+    for power in (1, 2):
+        a, b = ours.double() ** power, theirs.double() ** power
+        error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        assert ((a.mean(0) - b.mean(0)).abs() < 4 * error).all()
+
+
+def test_erase_gives_up_after_ten_tries_that_do_not_fit(images):
+    assert torch.equal(basic.erase(images, generator(), p=1.0, area=(1.0, 1.0)), images)
+    sometimes = basic.erase(images.expand(N, 3, 32, 32), generator(), 1.0, (0.9, 0.9), (0.5, 2.0))
+    changed = (sometimes != images).flatten(1).any(1)
+    fits = (math.log(31.5**2 / (0.9 * 1024)) * 2) / math.log(4)  # chance that one try fits
+    assert abs(changed.double().mean() - (1 - (1 - fits) ** 10)) < 4 * 0.5 / math.sqrt(N)
+
+
+@pytest.mark.parametrize("size", [16, 7])
+def test_cutout_clips_a_square_at_the_border(images, size):
+    out = basic.cutout(images, generator(2), size)
+    drawn = generator(2)
+    top, left = (torch.randint(32, (N,), generator=drawn).tolist() for _ in range(2))
+    for i in range(N):
+        expected = images[i].clone()
+        for y in range(top[i] - size // 2, top[i] - size // 2 + size):
+            for x in range(left[i] - size // 2, left[i] - size // 2 + size):
+                if 0 <= y < 32 and 0 <= x < 32:
+                    expected[:, y, x] = torch.tensor([125, 123, 114], dtype=torch.uint8)
+        assert torch.equal(out[i], expected)
+
+
+def test_cutout_centres_are_uniform():
+    zeros = torch.zeros(8192, 3, 32, 32, dtype=torch.uint8)
+    painted = basic.cutout(zeros, generator(), size=1)[:, 0].flatten(1) > 0
+    assert (painted.sum(1) == 1).all()
+    statistic, limit = chi_square(painted.sum(0).double(), [1 / 1024] * 1024)
+    assert statistic < limit
+
+
+# ---- normalize ----
+
+
+def test_normalize_is_torchvision_s(images):
+    scaled = v2.functional.to_dtype(images, torch.float32, scale=True)
+    expected = v2.functional.normalize(scaled, list(basic.MEAN), list(basic.STD))
+    torch.testing.assert_close(basic.normalize(images), expected, rtol=1e-5, atol=1e-6)
+    assert basic.normalize(images, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_the_painted_pixel_is_zero_once_normalized():
+    pixel = torch.tensor(basic.MEAN_PIXEL, dtype=torch.uint8).view(1, 3, 1, 1)
+    assert basic.normalize(pixel).abs().max() < 0.5 / 255 / min(basic.STD)
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_normalize_keeps_the_memory_format(images, format):
+    out = basic.normalize(images.to(memory_format=format))
+    assert out.is_contiguous(memory_format=format)
+    assert torch.equal(out, basic.normalize(images))
+
+
+# ---- what all of them promise ----
+
+AUGMENTATIONS = [basic.crop, basic.flip, basic.erase, basic.cutout]
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_the_input_stays_and_the_generator_decides(images, augment):
+    before = images.clone()
+    first, again = augment(images, generator(7)), augment(images, generator(7))
+    assert torch.equal(images, before) and first.data_ptr() != images.data_ptr()
+    assert torch.equal(first, again) and not torch.equal(first, augment(images, generator(8)))
+    assert first.dtype == torch.uint8 and first.shape == images.shape
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_one_image_and_any_memory_format(images, augment):
+    assert augment(images[:1], generator()).shape == (1, 3, 32, 32)
+    last = images.to(memory_format=torch.channels_last)
+    assert torch.equal(augment(last, generator()), augment(images, generator()))
+
+
+@pytest.mark.parametrize("augment", [*AUGMENTATIONS, lambda x, g: basic.normalize(x)])
+def test_nothing_is_read_back_to_the_host(augment):
+    """A fake tensor has no values: whatever asks for one raises."""
+    with FakeTensorMode():
+        images = torch.empty(8, 3, 32, 32, dtype=torch.uint8)
+        assert augment(images, torch.Generator()).shape == images.shape
+    basic._per_channel.cache_clear()  # the constants made in there are fake, too

@@ -1,0 +1,193 @@
+"""RICAP, CutMix and mixup against slow loops, degenerate geometry included."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from augment import MIXES, mix
+
+N, K = 12, 10
+COPIES = [mix.ricap, mix.cutmix]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def named():
+    """Images whose pixels say where they come from: channel 0 the image, 1 the row, 2 the column."""
+    n, y, x = torch.meshgrid(torch.arange(N), torch.arange(32), torch.arange(32), indexing="ij")
+    return torch.stack([n, y, x], 1).to(torch.uint8)
+
+
+@pytest.fixture
+def targets():
+    return torch.eye(N)
+
+
+def force_beta(monkeypatch, *shares):
+    monkeypatch.setattr(mix, "_beta", lambda generator, alpha, count: torch.tensor(shares))
+
+
+# ---- weights are areas ----
+
+
+@pytest.mark.parametrize("function", COPIES)
+@pytest.mark.parametrize("seed", range(25))
+def test_weights_are_the_shares_of_pixels_exactly(named, targets, function, seed):
+    images, mixed = function(generator(seed), named, targets)
+    for image, target in zip(images, mixed):
+        pixels = image[0].flatten().long().bincount(minlength=N)
+        assert torch.equal(target * 1024, pixels.float())
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_every_target_is_mixed_alike_and_sums_stay(named, targets, name):
+    soft = torch.rand(N, K, generator=generator(3)).softmax(1)
+    _, hard, *rest = MIXES[name](generator(4), named, targets, soft, targets)
+    torch.testing.assert_close(hard.sum(1), torch.ones(N))
+    torch.testing.assert_close(rest[0], hard @ soft)  # hard is the matrix of the weights
+    assert torch.equal(hard, rest[1])
+
+
+# ---- RICAP ----
+
+
+def slow_ricap(images, cut_y, cut_x, starts, partners):
+    """The four crops pasted one by one; starts: (4, 2) rows and columns."""
+    out = torch.full_like(images, 255)
+    places = [(0, 0), (0, cut_x), (cut_y, 0), (cut_y, cut_x)]
+    sizes = [(h, w) for h in (cut_y, 32 - cut_y) for w in (cut_x, 32 - cut_x)]
+    for (top, left), (h, w), (y, x), partner in zip(places, sizes, starts, partners):
+        for n in range(len(images)):
+            crop = images[partner[n], :, y : y + h, x : x + w]
+            out[n, :, top : top + h, left : left + w] = crop
+    return out
+
+
+@pytest.mark.parametrize("share_y", [0.0, 0.01, 0.3, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("share_x", [0.0, 0.02, 0.7, 1.0])
+def test_ricap_pastes_four_crops(named, targets, monkeypatch, share_y, share_x):
+    force_beta(monkeypatch, share_y, share_x)
+    images, mixed = mix.ricap(generator(6), named, targets)
+
+    # The same draws in the same order: vertical starts, horizontal starts, four permutations.
+    draws, cut_y, cut_x = generator(6), round(32 * share_y), round(32 * share_x)
+    room_y = torch.tensor([32 - cut_y, 32 - cut_y, cut_y, cut_y])
+    room_x = torch.tensor([32 - cut_x, cut_x, 32 - cut_x, cut_x])
+    start_y = (torch.rand(4, generator=draws) * (room_y + 1)).long()
+    start_x = (torch.rand(4, generator=draws) * (room_x + 1)).long()
+    partners = [torch.randperm(N, generator=draws) for _ in range(4)]
+    starts = list(zip(start_y.tolist(), start_x.tolist()))
+    assert torch.equal(images, slow_ricap(named, cut_y, cut_x, starts, partners))
+
+    areas = [h * w for h in (cut_y, 32 - cut_y) for w in (cut_x, 32 - cut_x)]
+    expected = sum(area / 1024 * targets[p] for area, p in zip(areas, partners))
+    assert torch.equal(mixed, expected)
+
+
+def test_ricap_crops_start_anywhere_that_they_fit(named, targets, monkeypatch):
+    force_beta(monkeypatch, 0.25, 0.5)
+    tops = set()
+    for seed in range(400):
+        images, _ = mix.ricap(generator(seed), named, targets)
+        tops.add(images[0, 1, 0, 0].item())
+    assert tops == set(range(32 - 8 + 1))
+
+
+def test_ricap_draws_its_point_from_beta():
+    shares = mix._beta(generator(), 0.3, 40_000).double()
+    variance = 1 / (4 * (2 * 0.3 + 1))  # of Beta(b, b)
+    assert abs(shares.mean() - 0.5) < 4 * (variance / 40_000) ** 0.5
+    assert abs(shares.var() - variance) < 0.005
+    assert not shares.isnan().any() and shares.min() >= 0 and shares.max() <= 1
+
+
+# ---- CutMix ----
+
+
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.75, 0.9999, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_pastes_one_box_in_place(named, targets, monkeypatch, share, seed):
+    force_beta(monkeypatch, share)
+    images, mixed = mix.cutmix(generator(seed), named, targets)
+
+    draws = generator(seed)
+    y, x = (torch.randint(32, (1,), generator=draws).item() for _ in range(2))
+    partner = torch.randperm(N, generator=draws)
+    side = int(32 * (1 - share) ** 0.5)
+    expected = named.clone()
+    top, bottom = max(y - side // 2, 0), min(y + side // 2, 32)
+    left, right = max(x - side // 2, 0), min(x + side // 2, 32)
+    expected[:, :, top:bottom, left:right] = named[partner][:, :, top:bottom, left:right]
+    area = (bottom - top) * (right - left) / 1024
+    assert torch.equal(images, expected)
+    assert torch.equal(mixed, (1 - area) * targets + area * targets[partner])
+
+
+# ---- mixup ----
+
+
+def test_mixup_is_the_weighted_sum(targets):
+    images = torch.randn(N, 3, 32, 32, generator=generator(2))
+    mixed_images, mixed = mix.mixup(generator(5), images, targets)
+    draws = generator(5)
+    weight, partner = mix._beta(draws, 1.0, 1), torch.randperm(N, generator=draws)
+    for n in range(N):
+        m = partner[n]
+        expected = weight * images[n] + (1 - weight) * images[m]
+        torch.testing.assert_close(mixed_images[n], expected)
+        torch.testing.assert_close(mixed[n], weight * targets[n] + (1 - weight) * targets[m])
+
+
+def test_mixup_of_bytes_rounds_to_the_nearest(named, targets):
+    exact, weights = mix.mixup(generator(5), named.float(), targets)
+    rounded, same = mix.mixup(generator(5), named, targets)
+    assert rounded.dtype == torch.uint8 and torch.equal(rounded, exact.round().to(torch.uint8))
+    assert torch.equal(weights, same)
+
+
+# ---- what all of them promise ----
+
+
+def test_none_returns_its_arguments(named, targets):
+    images, same = mix.none(generator(), named, targets)
+    assert images is named and same is targets
+
+
+@pytest.mark.parametrize("function", COPIES)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_copies_work_on_any_dtype_and_memory_format(named, targets, function, dtype, format):
+    images, _ = function(generator(1), named.to(dtype).to(memory_format=format), targets)
+    reference, _ = function(generator(1), named, targets)
+    assert images.dtype == dtype and torch.equal(images, reference.to(dtype))
+
+
+@pytest.mark.parametrize("name", ["ricap", "cutmix", "mixup"])
+def test_the_input_stays_and_the_generator_decides(named, targets, name):
+    images, copies = named.float(), (named.float(), targets.clone())
+    first = MIXES[name](generator(7), images, targets)
+    again = MIXES[name](generator(7), images, targets)
+    other = MIXES[name](generator(8), images, targets)
+    assert torch.equal(images, copies[0]) and torch.equal(targets, copies[1])
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_a_batch_of_one_and_no_targets(named, targets, name):
+    images, target = MIXES[name](generator(), named[:1], targets[:1])
+    torch.testing.assert_close(target, targets[:1])
+    assert images.shape == (1, 3, 32, 32)
+    assert len(MIXES[name](generator(), named)) == 1
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_nothing_is_read_back_to_the_host(name):
+    """A fake tensor has no values: whatever asks for one raises."""
+    with FakeTensorMode():
+        images, targets = torch.empty(8, 3, 32, 32), torch.empty(8, K)
+        mixed, soft = MIXES[name](torch.Generator(), images, targets)
+        assert mixed.shape == images.shape and soft.shape == targets.shape

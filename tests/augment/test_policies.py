@@ -1,0 +1,192 @@
+"""The policies draw what torchvision's draw, and do to each image what was drawn for it.
+
+The expected probabilities are computed here from torchvision's own tables.
+"""
+
+from collections import Counter
+from itertools import product
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode, v2
+
+from augment import AUGMENTATIONS, pipeline, policies
+
+POLICIES = [policies.autoaugment, policies.trivialaugment, policies.augmix]
+TORCHVISION = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+SKIPPED = ("Identity", 0.0)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def reference(image, name, magnitude):
+    nearest, fill = InterpolationMode.NEAREST, TORCHVISION._fill
+    return TORCHVISION._apply_image_or_video_transform(image, name, magnitude, nearest, fill)
+
+
+def named(op, magnitude):
+    """The draws of each image: a list of tuples ((name, magnitude), ...), one entry per step."""
+    steps = [
+        [(policies.NAMES[o], m) for o, m in zip(ops, magnitudes)]
+        for ops, magnitudes in zip(op.tolist(), magnitude.tolist())
+    ]
+    return list(zip(*steps))
+
+
+def strengths(policy, bins, name, indices):
+    """{(name, magnitude): probability} of torchvision, the bin uniform over indices."""
+    magnitudes_of, signed = policy._AUGMENTATION_SPACE[name]
+    magnitudes = magnitudes_of(bins, 32, 32)
+    found = Counter()
+    for index in indices:
+        strength = 0.0 if magnitudes is None else float(magnitudes[index])
+        for sign in (1, -1) if signed else (1,):
+            found[name, sign * strength] += 1 / len(indices) / (2 if signed else 1)
+    return found
+
+
+# ---- distributions ----
+
+
+def test_autoaugment_draws_the_25_sub_policies(chi_square):
+    expected = Counter()
+    for line in TORCHVISION._policies:
+        steps = []
+        for name, probability, bin in line:
+            step = Counter({SKIPPED: 1 - probability})
+            for strength, share in strengths(v2.AutoAugment, 10, name, [bin]).items():
+                step[strength] += probability * share
+            steps.append(step)
+        for first, second in product(*(step.items() for step in steps)):
+            expected[first[0], second[0]] += first[1] * second[1] / len(TORCHVISION._policies)
+    drawn = named(*policies.draw_autoaugment(generator(), 200_000))
+    chi_square(Counter(drawn), expected)
+
+
+def test_trivialaugment_draws_uniformly(chi_square):
+    names = list(v2.TrivialAugmentWide._AUGMENTATION_SPACE)
+    expected = Counter()
+    for name in names:
+        for strength, share in strengths(v2.TrivialAugmentWide, 31, name, range(31)).items():
+            expected[(strength,)] += share / len(names)
+    chi_square(Counter(named(*policies.draw_trivialaugment(generator(), 200_000))), expected)
+
+
+@pytest.mark.parametrize("severity", [1, 3, 10])
+@pytest.mark.parametrize("depth", [-1, 2])
+def test_augmix_draws_chains(chi_square, severity, depth):
+    names = list(v2.AugMix._AUGMENTATION_SPACE)
+    once = Counter()
+    for name in names:
+        for strength, share in strengths(v2.AugMix, 10, name, range(severity)).items():
+            once[strength] += share / len(names)
+    drawn = named(*policies.draw_augmix(generator(), 100_000, severity, depth))
+
+    lengths = [sum(step != SKIPPED for step in chain) for chain in drawn]
+    assert all(SKIPPED not in chain[:n] for chain, n in zip(drawn, lengths))
+    chi_square(Counter(lengths), {1: 1 / 3, 2: 1 / 3, 3: 1 / 3} if depth < 0 else {depth: 1.0})
+    for step in range(max(lengths)):
+        chi_square(Counter(chain[step] for chain in drawn if chain[step] != SKIPPED), once)
+
+
+def test_steps_of_a_chain_are_independent(chi_square):
+    op, _ = policies.draw_augmix(generator(1), 200_000, depth=2)
+    chi_square(Counter(zip(*op.tolist())), dict.fromkeys(product(range(13), repeat=2), 1 / 169))
+
+
+# ---- each image gets what was drawn for it ----
+
+
+@pytest.mark.parametrize(
+    "policy, draw",
+    [
+        (policies.autoaugment, policies.draw_autoaugment),
+        (policies.trivialaugment, policies.draw_trivialaugment),
+    ],
+)
+def test_the_draws_are_applied_in_order(policy, draw, pictures):
+    out = policy(pictures, generator(2))
+    for image, result, steps in zip(pictures, out, named(*draw(generator(2), len(pictures)))):
+        for name, magnitude in steps:
+            image = reference(image, name, magnitude)
+        assert torch.equal(result, image), steps
+
+
+def test_augmix_mixes_its_chains_as_torchvision_does(pictures):
+    some = pictures[::8]
+    n, g = len(some), generator(4)
+    out = policies.augmix(some, generator(4))
+    drawn = named(*policies.draw_augmix(g, 3 * n))
+    beta = torch._sample_dirichlet(torch.full((n, 2), 0.4), g)
+    shares = torch._sample_dirichlet(torch.full((n, 3), 0.4), g) * beta[:, 1:]
+    for i, image in enumerate(some):
+        mixed = beta[i, 0] * image
+        for chain in range(3):
+            result = image
+            for name, magnitude in drawn[chain * n + i]:
+                result = reference(result, name, magnitude)
+            mixed.add_(shares[i, chain] * result)
+        assert torch.equal(out[i], mixed.to(torch.uint8))
+
+
+def test_augmix_shares_are_beta_and_dirichlet():
+    original, augmented = policies._dirichlet(generator(), 0.4, 40_000, 2)
+    torch.testing.assert_close(original + augmented, torch.ones_like(original))
+    assert abs(original.double().var().item() - 1 / (4 * 1.8)) < 0.005  # Beta(0.4, 0.4)
+
+
+def test_nothing_drawn_changes_nothing(pictures):
+    op = torch.full((len(pictures),), policies.NAMES.index("Identity"))
+    assert torch.equal(policies.apply_ops(pictures, op, torch.zeros(len(op))), pictures)
+
+
+# ---- what all of them promise ----
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_input_stays_and_the_generator_decides(policy, pictures):
+    before = pictures.clone()
+    first, again = policy(pictures, generator(7)), policy(pictures, generator(7))
+    assert torch.equal(pictures, before) and first.data_ptr() != pictures.data_ptr()
+    assert torch.equal(first, again) and not torch.equal(first, policy(pictures, generator(8)))
+    assert first.dtype == torch.uint8 and first.shape == pictures.shape
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_image_and_any_memory_format(policy, pictures):
+    assert policy(pictures[:1], generator()).shape == (1, 3, 32, 32)
+    last = pictures.to(memory_format=torch.channels_last)
+    assert torch.equal(policy(last, generator()), policy(pictures, generator()))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_draws_come_to_the_host_at_once(policy, pictures, monkeypatch):
+    """Draws are all read through one transfer, so a GPU waits once per batch."""
+    transfers = []
+    uniforms = policies._uniforms
+    monkeypatch.setattr(policies, "_uniforms", lambda *a: transfers.append(a) or uniforms(*a))
+    policy(pictures, generator())
+    assert len(transfers) == 1
+
+
+# ---- the registry ----
+
+
+def test_a_pipeline_applies_the_named_in_order(pictures):
+    out = pipeline(["crop", "autoaugment", "erase"])(pictures, generator(9))
+    g, expected = generator(9), pictures
+    for name in ("crop", "autoaugment", "erase"):
+        expected = AUGMENTATIONS[name](expected, g)
+    assert torch.equal(out, expected)
+
+
+def test_an_empty_pipeline_changes_nothing(pictures):
+    assert pipeline(())(pictures, generator()) is pictures
+
+
+def test_an_unknown_name_lists_the_known():
+    known = "crop, flip, autoaugment, erase, cutout, trivial, augmix"
+    with pytest.raises(ValueError, match=f"unknown augmentation 'foo': known are {known}"):
+        pipeline(("crop", "foo"))

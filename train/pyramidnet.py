@@ -1,0 +1,39 @@
+"""Train a PyramidNet with ShakeDrop, sized to the budget of 5,000,000 parameters.
+
+    python train/pyramidnet.py               fold 0 held out
+    python train/pyramidnet.py --noval       on all 50,000 images
+
+Basic blocks at depth 110, or --bottleneck; AutoAugment, random erasing and RICAP.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from train.loop import run
+from train.recipe import Recipe, command, number, parse, setting, whole
+
+
+@dataclass(frozen=True)
+class PyramidNet(Recipe):
+    model: str = "pyramidnet"
+    epochs: int = 300
+    weight_decay: float = 1e-4
+    augment: tuple = ("crop", "flip", "autoaugment", "erase")
+    mix: str = "ricap"
+    depth: int = setting(110, "layers, 6n + 2 (with --bottleneck 9n + 2)", whole(8), "model", model=True)
+    alpha: int = setting(99, "channels added from the first block to the last", whole(1), "model", model=True)
+    bottleneck: bool = setting(False, "bottleneck instead of basic blocks", None, "model", model=True)
+    shakedrop: float = setting(0.5, "survival probability of the last block, 1 for no ShakeDrop", number(0, 1), "model",
+                               model=True)
+
+
+@command
+def main():
+    run(parse(PyramidNet, __doc__))
+
+
+if __name__ == "__main__":
+    main()

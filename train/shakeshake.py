@@ -1,0 +1,39 @@
+"""Train Shake-Shake-26 2xNd, as a student within the budget or as the wide teacher.
+
+    python train/shakeshake.py --augment crop,flip,autoaugment,cutout --mix none             2x32d
+    python train/shakeshake.py --width 40 --augment crop,flip,autoaugment,cutout --mix none  2x40d
+    python train/shakeshake.py --width 40 --se                                               2x40d, SE, RICAP
+    python train/shakeshake.py --width 64 --se --noval                                       the teacher
+
+2,923,162 parameters at width 32; 2x64d with SE has 11.7 M, above the budget, and is marked as a teacher.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from train.loop import run
+from train.recipe import Recipe, command, parse, setting, whole
+
+
+@dataclass(frozen=True)
+class ShakeShake(Recipe):
+    model: str = "shakeshake26-32"
+    epochs: int = 300
+    lr: float = 0.2
+    weight_decay: float = 1e-4
+    augment: tuple = ("crop", "flip", "autoaugment", "erase")
+    mix: str = "ricap"
+    width: int = setting(32, "channels of each branch in the first stage", whole(1), "model", model=True)
+    se: bool = setting(False, "squeeze and excitation on each branch", None, "model", model=True)
+
+
+@command
+def main():
+    run(parse(ShakeShake, __doc__), teacher=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Distillation objectives: pure functions of the student's logits and the teachers' soft targets.
+
+    loss = alpha T^2 KL(softmax(z_teacher / T) || softmax(z_student / T)) + (1 - alpha) CE(z_student, y)
+
+All take logits (N, K), soft targets (N, K) (teacher probabilities at the temperature T, rows summing to 1) and hard
+targets float (N, K) (one-hot, or mixed), and average over the batch. T^2 keeps the gradient's size independent of T
+(Hinton et al. 2015, section 2.1).
+"""
+
+from typing import Callable, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+DKD_BETA = 8.0  # weight of the non-target classes (Zhao et al. 2022, table 1 of the CIFAR experiments)
+
+
+def distillation_loss(student_logits, soft_targets, hard_targets, temperature=4.0, alpha=0.9):
+    """The weighted sum above as a scalar; alpha weighs the teachers, 1 - alpha the labels.
+
+    At alpha 0 it is the plain cross entropy with the hard targets.
+    """
+    soft = kl_divergence(student_logits, soft_targets, hard_targets, temperature)
+    return alpha * soft + (1 - alpha) * F.cross_entropy(student_logits, hard_targets)
+
+
+def soften(logits, temperature):
+    """Probabilities (N, K) of logits (N, K) at a temperature."""
+    return (logits / temperature).softmax(1)
+
+
+def standardize(logits, tiny=1e-7):
+    """Logits (N, K) with mean 0 and deviation 1 in each row (Sun et al. 2024, eq. 9)."""
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + tiny)
+
+
+def kl_divergence(student_logits, soft_targets, hard_targets, temperature):
+    """T^2 KL(soft targets || softmax(student logits / T)), batch mean (Hinton et al. 2015); labels unused."""
+    log_student = (student_logits / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(log_student, soft_targets, reduction="batchmean")
+
+
+def decoupled(student_logits, soft_targets, hard_targets, temperature, beta=DKD_BETA):
+    """T^2 (TCKD + beta NCKD), batch mean: decoupled knowledge distillation (Zhao et al. 2022, eq. 7).
+
+    TCKD compares the two-way split target against rest, NCKD the distribution among the rest, which plain KL weighs
+    by 1 - p_target. With mixed hard targets the class of the largest share is the target.
+    """
+    target = F.one_hot(hard_targets.argmax(1), hard_targets.shape[1]).bool()
+    log_student = (student_logits / temperature).log_softmax(1)
+    log_teacher = soft_targets.clamp_min(torch.finfo(soft_targets.dtype).tiny).log()
+    inside = binary_kl(log_teacher, log_student, target)
+    among = F.kl_div(renormalized(log_student, target), renormalized(log_teacher, target).exp(), reduction="none")
+    return temperature**2 * (inside + beta * among.masked_fill(target, 0).sum(1)).mean()
+
+
+def binary_kl(log_teacher, log_student, target):
+    """KL (N,) between the two-way distributions (target, all others) of log-probabilities (N, K)."""
+    split = [torch.stack([part.masked_fill(~target, -torch.inf).logsumexp(1), part.masked_fill(target, -torch.inf).logsumexp(1)], 1)
+             for part in (log_teacher, log_student)]
+    return F.kl_div(split[1], split[0], reduction="none", log_target=True).sum(1)
+
+
+def renormalized(log_probabilities, target):
+    """Log-probabilities (N, K) among the classes outside `target`; the target's own entry means nothing."""
+    outside = log_probabilities.masked_fill(target, -torch.inf)
+    return (log_probabilities - outside.logsumexp(1, keepdim=True)).masked_fill(target, 0)
+
+
+class Objective(NamedTuple):
+    """`transform` is applied to teacher and student logits alike, `divergence` compares them."""
+
+    transform: Callable
+    divergence: Callable
+
+
+OBJECTIVES = {
+    "kd": Objective(lambda logits: logits, kl_divergence),
+    "dkd": Objective(lambda logits: logits, decoupled),
+    "standardized": Objective(standardize, kl_divergence),
+}
+
+
+def criterion(objective="kd", temperature=4.0, alpha=0.9, teach=None):
+    """The loss that train.loop.fit calls: (logits, images, hard, *soft) -> {"loss", "soft", "hard"}.
+
+    teach: None to learn from the soft targets that come with the batch, or a function from the student's own batch,
+    augmented and mixed, to teacher logits (Beyer et al. 2022). "soft" and "hard" are the two parts unweighted.
+    """
+    transform, divergence = OBJECTIVES[objective]
+
+    def loss(logits, images, hard, *soft):
+        soft_targets = soften(transform(teach(images)), temperature) if teach else soft[0]
+        parts = {"soft": divergence(transform(logits), soft_targets, hard, temperature),
+                 "hard": F.cross_entropy(logits, hard)}
+        return {"loss": alpha * parts["soft"] + (1 - alpha) * parts["hard"], **parts}
+
+    return loss
+
+
+def soft_targets_of(logits, objective="kd", temperature=4.0):
+    """The soft targets (N, K) that `criterion` expects, from teacher logits (N, K)."""
+    return soften(OBJECTIVES[objective].transform(logits), temperature)

@@ -1,0 +1,66 @@
+"""Answer a set of unlabelled images: a CSV of `ID,Labels`.
+
+    python distill/submission.py weights/student.pt --images cifar_test_nolabel.pkl --out submission.csv
+    python distill/submission.py weights/*.pt --images folder/ --tta --compare earlier.csv
+
+Several weights answer by the mean of their logits. The images are a pickle with b'data' (N, 32, 32, 3) and b'ids', an
+npz with `data` and `ids`, or a folder of PNGs. Seconds on a GPU.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pandas as pd
+import torch
+
+from distill.labels import load_teachers
+from distill.unlabelled import load_images
+from train import data, predict
+from train.checkpoint import write_text
+from train.recipe import UserError, command, device_of, parser
+
+
+def agreement(submission, path):
+    """Share in percent of equal answers between a submission (ID, Labels) and an earlier one of the same ids."""
+    try:
+        earlier = pd.read_csv(path, dtype={"ID": str})
+        joined = submission.merge(earlier, on="ID", suffixes=("", "_before"), validate="one_to_one")
+        same = joined["Labels"] == joined["Labels_before"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--compare {path} is not a submission: {error}")
+    if len(joined) != len(submission):
+        raise UserError(f"--compare {path} has {len(joined):,} of the {len(submission):,} ids")
+    return 100 * same.mean()
+
+
+@command
+def main():
+    arguments = parser(__doc__)
+    arguments.add_argument("weights", nargs="+", metavar="WEIGHTS", help="one weights file, or several as an ensemble")
+    arguments.add_argument("--images", required=True, metavar="FILE", help="pickle, npz or folder of PNGs")
+    arguments.add_argument("--out", "--output", "-o", type=Path, default=Path("submission.csv"), metavar="FILE",
+                           help="CSV to write")
+    arguments.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
+    arguments.add_argument("--compare", metavar="FILE", help="an earlier submission to compare with")
+    arguments.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+    args = arguments.parse_args()
+    images, ids = load_images(args.images)
+    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    # Weights trained with a public test set are welcome here: these images have a hidden one.
+    models = load_teachers(args.weights, device_of(args.device), include_test=True)
+    logits = sum(predict.logits(model, batch, args.tta, file.stem) for file, model, _ in models) / len(models)
+    submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
+
+    counts = submission["Labels"].value_counts().reindex(range(len(data.CLASSES)), fill_value=0)
+    for name, count in zip(data.CLASSES, counts):
+        print(f"{name:11s} {count:6,d} {'#' * round(200 * count / len(ids))}")
+    if args.compare:
+        print(f"agrees with {args.compare} on {agreement(submission, args.compare):.2f} %")
+    write_text(args.out, submission.to_csv(index=False))
+    print(f"{args.out}: {len(ids):,} answers of {len(models)} network{'s' * (len(models) > 1)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Images without labels, as a competition hands them out: a pickle, an npz, or a folder of PNGs."""
+
+import codecs
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+from train.recipe import UserError
+
+# What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
+ARRAYS = {(f"numpy.{core}.{module}", name)
+          for core in ("core", "_core")
+          for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))}
+ADMITTED = ARRAYS | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+
+class ArraysOnly(pickle.Unpickler):
+    """An unpickler that builds numpy arrays, numbers, text and plain containers, and calls nothing else."""
+
+    def find_class(self, module, name):
+        if (module, name) not in ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return codecs.encode if module == "_codecs" else super().find_class(module, name)
+
+
+def load_images(path):
+    """(images uint8 (N, 32, 32, 3), ids (N,) strings) of a file, in its own order.
+
+    path: a pickle of a dict with b'data' (N, 32, 32, 3) or (N, 3072) and b'ids'; an npz with `data` (or `images`) and
+    `ids`; or a folder of 32x32 PNGs whose names are the ids. Raises UserError for anything else, ids that repeat, and
+    a pickle that would call something.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"--images {path} does not exist")
+    content = read_folder(path) if path.is_dir() else read_npz(path) if path.suffix == ".npz" else read_pickle(path)
+    try:
+        images, ids = np.asarray(content["data"]), content["ids"]
+    except KeyError as error:
+        raise UserError(f"{path} has no {error.args[0]!r}: it should have `data` and `ids`")
+    ids = np.array([name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ids).ravel().tolist()])
+    if images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3072:
+        images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # the official batches' rows are CHW
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or not len(images):
+        raise UserError(f"{path}: data should be uint8 (N, 32, 32, 3) and is {images.dtype} {images.shape}")
+    if len(ids) != len(images):
+        raise UserError(f"{path}: {len(images):,} images, but {len(ids):,} ids")
+    if len(set(ids)) != len(ids):
+        raise UserError(f"{path}: {len(ids) - len(set(ids)):,} ids occur more than once")
+    return np.ascontiguousarray(images), ids
+
+
+def read_pickle(path):
+    try:
+        with open(path, "rb") as handle:
+            content = ArraysOnly(handle, encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+    except Exception as error:  # whatever a hostile or damaged pickle runs into
+        raise UserError(f"{path} is not a plain pickle of arrays: {str(error).splitlines()[0] if str(error) else error!r}")
+
+
+def read_npz(path):
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as an npz of plain arrays: {error}")
+    return {"data": content["images"], **content} if "images" in content else content
+
+
+def read_folder(path):
+    from PIL import Image  # comes with torchvision
+
+    files = sorted(path.glob("*.png"), key=lambda file: (len(file.stem), file.stem))  # 2 before 10
+    if not files:
+        raise UserError(f"{path} holds no .png files")
+    images = []
+    for file in files:
+        try:
+            images.append(np.asarray(Image.open(file).convert("RGB")))
+        except OSError as error:
+            raise UserError(f"{file} is not a readable PNG: {error}")
+        if images[-1].shape != (32, 32, 3):
+            raise UserError(f"{file} is {images[-1].shape[1]}x{images[-1].shape[0]} pixels, and should be 32x32")
+    return {"data": np.stack(images), "ids": [file.stem for file in files]}

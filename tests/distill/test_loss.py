@@ -1,0 +1,120 @@
+"""The distillation objectives against numbers computed by hand and slow loops."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distill.loss import OBJECTIVES, criterion, decoupled, distillation_loss, kl_divergence, soften, standardize
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 10, generator=generator, dtype=torch.float64) * 3
+    hard = torch.rand(6, 10, generator=generator, dtype=torch.float64)
+    return student, teacher, hard / hard.sum(1, keepdim=True)
+
+
+def by_hand(student, teacher, hard, temperature, alpha):
+    """The design's formula, one number at a time."""
+    total = 0.0
+    for s, t, y in zip(student.tolist(), teacher.tolist(), hard.tolist()):
+        soft_t = [math.exp(v / temperature) for v in t]
+        soft_s = [math.exp(v / temperature) for v in s]
+        plain = [math.exp(v) for v in s]
+        p = [v / sum(soft_t) for v in soft_t]
+        q = [v / sum(soft_s) for v in soft_s]
+        kl = sum(a * math.log(a / b) for a, b in zip(p, q))
+        ce = -sum(a * math.log(b / sum(plain)) for a, b in zip(y, plain))
+        total += alpha * temperature**2 * kl + (1 - alpha) * ce
+    return total / len(student)
+
+
+@pytest.mark.parametrize("temperature, alpha", [(4.0, 0.9), (1.0, 0.5), (2.5, 1.0), (4.0, 0.0)])
+def test_formula_to_1e_9(batch, temperature, alpha):
+    student, teacher, hard = batch
+    found = distillation_loss(student, soften(teacher, temperature), hard, temperature, alpha)
+    assert found.item() == pytest.approx(by_hand(student, teacher, hard, temperature, alpha), abs=1e-9)
+
+
+def test_two_classes_by_hand():
+    """Teacher (ln 3, 0) at T = 1 is (3/4, 1/4), an indifferent student (1/2, 1/2)."""
+    soft = soften(torch.tensor([[math.log(3), 0.0]], dtype=torch.float64), 1.0)
+    student, hard = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert distillation_loss(student, soft, hard, 1.0, 0.9).item() == pytest.approx(0.9 * kl + 0.1 * math.log(2), abs=1e-12)
+
+
+def test_a_student_like_its_teacher_learns_nothing_from_it(batch):
+    _, teacher, hard = batch
+    student = teacher.clone().requires_grad_()
+    for objective in OBJECTIVES:
+        loss = criterion(objective, 4.0, 1.0, teach=lambda images: teacher)
+        (gradient,) = torch.autograd.grad(loss(student, None, hard)["loss"], student)
+        assert gradient.abs().max() < 1e-12, objective
+
+
+def test_alpha_zero_is_cross_entropy_and_both_parts_are_logged(batch):
+    student, teacher, hard = batch
+    assert distillation_loss(student, soften(teacher, 4.0), hard, 4.0, 0.0) == F.cross_entropy(student, hard)
+    parts = criterion("kd", 4.0, 0.3)(student, None, hard, soften(teacher, 4.0))
+    torch.testing.assert_close(parts["loss"], 0.3 * parts["soft"] + 0.7 * parts["hard"])
+    torch.testing.assert_close(parts["loss"], distillation_loss(student, soften(teacher, 4.0), hard, 4.0, 0.3))
+
+
+def test_the_weight_does_not_depend_on_the_number_of_classes_or_images(batch):
+    """KLDivLoss with reduction="mean" would divide by the ten classes too."""
+    student, teacher, hard = batch
+    once = kl_divergence(student, soften(teacher, 4.0), hard, 4.0)
+    twice = kl_divergence(torch.cat([student] * 2), soften(torch.cat([teacher] * 2), 4.0), torch.cat([hard] * 2), 4.0)
+    torch.testing.assert_close(once, twice)
+
+
+def test_decoupled_against_a_slow_loop(batch):
+    student, teacher, hard = batch
+    temperature, beta, total = 3.0, 8.0, 0.0
+    for s, t, y in zip(soften(student, temperature).tolist(), soften(teacher, temperature).tolist(), hard.argmax(1).tolist()):
+        target = t[y] * math.log(t[y] / s[y]) + (1 - t[y]) * math.log((1 - t[y]) / (1 - s[y]))
+        rest = sum(t[k] / (1 - t[y]) * math.log((t[k] / (1 - t[y])) / (s[k] / (1 - s[y]))) for k in range(10) if k != y)
+        total += target + beta * rest
+    found = decoupled(student, soften(teacher, temperature), hard, temperature, beta)
+    assert found.item() == pytest.approx(temperature**2 * total / len(student), abs=1e-9)
+
+
+def test_decoupled_with_plain_weights_is_plain_kl(batch):
+    """KL = TCKD + (1 - p_target) NCKD (Zhao et al. 2022, eq. 6)."""
+    student, teacher, hard = (tensor[:1] for tensor in batch)
+    soft = soften(teacher, 2.0)
+    rest = 1 - soft[0, hard.argmax()].item()
+    torch.testing.assert_close(decoupled(student, soft, hard, 2.0, beta=rest), kl_divergence(student, soft, hard, 2.0))
+
+
+def test_decoupled_stays_finite_with_a_certain_teacher():
+    student = torch.randn(4, 10, requires_grad=True)
+    hard = F.one_hot(torch.arange(4), 10).float()
+    loss = decoupled(student, soften(hard * 1000, 1.0), hard, 1.0)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(student.grad).all()
+
+
+def test_standardized_logits_ignore_shift_and_scale(batch):
+    student, teacher, hard = batch
+    rows = standardize(teacher)
+    torch.testing.assert_close(rows.mean(1), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(rows.std(1), torch.ones(6, dtype=torch.float64), atol=1e-6, rtol=0)
+    loss = criterion("standardized", 2.0, 1.0, teach=lambda images: 5 * student + 3)
+    assert loss(student, None, hard)["loss"].item() == pytest.approx(0, abs=1e-9)
+
+
+def test_mixed_soft_targets_match_mixed_teachers():
+    """Two images side by side, 3/4 of one: the soft targets are mixed like the labels."""
+    from augment.mix import mixup
+
+    generator = torch.Generator().manual_seed(3)
+    images, hard = torch.randn(8, 3, 32, 32), F.one_hot(torch.arange(8), 10).float()
+    soft = torch.rand(8, 10).softmax(1)
+    _, mixed_hard, mixed_soft = mixup(generator, images, hard, soft)
+    weights = mixed_hard[:, :8]  # row i: how much of image j went into i
+    torch.testing.assert_close(mixed_soft, weights @ soft)

@@ -14,15 +14,15 @@ sha256 of its 3,072 bytes in NHWC order. Loading sorts by id, so every source gi
 and the folds follow from the ids, so every machine has the same five.
 """
 
-import argparse
 import fcntl
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
-import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,7 +33,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
 
 from augment.basic import MEAN, STD
-from train.recipe import ROOT, UserError, command, parser
+from train.recipe import ROOT, UserError, command, one_line, parser
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDS = 5
@@ -131,6 +131,11 @@ def load(path, part="train"):
     else:
         fetch(path)
         images, labels, source = read_archive(path, part)
+    return official(images, labels, part, source)
+
+
+def official(images, labels, part, source):
+    """The Dataset of uint8 NHWC arrays in any order; UserError unless they are CIFAR-10's, to the last byte."""
     check_arrays(images, labels, part, source)
     dataset = as_dataset(images, labels, source)
     check_official(dataset, part)
@@ -148,8 +153,8 @@ def as_dataset(images, labels, source):
 
 
 def one_hot(labels):
-    """Labels int64 (N,) as float targets (N, 10)."""
-    return torch.nn.functional.one_hot(labels, len(CLASSES)).float()
+    """Labels int64 (N,) as float targets (N, 10); a row of zeros for -1, an image without a label."""
+    return torch.nn.functional.one_hot(labels.clamp(min=0), len(CLASSES)).float() * (labels >= 0)[:, None]
 
 
 def join(first, second):
@@ -175,12 +180,14 @@ def read_archive(path, part):
 def read_npz(file, part):
     """(images, labels, source) of an npz; nothing in it is unpickled."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays[f"{part}_images"], arrays[f"{part}_labels"], str(file)
+        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+            images.shape, labels.shape  # a member that is no array comes as bytes
+            return images, labels, str(file)
     except KeyError:
         raise UserError(f"{file} holds no {part}_images and {part}_labels")
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise UserError(f"{file} cannot be read ({error}): damaged, or not an npz of plain arrays")
+    except Exception as error:  # zip, deflate and numpy's header each fail in their own way on a damaged file
+        raise UserError(f"{file} cannot be read ({one_line(error)}): damaged, or not an npz of plain arrays")
 
 
 def check_arrays(images, labels, part, source):
@@ -192,9 +199,10 @@ def check_arrays(images, labels, part, source):
     ]:
         if found != wanted:
             raise UserError(f"{source}: {part}_{name} should be {wanted} and is {found}")
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(CLASSES):
-        raise UserError(f"{source}: {part}_labels should be whole numbers 0 to 9, and are {labels.dtype} "
-                        f"from {labels.min()} to {labels.max()}")
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{source}: {part}_labels should be whole numbers and are {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise UserError(f"{source}: {part}_labels should be 0 to 9 and go from {labels.min()} to {labels.max()}")
 
 
 def statistics(images):
@@ -231,10 +239,13 @@ def present(path):
 
 @contextmanager
 def locked(folder):
-    """One process at a time in this folder; the lock of a dead process is free."""
-    with open(folder / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    """One process at a time in this folder; the lock of a dead process is free, and no file is left."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def fetch(path, source=None):
@@ -247,6 +258,8 @@ def fetch(path, source=None):
     with locked(path):
         if present(path):  # another process was faster
             return
+        for litter in path.glob(".fetch-*"):  # of a process killed while it fetched
+            shutil.rmtree(litter)
         with tempfile.TemporaryDirectory(dir=path, prefix=".fetch-") as scratch:
             scratch = Path(scratch)
             place_local(Path(source), scratch) if source else download(path, scratch)
@@ -262,10 +275,10 @@ def download(path, scratch):
         return extract_archive(str(kept), str(scratch))
     try:
         CIFAR10(scratch, download=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
             f"no data: {path / CIFAR10.base_folder} and {path / 'cifar10.npz'} do not exist, and fetching "
-            f"{CIFAR10.url} failed ({error}). Either `make data SRC=FILE` with {CIFAR10.filename} or a "
+            f"{CIFAR10.url} failed ({one_line(error)}). Either `make data SRC=FILE` with {CIFAR10.filename} or a "
             f"cifar10.npz that you have, or use --data PATH with a folder that holds one of them "
             f"(`--data synthetic` needs neither)")
 
@@ -275,8 +288,8 @@ def place_local(source, scratch):
     if not source.is_file():
         raise UserError(f"--src {source} does not exist")
     if source.suffix == ".npz":
-        images, labels, _ = read_npz(source, "train")
-        check_arrays(images, labels, "train", str(source))
+        for part in SIZES:
+            official(*read_npz(source, part)[:2], part, str(source))
         shutil.copyfile(source, scratch / "cifar10.npz")
     elif check_integrity(source, CIFAR10.tgz_md5):
         extract_archive(str(source), str(scratch))
@@ -290,47 +303,55 @@ def place_local(source, scratch):
 def synthetic(part="train"):
     """A generated set that looks like something: (images uint8 (N, 32, 32, 3), labels int64 (N,)).
 
-    Ten classes: five shapes (disk, square, triangle, ring, cross) by two textures (stripes, checks). Place,
-    size, angle, both colours, the period of the texture and a slanted background vary per image,
-    and noise lies over all of it, so a linear model fails and a small network has to work. 5,000 training and
-    2,000 test images. Only + - * / and square roots are used, which IEEE 754 fixes: every machine
-    generates the same bytes.
+    Ten classes: five shapes (disk, square, triangle, ring, cross) by two textures (stripes, checks). Place, size,
+    angle, both colours, the period of the texture and a slanted background vary per image, and noise lies over all
+    of it, so a linear model fails and a small network has to work. 5,000 training and 2,000 test images. Only
+    + - * / and square roots are used, which IEEE 754 fixes: every machine generates the same bytes.
     """
     seed, count = {"train": (1, 5_000), "test": (2, 2_000)}[part]
-    random = np.random.default_rng([20_09, seed])
     labels = np.arange(count) % len(CLASSES)
-    draw = lambda low, high, *shape: low + (high - low) * random.random((count, *(shape or (1, 1))))  # noqa: E731
-    grid = np.arange(32.0)
-    x, y = grid[None, None, :] - draw(11, 20), grid[None, :, None] - draw(11, 20)
+    random = np.random.default_rng([20_09, seed])
+    # Pieces small enough to stay in the cache.
+    pieces = [draw_shapes(random, piece) for piece in np.split(labels, count // 100)]
+    return np.concatenate(pieces), labels
+
+
+def draw_shapes(random, labels):
+    """uint8 images (N, 32, 32, 3) of the generated set, for labels (N,)."""
+    count = len(labels)
+
+    def uniform(low, high, *shape):
+        return np.float32(low) + np.float32(high - low) * random.random((count, *(shape or (1, 1))), dtype=np.float32)
+
+    grid = np.arange(32, dtype=np.float32)
+    x, y = grid[None, None, :] - uniform(11, 20), grid[None, :, None] - uniform(11, 20)
 
     # A random direction (a point of the square, brought to length 1) turns the shape and its texture.
-    a, b = draw(-1, 1), draw(0.05, 1)
+    a, b = uniform(-1, 1), uniform(0.05, 1)
     length = np.sqrt(a * a + b * b)
     u, v = (x * b + y * a) / length, (y * b - x * a) / length
-    size = draw(7, 12)
-    shape = np.select([labels[:, None, None] // 2 == k for k in range(5)], [
-        np.sqrt(u * u + v * v) / size,
+    size = uniform(7, 12)
+    radius = np.sqrt(u * u + v * v)
+    distance = np.choose(labels[:, None, None] // 2, [  # 1 on the outline
+        radius / size,
         np.maximum(abs(u), abs(v)) / size * 1.15,
         np.maximum(abs(u) * 1.6 + v * 0.8, -v * 1.4) / size,
-        abs(np.sqrt(u * u + v * v) - 0.72 * size) / size * 3.2,
+        abs(radius - 0.72 * size) / size * 3.2,
         np.minimum(np.maximum(abs(u), abs(v) * 3.2), np.maximum(abs(u) * 3.2, abs(v))) / size,
     ])
-    inside = np.clip((1 - shape) * size / 1.5 + 0.5, 0, 1)
+    inside = np.clip((1 - distance) * size / 1.5 + 0.5, 0, 1)[..., None]
 
     # Stripes and checks are triangle waves of a random period along one or both axes.
-    period = draw(3.5, 6)
-    wave = lambda t: abs((t / period + draw(0, 1)) % 1 - 0.5) * 4 - 1  # noqa: E731
-    stripes, crossed = wave(u), wave(v)
-    texture = np.clip(1.5 * np.where(labels[:, None, None] % 2, stripes * crossed * 2, stripes), -1, 1)
+    period = uniform(3.5, 6)
+    along, across = (abs((t / period + uniform(0, 1)) % 1 - 0.5) * 4 - 1 for t in (u, v))
+    texture = np.clip(1.5 * np.where(labels[:, None, None] % 2, along * across * 2, along), -1, 1)[..., None]
 
-    colour = draw(0.15, 0.85, 1, 1, 3)
-    contrast = draw(-0.22, 0.22, 1, 1, 3)
-    slope = draw(-0.012, 0.012, 1, 1, 3) * x[..., None] + draw(-0.012, 0.012, 1, 1, 3) * y[..., None]
-    background = draw(0.15, 0.85, 1, 1, 3) + slope
-    foreground = colour + contrast * texture[..., None]
-    clean = background + (foreground - background) * inside[..., None]
-    noise = random.random((count, 32, 32, 3)) + random.random((count, 32, 32, 3)) - 1
-    return (np.clip(clean + 0.3 * noise, 0, 1) * 255).astype(np.uint8), labels
+    foreground = uniform(0.15, 0.85, 1, 1, 3) + uniform(-0.22, 0.22, 1, 1, 3) * texture
+    slope = uniform(-0.012, 0.012, 1, 1, 3) * x[..., None] + uniform(-0.012, 0.012, 1, 1, 3) * y[..., None]
+    background = uniform(0.15, 0.85, 1, 1, 3) + slope
+    noise = uniform(-0.3, 0.3, 32, 32, 3) + uniform(-0.3, 0.3, 32, 32, 3)
+    image = background + (foreground - background) * inside + noise
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 @command

@@ -23,7 +23,7 @@ AUGMENTATIONS = {
 
 MIXES = {"none": none, "ricap": ricap, "cutmix": cutmix, "mixup": mixup}
 
-CHUNK = 512  # images per call: enough for every op to find a group, few enough for the cache
+CHUNK = 1024  # images per call: every operation finds a group, and temporaries fit the cache
 
 
 def pipeline(names):

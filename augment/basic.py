@@ -62,12 +62,11 @@ def erase(images, generator, p=0.25, area=(0.02, 0.4), ratio=(0.3, 3.3)):
     fits = (height < image_height) & (width < image_width)
     first = fits.int().argmax(1, keepdim=True)
     height, width = height.gather(1, first)[:, 0], width.gather(1, first)[:, 0]
-    chosen &= fits.any(1)
+    height = height * (chosen & fits.any(1))  # the others paint an empty rectangle
 
     top = (_uniform(generator, 0, 1, (n,)) * (image_height - height + 1)).floor()
     left = (_uniform(generator, 0, 1, (n,)) * (image_width - width + 1)).floor()
-    box = _rectangle(images, top, left, top + height, left + width)
-    return _paint(images, box & chosen.view(n, 1, 1, 1))
+    return _paint(images, top, left, top + height, left + width)
 
 
 def cutout(images, generator, size=16):
@@ -80,7 +79,7 @@ def cutout(images, generator, size=16):
     n, _, height, width = images.shape
     top = _integers(generator, height, (n,)) - size // 2
     left = _integers(generator, width, (n,)) - size // 2
-    return _paint(images, _rectangle(images, top, left, top + size, left + size))
+    return _paint(images, top, left, top + size, left + size)
 
 
 def normalize(images, dtype=torch.float32):
@@ -118,23 +117,19 @@ def _mirror(size, padding, device):
     return (size - 1) - (size - 1 - position).abs()
 
 
-def _rectangle(images, top, left, bottom, right):
-    """Mask (N, 1, H, W), true inside each image's rectangle; its bounds are (N,), in pixels."""
+def _paint(images, top, left, bottom, right):
+    """The mean pixel inside each image's rectangle; its bounds are (N,), in pixels.
+
+    The mask is 0 or 1 in bytes, and bytes wrap around, so images + (pixel - images) * mask is
+    exact, and several times faster here than torch.where.
+    """
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)
-    rows = (y >= top[:, None]) & (y < bottom[:, None])
-    columns = (x >= left[:, None]) & (x < right[:, None])
-    return rows[:, None, :, None] & columns[:, None, None, :]
-
-
-def _paint(images, mask):
-    """The mean pixel where mask (N, 1, H, W) is true.
-
-    Bytes wrap around, so images + (pixel - images) * mask is exact, and far faster here than
-    torch.where.
-    """
+    rows = ((y >= top[:, None]) & (y < bottom[:, None])).to(torch.uint8)
+    columns = ((x >= left[:, None]) & (x < right[:, None])).to(torch.uint8)
+    mask = rows[:, None, :, None] * columns[:, None, None, :]
     pixel = _per_channel(MEAN_PIXEL, torch.uint8, images.device)
-    return torch.addcmul(images, pixel - images, mask.to(torch.uint8))
+    return torch.addcmul(images, pixel - images, mask)
 
 
 @lru_cache

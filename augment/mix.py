@@ -76,7 +76,7 @@ def _patch(part, place, partners, images, targets):
     """
     n, channels, height, width = images.shape
     first_pixel = (partners.t() * (height * width)).int()  # of each partner, (N, P)
-    source = first_pixel.gather(1, part.view(1, -1).expand(n, -1)).add_(place.view(-1))
+    source = first_pixel.gather(1, part.view(1, -1).expand(n, -1)).add_(place.int().view(-1))
     pixels = images.contiguous(memory_format=torch.channels_last)
     pixels = pixels.permute(0, 2, 3, 1).reshape(-1, channels)
     mixed = pixels.index_select(0, source.view(-1)).view(n, height, width, channels)

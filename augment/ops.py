@@ -177,15 +177,15 @@ def autocontrast(images, magnitude):
 def equalize(images, magnitude):
     """Spread each channel's values evenly by rank, as PIL does. The magnitude is unused."""
     values = images.flatten(2).long()
-    counts = values.new_zeros(*values.shape[:2], 256)
-    counts.scatter_add_(2, values, torch.ones_like(values))
-    below = counts.cumsum(2) - counts
+    counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int32, device=images.device)
+    counts.scatter_add_(2, values, counts.new_ones(1).expand_as(values))
+    below = counts.cumsum(2, dtype=torch.int32) - counts
 
     # The brightest value present is left out of the step between two levels; none, no change.
     brightest = images.flatten(2).amax(2, keepdim=True).long()
     step = below.gather(2, brightest) // 255
     table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
-    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
+    table = torch.where(step > 0, table, torch.arange(256, dtype=torch.int32, device=images.device))
     return table.to(torch.uint8).gather(2, values).view_as(images)
 
 

@@ -132,10 +132,11 @@ def apply_ops(images, op, magnitude):
     """Image i goes through NAMES[op[i]] at magnitude[i]; op and magnitude: (N,) on the CPU."""
     order = op.argsort()
     counts = op.bincount(minlength=len(NAMES)).tolist()
-    *groups, untouched = _take(images, order).split(counts)
-    strengths = magnitude[order].split(counts)
-    done = [OPS[k](g, m) if len(g) else g for k, g, m in zip(OPS, groups, strengths)]
-    return _take(torch.cat([*done, untouched]), order.argsort())
+    grouped = _take(images, order)
+    for name, group, m in zip(OPS, grouped.split(counts), magnitude[order].split(counts)):
+        if len(group):
+            group.copy_(OPS[name](group, m))
+    return _take(grouped, order.argsort())
 
 
 def draw_autoaugment(generator, n):

@@ -16,7 +16,7 @@ def generator(seed=0):
 
 @pytest.fixture
 def named():
-    """Images whose pixels say where they come from: channel 0 the image, 1 the row, 2 the column."""
+    """Pixels that say where they come from: channel 0 the image, 1 the row, 2 the column."""
     n, y, x = torch.meshgrid(torch.arange(N), torch.arange(32), torch.arange(32), indexing="ij")
     return torch.stack([n, y, x], 1).to(torch.uint8)
 

@@ -73,17 +73,22 @@ def check_source(recipe):
         raise UserError("--images have no labels: they need teachers")
 
 
-def ensemble(recipe):
-    """A function from a normalized batch (N, 3, 32, 32) to the mean of the teachers' logits (N, 10), or None."""
-    teachers = [model.requires_grad_(False) for _, model, _ in
-                load_teachers(recipe.teachers, device_of(recipe.device), recipe.include_test)]
+class Ensemble:
+    """Frozen teachers that answer together: normalized images (N, 3, 32, 32) to the mean of their logits (N, 10)."""
+
+    def __init__(self, teachers):
+        self.teachers = [model.eval().requires_grad_(False) for model in teachers]
 
     @torch.no_grad()
-    def teach(images):
+    def __call__(self, images):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
-            return sum(model(images).float() for model in teachers) / len(teachers)
+            return sum(model(images).float() for model in self.teachers) / len(self.teachers)
 
-    return teach if teachers else None
+
+def ensemble(recipe):
+    """The Ensemble that a recipe names, on its device, or None."""
+    loaded = load_teachers(recipe.teachers, device_of(recipe.device), recipe.include_test)
+    return Ensemble([model for _, model, _ in loaded]) if loaded else None
 
 
 def prepare(recipe):

@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from train.loop import run
 from train.recipe import Recipe, command, parse, setting, whole
 
-OPTIMIZED = dict(lr=0.2, weight_decay=5e-4, warmup_epochs=5.0, zero_init=True, augment=("crop", "flip"))
+OPTIMIZED = dict(lr=0.2, weight_decay=5e-4, warmup_epochs=5.0, augment=("crop", "flip"))
 STAGES = {
     # A constant learning rate is a cosine whose end is its peak.
-    "basic": dict(lr=0.1, min_lr=0.1, warmup_epochs=0.0, nesterov=False, weight_decay=0.0, augment=()),
+    "basic": dict(lr=0.1, min_lr=0.1, warmup_epochs=0.0, nesterov=False, weight_decay=0.0, zero_init=False,
+                  augment=()),
     "optimized": OPTIMIZED,
     "augmented": OPTIMIZED | dict(augment=("crop", "flip", "autoaugment", "erase", "cutout")),
 }
@@ -29,7 +30,7 @@ STAGES = {
 class Baseline(Recipe):
     stage: str = setting("augmented", "documented stage, which sets the other defaults", str, choices=tuple(STAGES))
     width: int = setting(64, "channels of the first stage", whole(1), "model", model=True)
-    zero_init: bool = setting(False, "zero-initialise the last normalization of each block", None, "model", model=True)
+    zero_init: bool = setting(True, "zero-initialise the last normalization of each block", None, "model", model=True)
 
     def run_name(self, model_name):
         return super().run_name(model_name if self.stage == "augmented" else f"{model_name}-{self.stage}")

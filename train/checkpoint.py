@@ -13,6 +13,7 @@ sha256 over all of them is stored with them: a damaged file is recognised, not t
 import fcntl
 import glob
 import hashlib
+import io
 import os
 import socket
 import tempfile
@@ -34,8 +35,8 @@ class Damaged(Exception):
 def write(path, save, backup=None):
     """Call `save(handle)` on a temporary file beside `path`, flush it, and move it over `path`.
 
-    backup: a path under which the old content is kept. Raises OSError (disk full, read-only folder); `path` then still holds what it held, and no
-    temporary file is left.
+    backup: a path under which the old content is kept. Raises OSError (disk full, read-only folder); what `path` held
+    is then still there, and no temporary file is left.
     """
     path = Path(path)
     handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
@@ -97,11 +98,16 @@ def digest(tree):
 def save(path, content, backup=None):
     """Write a dict of tensors and plain values, with its format and digest, atomically."""
     stored = {"format": FORMAT, "content": content, "digest": digest(content)}
-    write(path, lambda handle: torch.save(stored, handle), backup)
+    buffer = io.BytesIO()  # torch.save on a full disk would hide the reason
+    torch.save(stored, buffer)
+    write(path, lambda handle: handle.write(buffer.getbuffer()), backup)
 
 
 def load(path):
-    """The content that `save` wrote, on the CPU. Raises Damaged, or FileNotFoundError; executes nothing."""
+    """The content that `save` wrote, on the CPU. Executes nothing.
+
+    Raises Damaged, FileNotFoundError, or UserError for the format of another version.
+    """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         content, found = stored["content"], digest(stored["content"])
@@ -113,7 +119,7 @@ def load(path):
             str(error).splitlines() or [type(error).__name__])[0][:100]
         raise Damaged(f"{path} cannot be read as a checkpoint ({reason})")
     if stored["format"] != FORMAT:
-        raise Damaged(f"{path} is of another format: {stored['format']}")
+        raise UserError(f"{path} is of another format, {stored['format']}: this version reads and writes {FORMAT}")
     if found != stored["digest"]:
         raise Damaged(f"{path} is damaged: its digest does not match its content")
     return content
@@ -161,14 +167,16 @@ class Run:
         try:
             self.acquire()
         except BlockingIOError:
-            raise UserError(f"{self.weights} is being trained by {self.lock.read_text().strip() or 'another process'}")
+            holder = self.lock.read_text() if self.lock.exists() else ""
+            raise UserError(f"{self.weights} is being trained by {holder or 'another process'}")
         except OSError as error:
             raise UserError(f"--out {self.weights}: cannot write there ({error.strerror})")
         self.handle.truncate(0)
         self.handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.handle.flush()
-        for litter in folder.glob(f".{glob.escape(self.weights.stem)}.*"):  # of a process killed while it wrote
-            litter.unlink()
+        for file in (self.weights, self.csv, self.last):
+            for litter in folder.glob(f".{glob.escape(file.name)}.*"):  # of a process killed while it wrote
+                litter.unlink()
         return self
 
     def acquire(self):
@@ -177,12 +185,14 @@ class Run:
             self.handle = open(self.lock, "a")
             try:
                 fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.lock.exists() and self.lock.stat().st_ino == os.fstat(self.handle.fileno()).st_ino:
+                if os.path.samestat(os.stat(self.lock), os.fstat(self.handle.fileno())):
                     return
+            except FileNotFoundError:
+                pass
             except BaseException:
                 self.handle.close()
                 raise
-            self.handle.close()  # its former holder has just removed this file: try the new one
+            self.handle.close()  # its former holder has just removed this file: try again
 
     def __exit__(self, *_):
         self.lock.unlink(missing_ok=True)
@@ -212,6 +222,7 @@ class Run:
                 continue
             if damaged:
                 say(f"{damaged[0]}; going on from the state before it, {path}")
+                self.last.unlink()  # or the next save would put it in the place of the good one
             return state
         if damaged:
             raise UserError(f"{'; '.join(damaged)}; --fresh starts over")
@@ -240,7 +251,7 @@ def nonfinite(tree, name="state"):
 
 def check_same(state, recipe, data):
     """UserError with the differences unless a saved state belongs to this recipe and these images."""
-    was, now = {**state["recipe"], "data": state["data"]}, {**recipe, "data": data}
+    was, now = {**state["recipe"], "data": state["data"][:16]}, {**recipe, "data": data[:16]}
     different = [f"{key} {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
     if different:
         raise UserError(f"the saved run differs from this command ({', '.join(different)}): repeat the old command, "

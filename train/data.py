@@ -181,9 +181,10 @@ def read_npz(file, part):
     """(images, labels, source) of an npz; nothing in it is unpickled."""
     try:
         with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-            images.shape, labels.shape  # a member that is no array comes as bytes
-            return images, labels, str(file)
+            found = [arrays[f"{part}_{name}"] for name in ("images", "labels")]
+            if not all(isinstance(array, np.ndarray) for array in found):
+                raise ValueError("a member is no array")
+            return *found, str(file)
     except KeyError:
         raise UserError(f"{file} holds no {part}_images and {part}_labels")
     except Exception as error:  # zip, deflate and numpy's header each fail in their own way on a damaged file

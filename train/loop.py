@@ -92,21 +92,24 @@ def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_a
     per_epoch = math.ceil(len(train) / recipe.batch_size)
     steps = per_epoch * recipe.epochs
     warmup = round(min(recipe.warmup_epochs, recipe.epochs / 5) * per_epoch)
+
+    def rate(step):
+        return lr_at(step, steps, warmup, recipe.lr, recipe.min_lr)
+
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
                                 weight_decay=recipe.weight_decay, fused=device.type == "cuda")
-    state = State(model, optimizer, recipe, files, checkpoint.digest([train.digest, *soft]))
+    state = State(model, optimizer, rate, recipe, files, fingerprint(train, soft))
     compiled = compiles(recipe, device, steps)
     network = torch.compile(model, dynamic=False) if compiled else model
-    watch = Watch(model, recipe, len(train), len(val or ()), steps, state.step, compiled)
+    watch = Watch(model, recipe, len(train), len(val or ()), steps, compiled)
 
     with Signals() as signals, Bar(steps, files.weights.stem, "step", initial=state.step) as bar:
-        for epoch in range(state.step // per_epoch, recipe.epochs):
+        for epoch in range(len(state.rows), recipe.epochs):
             model.train()
-            for inputs, *wanted in batches(images, targets, recipe, epoch, state.step % per_epoch):
+            for inputs, *wanted in batches(images, targets, recipe, epoch, state.step - epoch * per_epoch):
                 # 1. The step. Whatever is random inside the model follows from (seed, step).
-                lr = lr_at(state.step, steps, warmup, recipe.lr, recipe.min_lr)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = rate(state.step)
                 torch.manual_seed(derive(recipe.seed, "model", state.step))
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     answer = network(inputs)
@@ -114,18 +117,19 @@ def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_a
                 optimizer.zero_grad(set_to_none=True)
                 parts["loss"].backward()
                 optimizer.step()
-                state.advance(parts, answer, wanted[0], lr)
+                state.advance(parts, answer, wanted[0])
 
                 # 2. What has to wait for the device is done now and then: the bar, the saved state, a signal.
                 if watch.due(state.step):
                     bar.update(state.step - bar.count, state.note())
+                    watch.announce(state.step)
                 if signals.caught or watch.save_due():
                     state.save()
                 if signals.caught:
-                    raise Stopped(signals.caught, state.step, steps, files)
+                    raise Stopped(signals.caught, state.step, steps, files, recipe.fresh)
 
             # 3. The end of an epoch: one row of the log, one saved state.
-            state.close_epoch(epoch, validate(state.evaluated, val))
+            state.close_epoch(val)
             bar.update(state.step - bar.count, state.note())
             watch.announce(state.step)
     return state
@@ -139,6 +143,11 @@ def validate(model, dataset):
     return {"val_loss": predict.nll(answers, dataset.labels), "val_accuracy": predict.accuracy(answers, dataset.labels)}
 
 
+def fingerprint(train, soft=()):
+    """64 hex digits that stand for the training images, their labels and all further targets."""
+    return checkpoint.digest([train.digest, *soft])
+
+
 def compiles(recipe, device, steps):
     """Whether to compile: as told, or on CUDA when the run is long enough to pay for it."""
     return device.type == "cuda" and steps >= WORTH_COMPILING if recipe.compile is None else recipe.compile
@@ -150,9 +159,11 @@ class State:
     It is what is saved, and creating it restores what was saved.
     """
 
-    def __init__(self, model, optimizer, recipe, files, data_digest):
-        self.model, self.optimizer, self.recipe, self.files = model, optimizer, recipe, files
+    def __init__(self, model, optimizer, rate, recipe, files, data_digest):
+        self.model, self.optimizer, self.rate, self.recipe, self.files = model, optimizer, rate, recipe, files
         self.average = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ema_decay else None
+        pairs = zip(self.evaluated.state_dict().values(), model.state_dict().values())
+        self.floats = list(zip(*(pair for pair in pairs if pair[0].is_floating_point())))
         self.step, self.rows, self.seconds, self.data_digest = 0, [], 0.0, data_digest
         self.device = next(model.parameters()).device
         self.clear()
@@ -173,14 +184,14 @@ class State:
         return self.average or self.model
 
     @torch.no_grad()
-    def advance(self, parts, answer, hard, lr):
+    def advance(self, parts, answer, hard):
         """Take note of one finished step, without waiting for the device."""
         count = len(answer)
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double() * count
         self.right += (answer.argmax(1) == hard.argmax(1)).sum()
         self.flawed.clamp_(max=torch.where(torch.isfinite(parts["loss"]), NEVER, self.step))
-        self.seen, self.lr = self.seen + count, lr
+        self.seen += count
         if self.average:
             self.average_weights()
         self.step += 1
@@ -191,25 +202,28 @@ class State:
         The decay grows from 0.1 over the first steps, so that the initial weights are soon forgotten.
         """
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        ours, theirs = self.average.state_dict().values(), self.model.state_dict().values()
-        pairs = [(a, b) for a, b in zip(ours, theirs) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+        torch._foreach_lerp_(*self.floats, 1 - decay)
 
     def note(self):
         """The running loss in words. Raises Diverged as soon as a loss was not finite."""
         flawed = self.flawed.item()
         if flawed != NEVER:
-            raise Diverged(f"the loss is not finite at step {flawed} (learning rate {self.lr:.4g}); the state saved before "
-                           f"is kept. Try a smaller --lr, or a longer --warmup-epochs, with --fresh")
+            raise Diverged("the loss", flawed, self.rate(flawed))
         return f"loss {self.sums['loss'].item() / self.seen:.3f}" if self.seen else ""
 
-    def close_epoch(self, epoch, scores):
-        """Add the epoch's row to the log, write it, and save the state."""
+    def elapsed(self):
+        """Seconds spent on this epoch, by all the processes that worked on it."""
+        return self.seconds + time.perf_counter() - self.started
+
+    def close_epoch(self, val):
+        """Validate, add the epoch's row to the log, and save. The speed is that of training, without the validation."""
         self.note()
-        seconds = self.seconds + time.perf_counter() - self.started - scores.pop("seconds", 0)
-        row = {"epoch": epoch + 1, "lr": self.lr, "train_loss": None, "train_accuracy": 100 * self.right.item() / self.seen}
-        row |= {f"train_{name}": value.item() / self.seen for name, value in self.sums.items()} | scores
-        self.rows.append(row | {"seconds": seconds, "images_per_second": self.seen / seconds})
+        row = {"epoch": len(self.rows) + 1, "lr": self.rate(self.step - 1), "train_loss": None,
+               "train_accuracy": 100 * self.right.item() / self.seen}
+        row |= {f"train_{name}": value.item() / self.seen for name, value in self.sums.items()}
+        speed = self.seen / self.elapsed()
+        row |= validate(self.evaluated, val)
+        self.rows.append(row | {"seconds": self.elapsed(), "images_per_second": speed})
         self.clear()
         self.seconds, self.started = 0.0, time.perf_counter()
         self.save()
@@ -221,15 +235,14 @@ class State:
         try:
             self.files.save_state(self.content())
         except FloatingPointError as error:
-            raise Diverged(f"{error} after step {self.step - 1} (learning rate {self.lr:.4g}); the state saved before is "
-                           f"kept. Try a smaller --lr, or a longer --warmup-epochs, with --fresh")
+            raise Diverged(error, self.step - 1, self.rate(self.step - 1))
 
     def content(self):
         return {
             "recipe": self.recipe.identity, "data": self.data_digest, "step": self.step, "rows": self.rows,
             "model": self.model.state_dict(), "ema": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(), "sums": self.sums, "right": self.right, "seen": self.seen,
-            "seconds": self.seconds + time.perf_counter() - self.started,
+            "seconds": self.elapsed(),
         }
 
     def restore(self, saved):
@@ -244,18 +257,19 @@ class State:
         self.right = saved["right"].to(self.device)
         if self.rows:
             self.files.save_csv(self.rows)
-        say(f"resumed from {self.files.last} at step {self.step:,}")
+        say(f"{self.files.weights}: resumed at step {self.step:,}")
 
 
 class Watch:
     """The clock of a run: when to look at the metrics, when to save, and the first line with its expected time."""
 
-    def __init__(self, model, recipe, images, held_out, steps, step, compiled):
+    def __init__(self, model, recipe, images, held_out, steps, compiled):
         device = next(model.parameters()).device
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-        self.line = (f"{model.name}: {models.parameter_count(model):,} parameters, {where}, {precision}, channels_last"
-                     f"{', compiled' if compiled else ''}, {images:,} images, {steps:,} steps in {recipe.epochs} epochs")
+        cpu = f"cpu ({torch.get_num_threads()} threads), float32"
+        where = f"{torch.cuda.get_device_name(device)}, bfloat16" if device.type == "cuda" else cpu
+        self.line = (f"{model.name}: {models.parameter_count(model):,} parameters, {where}, channels_last"
+                     f"{', compiled' if compiled else ''}, {images:,} images, "
+                     f"{steps:,} steps in {recipe.epochs} epochs")
         self.device, self.steps, self.first = device, steps, None
         # A validation image costs about a third of a training image: forward only.
         self.per_step = 1 + held_out / max(1, images) / 3
@@ -269,13 +283,12 @@ class Watch:
             self.first = step, time.monotonic()
         if time.monotonic() - self.looked < LOOK_EVERY:
             return False
-        self.announce(step)
         self.looked = time.monotonic()
         return True
 
     def announce(self, step):
         """Print the first line, once, when at least two steps were timed or none are left."""
-        if self.line and (step >= self.first[0] + 2 or step == self.steps):
+        if self.line and self.first and (step >= self.first[0] + 2 or step == self.steps):
             pace = (time.monotonic() - self.first[1]) / max(1, step - self.first[0])
             say(f"{self.line}, about {duration(pace * self.per_step * (self.steps - self.first[0]))}")
             self.line = None
@@ -289,22 +302,29 @@ class Watch:
 
 
 class Diverged(UserError):
-    """The loss is not finite: the run stops and the last good state stays."""
+    """A loss or a weight is not finite: the run stops and the last good state stays."""
 
     code = 1
+
+    def __init__(self, what, step, lr):
+        super().__init__(f"{what} is not finite at step {step:,} (learning rate {lr:.4g}); the state saved before "
+                         f"is kept. Try a smaller --lr, or a longer --warmup-epochs, with --fresh")
 
 
 class Stopped(UserError):
     """SIGTERM or Ctrl-C was caught and the state saved; the exit code is the shell's for that signal."""
 
-    def __init__(self, caught, step, steps, files):
-        super().__init__(f"{signal.Signals(caught).name} at step {step:,} of {steps:,}: the state is saved in {files.last}, "
-                         f"the same command goes on from there")
+    def __init__(self, caught, step, steps, files, fresh):
+        super().__init__(f"{signal.Signals(caught).name} at step {step:,} of {steps:,}: the state is saved in "
+                         f"{files.last}, the same command{' without --fresh' if fresh else ''} goes on from there")
         self.code = 128 + caught
 
 
 class Signals:
-    """Within it, SIGTERM and Ctrl-C, once or more often, only set `caught`."""
+    """Within it, SIGTERM and Ctrl-C, once or more often, only set `caught`.
+
+    After one was caught the process is on its way out: further ones are ignored to its very end.
+    """
 
     def __enter__(self):
         self.caught = 0
@@ -318,13 +338,14 @@ class Signals:
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.caught else handler)
 
 
-def run(recipe, loss=cross_entropy, soft=lambda train: (), teacher=False, lr_at=learning_rate):
+def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=False, lr_at=learning_rate):
     """Do all that a training command does: data, model, budget, training, finished weights. Returns their path.
 
-    soft: a function of the training Dataset -> further targets for `fit`; teacher: may exceed the parameter budget.
+    prepare: a function of the training Dataset -> (what to train on, further targets for `fit`); teacher: may
+    exceed the parameter budget.
     Raises UserError for whatever the person who typed the command can set right.
     """
     device = device_of(recipe.device)
@@ -338,18 +359,18 @@ def run(recipe, loss=cross_entropy, soft=lambda train: (), teacher=False, lr_at=
         raise UserError(str(error))
     weights = Path(recipe.out) if recipe.out else ROOT / "weights" / f"{recipe.run_name(model.name)}.pt"
     with checkpoint.Run(weights) as files:
-        if recipe.fresh:
-            files.forget()
-        elif weights.exists():
-            content = checkpoint.load_weights(weights)
-            checkpoint.check_same(content, recipe.identity, content["data"])
-            say(f"{weights} is finished; --fresh trains it again")
-            return weights
         train, val = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
         if recipe.include_test:
             train = data.join(train, data.load(recipe.data, "test"))
+        train, further = prepare(train)
+        if recipe.fresh:
+            files.forget()
+        elif weights.exists():
+            checkpoint.check_same(checkpoint.load_weights(weights), recipe.identity, fingerprint(train, further))
+            say(f"{weights} is finished; --fresh trains it again")
+            return weights
         model.to(device, memory_format=torch.channels_last)
-        state = fit(model, recipe, files, train, val, loss, soft(train), lr_at)
+        state = fit(model, recipe, files, train, val, loss, further, lr_at)
         files.save_weights(finished(recipe, state, train))
     last = state.rows[-1]
     held_out = "" if val is None else f", validation {last['val_accuracy']:.2f} % of {len(val):,} images"
@@ -362,7 +383,7 @@ def finished(recipe, state, train):
     """The content of a weights file: tensors and plain values only."""
     params = models.parameter_count(state.model)
     return {
-        "model": recipe.model, "options": recipe.options, "state": state.model.state_dict(),
+        "model": recipe.model, "options": state.model.options, "state": state.model.state_dict(),
         "ema": state.average and state.average.state_dict(), "recipe": recipe.identity, "data": state.data_digest,
         "provenance": {
             "run": state.files.weights.stem, "name": state.model.name, "params": params,

@@ -34,8 +34,8 @@ class Bar:
             self.bar.update(count)
         elif time.monotonic() - self.told > EVERY:
             self.told = time.monotonic()
-            rate = (self.count - self.initial) / (self.told - self.started)
-            left = duration((self.total - self.count) / rate)
+            pace = (self.told - self.started) / max(1, self.count - self.initial)
+            left = duration((self.total - self.count) * pace)
             print(f"{self.label}: {self.count:,}/{self.total:,} {self.unit}, {self.note}, {left} left",
                   file=sys.stderr, flush=True)
 

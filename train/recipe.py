@@ -8,7 +8,7 @@ trained network's meaning, so a run may be resumed with others; all the rest mus
 import argparse
 import math
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 
@@ -28,8 +28,8 @@ class UserError(Exception):
 def command(main):
     """Decorate a script's main: a UserError becomes one line on standard error and its exit code.
 
-    A full disk or too little memory becomes one line and exit code 1. Anything else is our mistake, and shows
-    its traceback.
+    A full disk or too little memory becomes one line and exit code 1, Ctrl-C before there is a state to save one
+    and exit code 130. Anything else is our mistake, and shows its traceback.
     """
 
     @wraps(main)
@@ -38,19 +38,27 @@ def command(main):
             return main(*args, **kwargs)
         except UserError as error:
             sys.exit(complain(error, error.code))
+        except KeyboardInterrupt:
+            sys.exit(complain("interrupted", 130))
         except OSError as error:  # a full disk, a folder that became read-only
             sys.exit(complain(error, 1))
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+            memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+            if not memory:
                 raise
-            sys.exit(complain(f"out of memory ({str(error).splitlines()[0]}): try a smaller --batch-size", 1))
+            sys.exit(complain(f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size", 1))
 
     return wrapped
 
 
 def complain(message, code):
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)
     return code
+
+
+def one_line(message):
+    """The text of an exception or message in one line; an exception without a text is named by its kind."""
+    return " ".join(str(message).split()) or type(message).__name__
 
 
 # ---------------------------------------------------------------- values of flags
@@ -99,12 +107,16 @@ def setting(default, help, type=None, group="training", what=True, model=False, 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides how a network is trained, and where its files go."""
+    """Everything that decides how a network is trained, and where its files go.
+
+    A subclass gives a field another default as a plain value, `epochs: int = 300`, and adds fields by `setting`.
+    """
 
     model: str = field(default="resnet18", metadata={"what": True, "model": False})
     data: str = setting(str(ROOT / "data"), "folder with the images (fetched when absent), or synthetic",
                         group="data", what=False, metavar="PATH")
-    fold: int | None = setting(0, "hold out this fifth of the training images, 0 to 4", whole(0, 4), "data")
+    fold: int | None = setting(0, "hold out this fifth of the training images, 0 to 4", whole(0, 4), "data",
+                              metavar="K")
     limit: int | None = setting(None, "only the N images of smallest id, for a trial", whole(1), "data", metavar="N")
     include_test: bool = setting(False, "train on the test images too (their score is then refused)", group="data")
 
@@ -130,10 +142,17 @@ class Recipe:
                                    what=False)
     fresh: bool = setting(False, "ignore a saved state and start over", group="run", what=False)
 
+    def __init_subclass__(cls):
+        known = {f.name: f for f in fields(Recipe)}
+        for name, value in list(vars(cls).items()):
+            if name in known and not isinstance(value, Field):  # the help and the type of the flag stay
+                setattr(cls, name, field(default=value, metadata=known[name].metadata))
+
     @property
     def options(self):
-        """The keyword options of the model's constructor, as plain values."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("model")}
+        """The keyword options of the model's constructor, as plain values; None leaves one to the constructor."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("model")}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     @property
     def split_name(self):
@@ -161,6 +180,7 @@ def parse(kind, doc, argv=None, **presets):
     fields' defaults under each choice, as in stage={"basic": {"lr": 0.1}}.
     """
     arguments = parser(doc)
+    arguments.usage = "%(prog)s [flags]"
     add_flags(arguments, kind)
     for name, choices in presets.items():
         chooser = Parser(add_help=False)
@@ -172,6 +192,7 @@ def parse(kind, doc, argv=None, **presets):
 def read_flags(kind, args):
     """The fields of `kind` from parsed arguments, checked where two flags must fit each other."""
     values = {f.name: getattr(args, f.name) for f in fields(kind) if f.name != "model" or hasattr(args, "model")}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     values["fold"] = None if args.noval else args.fold
     if values["min_lr"] > values["lr"]:
         raise UserError(f"--min-lr {values['min_lr']} is above --lr {values['lr']}: it should be at most that")
@@ -200,13 +221,13 @@ class Help(argparse.HelpFormatter):
     """Help with each default in its line, paths inside the repository shown relative to it."""
 
     def _get_help_string(self, action):
-        unset = action.default in (None, argparse.SUPPRESS, False, ()) or "default" in (action.help or "")
-        return action.help if unset else f"{action.help} [{shown(action.default)}]"
+        unset = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        return action.help if unset or "default:" in action.help else f"{action.help} [{shown(action.default)}]"
 
 
 def shown(value):
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(value) or "none"
     return str(value).removeprefix(f"{ROOT}/")
 
 
@@ -227,8 +248,9 @@ def add_flags(arguments, kind):
             action = "store_true" if f.default is False else argparse.BooleanOptionalAction
             group.add_argument(*flags, action=action, help=about["help"], **default)
             continue
+        group = group.add_mutually_exclusive_group() if f.name == "fold" else group
         if "choices" not in extra:
-            extra.setdefault("metavar", f.name.upper() if f.name != "fold" else "K")
+            extra.setdefault("metavar", "X" if f.type is float else "N")
         group.add_argument(*flags, type=about["type"] or str, help=about["help"], **default, **extra)
         if f.name == "fold":
             group.add_argument("--noval", action="store_true", help="train on all 50,000, no validation")

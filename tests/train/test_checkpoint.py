@@ -1,0 +1,396 @@
+"""Files that survive what happens to files: damage, full disks, strangers and two writers (R2, R4-R7)."""
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import toy
+from train import checkpoint, data, predict
+from train.checkpoint import Damaged, Run
+from train.recipe import ROOT, UserError
+
+
+def content(step=1):
+    """A little of everything that a state holds."""
+    random = torch.Generator().manual_seed(step)
+    return {
+        "step": step,
+        "recipe": {"lr": 0.1, "augment": ["crop"], "fold": None},
+        "data": "0" * 64,
+        "rows": [{"epoch": 1, "lr": 0.1}],
+        "model": {
+            "weight": torch.randn(8, 3, 3, 3, generator=random).to(memory_format=torch.channels_last),
+            "count": torch.tensor(3),
+            "half": torch.randn(5, generator=random).bfloat16(),
+            "empty": torch.empty(0),
+        },
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a state and the state before it."""
+    with Run(tmp_path / "run.pt") as run:
+        run.save_state(content(1))
+        run.save_state(content(2))
+        yield run
+
+
+@pytest.fixture
+def toy_set(tmp_path, monkeypatch):
+    toy.use(monkeypatch.setattr)
+    return toy.write_npz(tmp_path / "data")
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+# ---------------------------------------------------------------- what is written is read
+
+
+def test_a_state_comes_back_to_the_bit(run):
+    assert toy.different(content(2), run.load_state()) is None
+    assert toy.different(content(1), checkpoint.load(run.backup)) is None
+
+
+def test_the_digest_sees_every_change():
+    changes = [
+        lambda c: c.update(step=2),
+        lambda c: c["recipe"].update(lr=0.2),
+        lambda c: c["recipe"].update(augment=["crop", ""]),
+        lambda c: c["model"]["weight"][-1, -1, -1, -1].add_(1e-7),
+        lambda c: c["model"].update(count=torch.tensor(3.0)),
+        lambda c: c["model"].update(weight=c["model"]["weight"].reshape(3, 8, 3, 3)),
+        lambda c: c.pop("rows"),
+        lambda c: c["recipe"].update(fold=False),
+        lambda c: c.update(more={}),
+        lambda c: c["rows"].append({}),
+    ]
+    seen = {checkpoint.digest(content())}
+    for change in changes:
+        changed = content()
+        with torch.no_grad():
+            change(changed)
+        seen.add(checkpoint.digest(changed))
+    assert len(seen) == 1 + len(changes)
+
+
+def test_the_digest_does_not_see_the_memory_format():
+    tensor = content()["model"]["weight"]
+    assert checkpoint.digest(tensor) == checkpoint.digest(tensor.contiguous())
+
+
+# ---------------------------------------------------------------- R4: damage
+
+
+def truncated(share):
+    return lambda raw: raw[: int(len(raw) * share)]
+
+
+def flipped(share):
+    def flip(raw):
+        place = min(int(len(raw) * share), len(raw) - 1)
+        return raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :]
+
+    return flip
+
+
+DAMAGE = {f"truncated-{share}": truncated(share) for share in (0, 0.01, 0.5, 0.99)}
+DAMAGE |= {"text": lambda raw: b"no such thing", "zip": lambda raw: b"PK\x03\x04" + raw[4:40]}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_told_of_and_the_one_before_it_used(run, damage):
+    run.last.write_bytes(DAMAGE[damage](run.last.read_bytes()))
+    told = []
+    assert toy.different(content(1), run.load_state(told.append)) is None
+    assert len(told) == 1 and str(run.last) in told[0] and str(run.backup) in told[0]
+    run.save_state(content(3))  # the damaged state must not have taken the good one's place
+    assert checkpoint.load(run.backup)["step"] == 1 and run.load_state()["step"] == 3
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_two_damaged_states_are_never_a_silent_start_from_zero(run, damage):
+    for file in (run.last, run.backup):
+        file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    with pytest.raises(UserError, match="--fresh starts over"):
+        run.load_state()
+    run.last.unlink()
+    with pytest.raises(UserError, match="--fresh starts over"):
+        run.load_state()
+
+
+def test_every_flipped_bit_is_recognised_or_without_effect(run):
+    """Somewhere in the file, 150 times; a bit in the padding of the zip may change nothing."""
+    raw, told, recognised = run.last.read_bytes(), [], 0
+    for share in np.linspace(0, 1, 150):
+        run.last.write_bytes(flipped(share)(raw))
+        try:
+            state = run.load_state(told.append)
+            assert toy.different(content(state["step"]), state) is None and len(told) == (state["step"] == 1)
+        except UserError as error:  # the bit was in the name of the format
+            assert "another format" in str(error)
+        recognised += len(told)
+        told.clear()
+    assert recognised > 50
+
+
+def test_every_flipped_bit_of_the_pixels_is_recognised(run):
+    raw = run.last.read_bytes()
+    place = raw.index(content(2)["model"]["weight"].permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+    for offset in (0, 1, 431, 863):
+        run.last.write_bytes(flipped((place + offset + 0.5) / len(raw))(raw))
+        with pytest.raises(Damaged):
+            checkpoint.load(run.last)
+
+
+def test_a_killed_writer_leaves_a_good_state_at_every_moment(run, monkeypatch):
+    """Between any two of the renames that put a new state in place."""
+
+    class Killed(BaseException):
+        pass
+
+    for survived in (0, 1):
+        moves = iter(range(10))
+        monkeypatch.setattr(os, "replace", lambda a, b: os.rename(a, b) if next(moves) < survived else kill())
+
+        def kill():
+            raise Killed
+
+        with pytest.raises(Killed):
+            run.save_state(content(3))
+        assert run.load_state()["step"] == 2
+    monkeypatch.undo()
+    run.save_state(content(3))
+    assert run.load_state()["step"] == 3 and checkpoint.load(run.backup)["step"] == 2
+
+
+def test_the_state_of_another_version_is_refused_and_kept(run, monkeypatch):
+    before = run.last.read_bytes()
+    monkeypatch.setattr(checkpoint, "FORMAT", "cifar10-under-5m/2")
+    with pytest.raises(UserError, match="another format, cifar10-under-5m/1"):
+        run.load_state()
+    assert run.last.read_bytes() == before
+
+
+def test_a_resume_state_is_no_weights_file(run, tmp_path):
+    with pytest.raises(UserError, match="is a resume state"):
+        checkpoint.load_weights(run.last)
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load_weights(tmp_path / "none.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load_weights(tmp_path)
+
+
+# ---------------------------------------------------------------- R5: nowhere to write
+
+
+def test_a_full_disk_keeps_the_old_state_and_leaves_no_litter(run, tmp_path, monkeypatch):
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for broken in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, broken, full)
+            with pytest.raises(OSError, match="No space left"):
+                run.save_state(content(3))
+        assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_a_really_full_disk_ends_in_one_line(toy_set, tmp_path, monkeypatch):
+    """A file system of 1 MB, where that may be mounted: two states of this network fit in, three do not."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True)
+    if mount.returncode:
+        pytest.skip("no tmpfs may be mounted here")
+    try:
+        argv = [
+            "--data",
+            toy_set,
+            "--out",
+            small / "run.pt",
+            "--stage",
+            "basic",
+            "--epochs",
+            9,
+            "--device",
+            "cpu",
+            "--width",
+        ]
+        log = tmp_path / "log"
+        with toy.training(*argv, 8, log=log) as process:
+            process.join()
+        assert process.exitcode == 1, log.read_text()
+        assert "Traceback" not in log.read_text() and "No space left on device" in log.read_text().splitlines()[-1]
+        assert names(small) == ["run.csv", "run.last.bak", "run.last.pt"]
+        assert checkpoint.load(small / "run.last.pt")["step"] == 2
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(toy_set, tmp_path, monkeypatch):
+    real = open
+
+    def denied(file, *more):
+        if str(file).endswith(".lock"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return real(file, *more)
+
+    monkeypatch.setattr(checkpoint, "open", denied, raising=False)
+    with pytest.raises(UserError, match=r"--out .*run.pt: cannot write there \(Permission denied\)"):
+        Run(tmp_path / "run.pt").__enter__()
+    assert names(tmp_path) == ["data"]
+
+
+def test_the_folder_and_the_ending_are_checked(tmp_path):
+    with pytest.raises(UserError, match="the folder .*nowhere does not exist"):
+        Run(tmp_path / "nowhere" / "run.pt").__enter__()
+    with pytest.raises(UserError, match="should end in .pt"):
+        Run(tmp_path / "run.pth").__enter__()
+
+
+# ---------------------------------------------------------------- R6: nothing is executed
+
+
+class Bomb:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.mark}'",)
+
+
+def as_pickle(bomb, file):
+    file.write_bytes(pickle.dumps(bomb, protocol=2))
+
+
+def as_torch(bomb, file):
+    torch.save({"format": checkpoint.FORMAT, "content": {"provenance": {}, "state": bomb}, "digest": ""}, file)
+
+
+def as_old_torch(bomb, file):
+    torch.save({"content": bomb}, file, _use_new_zipfile_serialization=False)
+
+
+def as_array(bomb, file):
+    with open(file, "wb") as handle:
+        np.save(handle, np.array([bomb], dtype=object), allow_pickle=True)
+
+
+def as_npz(bomb, file):
+    with open(file, "wb") as handle:
+        np.savez(handle, train_images=np.array([bomb], dtype=object), train_labels=np.zeros(60, int))
+
+
+def as_zip(bomb, file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(bomb))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("train_images.npy", pickle.dumps(bomb))
+        archive.writestr("train_labels.npy", pickle.dumps(bomb))
+
+
+BOMBS = [as_pickle, as_torch, as_old_torch, as_array, as_npz, as_zip]
+
+
+@pytest.mark.parametrize("form", BOMBS)
+def test_nothing_in_a_file_is_executed(form, run, tmp_path, monkeypatch):
+    mark, file = tmp_path / "mark", tmp_path / "file.pt"
+    bomb = Bomb(mark)
+    form(bomb, file)
+    with pytest.raises(UserError):
+        checkpoint.load_weights(file)
+    with pytest.raises(UserError):
+        predict.load_model(file)
+    form(bomb, run.last), form(bomb, run.backup)
+    with pytest.raises(UserError, match="--fresh"):
+        run.load_state()
+
+    toy.use(monkeypatch.setattr)
+    form(bomb, toy.write_npz(tmp_path / "npz") / "cifar10.npz")
+    form(bomb, tmp_path / "local.npz"), form(bomb, tmp_path / "local.tar.gz")
+    with pytest.raises(UserError, match="cannot be read|holds no"):
+        data.load(tmp_path / "npz")
+    for name in ("local.npz", "local.tar.gz"):
+        with pytest.raises(UserError):
+            data.fetch(tmp_path / "fetched", tmp_path / name)
+
+    archive = toy.write_archive(tmp_path / "archive", monkeypatch.setattr)
+    for batch in (archive / "cifar-10-batches-py").iterdir():
+        good = batch.read_bytes()
+        form(bomb, batch)
+        with pytest.raises(UserError, match="is damaged"):
+            data.load(archive)
+        batch.write_bytes(good)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(bomb))
+    assert mark.exists()  # the bomb itself does work
+
+
+# ---------------------------------------------------------------- R7: one writer
+
+
+def test_a_second_process_is_refused_and_told_of_the_first(run, tmp_path):
+    code = "import sys; from train.checkpoint import Run; Run(sys.argv[1]).__enter__()"
+    second = subprocess.run([sys.executable, "-c", code, tmp_path / "run.pt"], cwd=ROOT, capture_output=True, text=True)
+    assert f"run.pt is being trained by process {os.getpid()} on " in second.stderr and "UserError" in second.stderr
+    with Run(tmp_path / "other.pt"):
+        pass
+    assert run.lock.exists()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    (tmp_path / "run.lock").write_text("process 1 on elsewhere")
+    with Run(tmp_path / "run.pt") as run:
+        assert run.lock.read_text().startswith(f"process {os.getpid()} on ")
+    assert names(tmp_path) == []
+
+
+def test_a_lock_removed_by_its_holder_in_between_is_made_anew(tmp_path, monkeypatch):
+    """The former holder removes the file just after it was opened: to hold that would be to hold nothing."""
+    first = Run(tmp_path / "run.pt").__enter__()
+    flock, second = checkpoint.fcntl.flock, Run(tmp_path / "run.pt")
+
+    def late(handle, how):
+        if first.handle.closed is False:
+            first.__exit__()
+        flock(handle, how)
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", late)
+    with second:
+        with pytest.raises(UserError, match="is being trained"):
+            Run(tmp_path / "run.pt").__enter__()
+
+
+def test_litter_of_a_killed_writer_goes_and_that_of_other_runs_stays(tmp_path):
+    for name in (
+        ".run.pt.abc12345",
+        ".run.last.pt.abc12345",
+        ".run.csv.abc12345",
+        ".run2.pt.abc12345",
+        ".run.b.pt.abc12345",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    with Run(tmp_path / "run.pt"):
+        assert names(tmp_path) == [".run.b.pt.abc12345", ".run2.pt.abc12345", "run.lock"]
+
+
+def test_a_full_buffer_is_no_litter_either(tmp_path):
+    def breaks(handle):
+        handle.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(tmp_path / "file", breaks)
+    assert names(tmp_path) == []

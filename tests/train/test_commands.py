@@ -1,0 +1,167 @@
+"""The commands as people type them: from anywhere, in any locale, offline, and with mistakes (R5, R21, R22)."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import toy
+from train import baseline, checkpoint, evaluate, loop
+from train.recipe import ROOT
+
+
+@pytest.fixture(autouse=True)
+def toy_set(tmp_path, monkeypatch):
+    toy.use(monkeypatch.setattr)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield toy.write_npz(tmp_path / "data")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """typed(main, words...): run a command in this process; returns (exit code, stdout, stderr)."""
+
+    def call(main, *words):
+        monkeypatch.setattr(sys, "argv", [main.__module__.split(".")[-1] + ".py", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def small(toy_set, weights):
+    return ("--data", toy_set, "--out", weights, "--width", 2, "--epochs", 1, "--batch-size", 20, "--device", "cpu")
+
+
+def shell(*words, cwd, **environment):
+    """Run Python in a real process of its own."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+TRIAL = ("--data", "synthetic", "--limit", 20, "--width", 2, "--epochs", 1, "--device", "cpu")
+
+
+# ---------------------------------------------------------------- from anywhere
+
+
+def test_a_copy_in_a_path_with_a_space_and_an_umlaut_in_the_c_locale(tmp_path):
+    copy, elsewhere = tmp_path / "ein Ordner für alles", tmp_path / "else where"
+    elsewhere.mkdir()
+    for folder in ("models", "augment", "train"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "weights").mkdir()
+    done = shell(
+        copy / "train" / "baseline.py", *TRIAL, cwd=elsewhere, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
+    )
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load_weights(copy / "weights" / "resnet18-2-fold0.pt")["provenance"]["source"] == "synthetic"
+    assert not os.listdir(elsewhere)
+
+
+def test_as_a_module(tmp_path):
+    done = shell("-m", "train.baseline", *TRIAL, "--noval", "--out", tmp_path / "run.pt", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run.csv").read_text().count("\n") == 2 and "resnet18-2: 2,988 parameters" in done.stdout
+
+
+def test_in_a_spawned_process(toy_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy, "CONTEXT", multiprocessing.get_context("spawn"))
+    with toy.training(*small(toy_set, tmp_path / "run.pt"), log=tmp_path / "log") as process:
+        process.join()
+    assert process.exitcode == 0 and (tmp_path / "run.pt").exists()
+
+
+# ---------------------------------------------------------------- without a network
+
+
+def test_training_and_scoring_on_local_data_touch_no_network(toy_set, tmp_path, monkeypatch, typed):
+    def blocked(*_, **__):
+        raise AssertionError("the network was asked for")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, blocked)
+    weights = tmp_path / "run.pt"
+    code, out, err = typed(baseline.main, *small(toy_set, weights))
+    assert (code, err) == (0, "") and "of 20 images" in out
+    code, out, _ = typed(evaluate.main, weights, "--data", toy_set, "--device", "cpu", "--json", tmp_path / "run.json")
+    assert code == 0 and "of 20 images" in out
+    figures = json.loads((tmp_path / "run.json").read_text())
+    assert figures["params"] == 2988 and figures["images"] == 20 and len(figures["per_class"]) == 10
+
+
+def test_without_data_and_network_the_script_says_so_in_one_line(tmp_path, monkeypatch, typed):
+    def blocked(*_, **__):
+        raise OSError("blocked by the test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", blocked)
+    monkeypatch.setattr(socket, "create_connection", blocked)
+    code, _, err = typed(baseline.main, *small(tmp_path / "none", tmp_path / "run.pt"))
+    assert code == 2 and err.count("\n") == 1 and "make data SRC=FILE" in err and "blocked by the test" in err
+    assert not list(tmp_path.glob("run.*"))
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (("--out", "/nonexistent/run.pt"), "the folder /nonexistent does not exist"),
+        (("--out", "run.pth"), "should end in .pt"),
+        (("--fold", "7"), "'7' should be"),
+        (("--device", "cuda"), "no CUDA device"),
+        (("--data", "/proc/none"), "/proc/none"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(toy_set, tmp_path, typed, monkeypatch, flags, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = typed(baseline.main, *small(toy_set, tmp_path / "run.pt"), *flags)
+    assert code == (1 if "/proc/none" in flags else 2) and not out
+    assert err.startswith("baseline.py: ") and told in err and err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_damaged_data_is_named_before_training(toy_set, tmp_path, typed):
+    toy.write_npz(toy_set, train_labels=toy.arrays("train")[1][::-1])
+    code, out, err = typed(baseline.main, *small(toy_set, tmp_path / "run.pt"))
+    assert code == 2 and err.count("\n") == 1 and "not the official CIFAR-10 train images" in err and not out
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_out_of_memory_is_one_line_with_a_suggestion(toy_set, tmp_path, typed, monkeypatch):
+    def greedy(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(loop, "fit", greedy)
+    code, _, err = typed(baseline.main, *small(toy_set, tmp_path / "run.pt"))
+    assert code == 1 and err.count("\n") == 1 and "smaller --batch-size" in err
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_weights_that_cannot_be_used_are_one_line(toy_set, tmp_path, typed):
+    (tmp_path / "bad.pt").write_bytes(b"bad")
+    for file, told in [("bad.pt", "cannot be read as a checkpoint"), ("none.pt", "does not exist")]:
+        code, out, err = typed(evaluate.main, tmp_path / file, "--data", toy_set, "--device", "cpu")
+        assert code == 2 and told in err and "top-1" not in out
+    code, _, err = typed(baseline.main, *small(toy_set, tmp_path / "bad.pt"))  # nor are they taken for a finished run
+    assert code == 2 and "cannot be read as a checkpoint" in err

@@ -1,0 +1,332 @@
+"""The loop: its schedule, its steps against ones written out, what it sees and what it logs."""
+
+import copy
+import math
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+import models
+import toy
+from augment.basic import normalize
+from train import checkpoint, data, evaluate, loop, predict
+from train.loop import batches, derive, learning_rate
+from train.recipe import UserError
+
+COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
+
+
+@pytest.fixture(autouse=True)
+def toy_set(tmp_path, monkeypatch):
+    toy.use(monkeypatch.setattr)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield toy.write_npz(tmp_path / "data")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def recipe(toy_set, tmp_path):
+    return lambda name="run", **changes: toy.Toy(data=str(toy_set), out=str(tmp_path / f"{name}.pt"), **changes)
+
+
+# ---------------------------------------------------------------- the schedule
+
+
+def test_the_learning_rate_by_hand():
+    """Ten steps, two of warm-up, from 0.4 to 0.2: cos(k pi / 8) by hand."""
+    cosines = [1, 0.923880, 0.707107, 0.382683, 0, -0.382683, -0.707107, -0.923880]
+    expected = [0.2, 0.4] + [0.3 + 0.1 * cosine for cosine in cosines]
+    assert [learning_rate(step, 10, 2, 0.4, 0.2) for step in range(10)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_warmup_it_starts_at_its_peak_and_a_floor_at_the_peak_is_constant():
+    assert learning_rate(0, 5, 0, 0.1, 0.0) == 0.1
+    assert {learning_rate(step, 7, 0, 0.1, 0.1) for step in range(7)} == {0.1}
+    assert learning_rate(0, 1, 1, 0.1, 0.0) == 0.1  # all of it warm-up
+
+
+@pytest.mark.parametrize("warmup_epochs, epochs, warmup", [(5, 100, 20), (5, 10, 8), (0.5, 10, 2), (0, 10, 0)])
+def test_the_warmup_is_at_most_a_fifth_of_the_run(recipe, warmup_epochs, epochs, warmup):
+    seen = set()
+
+    class Enough(Exception):
+        pass
+
+    def record(step, *rest):
+        seen.add(rest)
+        raise Enough
+
+    with pytest.raises(Enough):
+        loop.run(recipe(warmup_epochs=warmup_epochs, epochs=epochs, lr=0.3, min_lr=0.01), lr_at=record)
+    assert seen == {(4 * epochs, warmup, 0.3, 0.01)}
+
+
+def test_seeds_differ_by_every_part_and_fit_a_generator():
+    seeds = [derive(*parts) for parts in [(0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a", 1, 1)]]
+    assert len(set(seeds)) == 5 and derive(0, "a", 1) == seeds[0]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    torch.Generator().manual_seed(max(seeds))
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(toy_set, recipe):
+    dataset = data.load(toy_set)
+    targets = data.one_hot(dataset.labels)
+    number = torch.arange(60.0).view(60, 1).expand(60, 10)
+    orders = []
+    for epoch in range(2):
+        steps = list(batches(dataset.images, [targets, number], recipe(), epoch))
+        rows = torch.cat([numbers[:, 0] for _, _, numbers in steps]).long()
+        assert [len(images) for images, *_ in steps] == [13, 13, 13, 13, 8] and sorted(rows.tolist()) == list(range(60))
+        assert torch.equal(torch.cat([images for images, *_ in steps]), normalize(dataset.images[rows]))
+        assert torch.equal(torch.cat([hard for _, hard, _ in steps]), targets[rows])
+        assert all(images.is_contiguous(memory_format=torch.channels_last) for images, *_ in steps)
+        orders.append(rows.tolist())
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("chunk", [1, 13, 26, 512])
+def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole(toy_set, recipe, monkeypatch, chunk):
+    """With chunks of one batch, two, and all of them."""
+    monkeypatch.setattr(loop.augment, "CHUNK", chunk)
+    dataset, settings = data.load(toy_set), recipe(augment=("crop", "flip", "erase"), mix="ricap")
+    whole = list(batches(dataset.images, [data.one_hot(dataset.labels)], settings, 3))
+    for first in range(6):
+        rest = list(batches(dataset.images, [data.one_hot(dataset.labels)], settings, 3, first))
+        assert toy.different([tuple(step) for step in whole[first:]], [tuple(step) for step in rest]) is None
+
+
+# ---------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize("ema_decay", [0.12, 0.6])
+def test_a_run_equals_one_written_out(toy_set, recipe, ema_decay):
+    """SGD with Nesterov momentum and weight decay, float targets, EMA with its start: by hand, four steps."""
+    settings = recipe(ema_decay=ema_decay, lr=0.05, weight_decay=0.01, warmup_epochs=0.5, batch_size=20)
+    content = checkpoint.load_weights(loop.run(settings))
+    train, val = data.split(data.load(toy_set), 0)
+    torch.manual_seed(derive(0, "init"))
+    model = models.build("resnet18", width=2).to(memory_format=torch.channels_last)
+    average, velocity, step = copy.deepcopy(model.state_dict()), {}, 0
+    for epoch in range(2):
+        model.train()
+        for images, targets in batches(train.images, [data.one_hot(train.labels)], settings, epoch):
+            model.zero_grad()
+            (-(targets * model(images).log_softmax(1)).sum(1)).mean().backward()
+            lr = 0.05 if step == 0 else 0.025 * (1 + math.cos(math.pi * (step - 1) / 3))
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    gradient = weight.grad + 0.01 * weight
+                    velocity[name] = gradient if step == 0 else 0.9 * velocity[name] + gradient
+                    weight -= lr * (gradient + 0.9 * velocity[name])
+            decay = min(ema_decay, (1 + step) / (10 + step))
+            for name, value in model.state_dict().items():
+                if value.is_floating_point():
+                    average[name] = decay * average[name] + (1 - decay) * value
+            step += 1
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(content["state"][name], value, rtol=1e-3, atol=1e-5)
+        if value.is_floating_point():
+            torch.testing.assert_close(content["ema"][name], average[name], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(content["ema"]["head.weight"], content["state"]["head.weight"], atol=1e-4)
+
+
+def test_targets_are_float_probabilities():
+    logits, targets = torch.randn(5, 10), torch.rand(5, 10).softmax(1)
+    expected = -(targets * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(loop.cross_entropy(logits, None, targets)["loss"], expected)
+    hard = torch.tensor([1, 2, 3, 4, 5])
+    torch.testing.assert_close(
+        loop.cross_entropy(logits, None, data.one_hot(hard))["loss"], F.cross_entropy(logits, hard)
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_average_of_constant_weights_is_constant_and_moves_otherwise(recipe, monkeypatch, compiled):
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: torch.nn.Sequential(model))  # as a wrapper, quickly
+    constant = checkpoint.load_weights(loop.run(recipe("a", compile=compiled), lr_at=lambda *_: 0.0))
+    moving = checkpoint.load_weights(loop.run(recipe("b", compile=compiled)))
+    learned = dict(models.build("resnet18", width=2).named_parameters())
+    assert set(constant["state"]) == set(constant["ema"]) == set(models.build("resnet18", width=2).state_dict())
+    assert all(torch.equal(constant["ema"][name], constant["state"][name]) for name in learned)
+    assert all(not torch.equal(moving["ema"][name], moving["state"][name]) for name in learned)
+    assert not torch.equal(constant["ema"]["stem.1.running_mean"], constant["state"]["stem.1.running_mean"])
+
+
+def test_a_compiled_run_saves_the_network_itself(recipe):
+    torch.compiler.reset()
+    monkeyed = torch.compile
+    try:
+        torch.compile = lambda model, dynamic: monkeyed(model, backend="aot_eager", dynamic=dynamic)
+        weights = loop.run(recipe("compiled", compile=True, epochs=1))
+    finally:
+        torch.compile = monkeyed
+    plain = checkpoint.load_weights(loop.run(recipe("plain", epochs=1)))
+    content = checkpoint.load_weights(weights)
+    assert list(content["state"]) == list(plain["state"])
+    for name, value in plain["state"].items():
+        torch.testing.assert_close(content["state"][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_no_step_waits_for_the_device(recipe, monkeypatch):
+    """.item(), float() and bool() of a tensor would; a run of 8 steps may only ask when an epoch ends."""
+    asked = []
+    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "numpy"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, real=real: asked.append(steps[-1]) or real(self, *a))
+    steps = [0]
+
+    def counted(*arguments):
+        steps.append(steps[-1] + 1)
+        return loop.cross_entropy(*arguments)
+
+    monkeypatch.setattr(loop, "LOOK_EVERY", 1e9)
+    monkeypatch.setattr(torch.optim.SGD, "step", torch.optim.SGD.step)
+    loop.run(recipe(augment=("crop", "flip", "erase", "cutout"), mix="ricap"), loss=counted)
+    assert set(asked) <= {0, 4, 8} and {4, 8} <= set(asked)
+
+
+# ---------------------------------------------------------------- what is logged
+
+
+def test_the_log_has_its_columns_and_true_figures(toy_set, recipe, tmp_path):
+    weights = loop.run(recipe(ema_decay=0.0, epochs=3))
+    log = pd.read_csv(tmp_path / "run.csv")
+    assert list(log.columns) == COLUMNS and log.epoch.tolist() == [1, 2, 3]
+    assert log.lr.tolist() == [learning_rate(step, 12, 1, 0.1, 0.0) for step in (3, 7, 11)]
+    _, val = data.split(data.load(toy_set), 0)
+    model, _ = predict.load_model(weights)
+    answers = predict.logits(model, val.images)
+    assert log.val_accuracy.iloc[-1] == predict.accuracy(answers, val.labels)
+    assert log.val_loss.iloc[-1] == predict.nll(answers, val.labels)
+    assert (log.seconds > 0).all() and (log.images_per_second >= 40 / log.seconds).all()
+
+
+def test_training_figures_are_means_over_the_images(recipe, tmp_path):
+    """The last batch is of one image: a mean over batches would weigh it like thirteen."""
+    seen = []
+
+    def record(logits, images, targets):
+        loss = F.cross_entropy(logits, targets, reduction="none")
+        seen.append((loss.detach(), logits.argmax(1) == targets.argmax(1)))
+        return {"loss": loss.mean(), "twice": 2 * loss.mean()}
+
+    loop.run(recipe(), loss=record)
+    log = pd.read_csv(tmp_path / "run.csv")
+    assert list(log.columns) == COLUMNS[:4] + ["train_twice"] + COLUMNS[4:]
+    assert [len(loss) for loss, _ in seen] == [13, 13, 13, 1] * 2
+    for epoch in range(2):
+        losses, right = (torch.cat(parts) for parts in zip(*seen[4 * epoch : 4 * epoch + 4]))
+        assert log.train_loss[epoch] == pytest.approx(losses.mean().item(), rel=1e-5)
+        assert log.train_accuracy[epoch] == 100 * right.double().mean().item()
+    assert log.train_twice.tolist() == pytest.approx((2 * log.train_loss).tolist())
+
+
+def test_without_validation_its_cells_are_empty(recipe, tmp_path):
+    loop.run(recipe(fold=None))
+    log = pd.read_csv(tmp_path / "run.csv")
+    assert list(log.columns) == COLUMNS and log.val_loss.isna().all() and log.val_accuracy.isna().all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(limit=1, fold=None),
+        dict(limit=14, fold=None),
+        dict(batch_size=1, limit=5),
+        dict(batch_size=999),
+        dict(epochs=1),
+    ],
+)
+def test_the_smallest_runs_work(recipe, tmp_path, changes):
+    loop.run(recipe(**changes))
+    assert pd.read_csv(tmp_path / "run.csv").train_loss.notna().all()
+
+
+def test_the_first_line_states_the_run(recipe, capsys):
+    loop.run(recipe(epochs=3))
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(
+        "resnet18-2: 2,988 parameters, cpu (1 threads), float32, channels_last, 40 images, 12 steps in 3 epochs"
+    )
+    assert first.endswith(" s") and "about" in first and "of 20 images" in last and "for 3 epochs" in last
+
+
+def test_the_weights_file_tells_what_made_it(toy_set, recipe):
+    content = checkpoint.load_weights(loop.run(recipe()))
+    train, _ = data.split(data.load(toy_set), 0)
+    assert content["recipe"] == recipe().identity and content["model"] == "resnet18"
+    assert content["options"] == {"num_classes": 10, "width": 2, "zero_init": False}
+    told = content["provenance"]
+    assert (told["run"], told["params"], told["images"], told["steps"]) == ("run", 2988, 40, 8)
+    assert told["train_digest"] == train.digest and told["source"] == "cifar10.npz"
+    assert told["include_test"] is told["over_budget"] is False
+
+
+def test_the_budget_is_checked_before_training(recipe, monkeypatch):
+    for budget, fits in ((2988, True), (2987, False)):
+        monkeypatch.setattr(models, "BUDGET", budget)
+        if fits:
+            loop.run(recipe())
+            continue
+        with pytest.raises(UserError, match="2,988 parameters, 1 above the budget"):
+            loop.run(recipe("over"), loss=None)
+        weights = loop.run(recipe("teacher"), teacher=True)
+        assert checkpoint.load_weights(weights)["provenance"]["over_budget"] is True
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(model="nonesuch"), "unknown model"),
+        (dict(constructor=(("depth", 3),)), "no option"),
+        (dict(model="seresnet20", constructor=(("depth", 12),)), "12"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_a_users_mistake(recipe, changes, told):
+    with pytest.raises(UserError, match=told):
+        loop.run(recipe(**changes))
+
+
+# ---------------------------------------------------------------- R15: the test images
+
+
+def seen_in_training(recipe, monkeypatch):
+    """The ids of all images that reach `batches`, and of those that are augmented."""
+    seen = set()
+
+    def tap(images, *rest):
+        seen.update(data.image_ids(images.permute(0, 2, 3, 1).contiguous().numpy()))
+        return batches(images, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "batches", tap)
+        return seen, loop.run(recipe)
+
+
+@pytest.mark.parametrize("fold", [0, 3, None])
+def test_no_test_image_and_no_held_out_image_reaches_training(toy_set, recipe, monkeypatch, fold):
+    parts = []
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda path, part="train": parts.append(part) or load(path, part))
+    seen, _ = seen_in_training(recipe(fold=fold), monkeypatch)
+    train, val = data.split(load(toy_set), fold)
+    assert seen == set(train.ids) and not seen & set(load(toy_set, "test").ids)
+    assert val is None or not seen & set(val.ids)
+    assert parts == ["train"]  # the file of the test images is not even read
+
+
+def test_weights_that_saw_the_test_images_are_marked_and_refused(toy_set, recipe, monkeypatch, capsys):
+    seen, weights = seen_in_training(recipe(include_test=True, fold=None), monkeypatch)
+    assert set(data.load(toy_set, "test").ids) < seen and len(seen) == 80
+    assert checkpoint.load_weights(weights)["provenance"]["include_test"] is True
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(weights), "--data", str(toy_set), "--device", "cpu"])
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main()
+    streams = capsys.readouterr()
+    assert caught.value.code != 0 and "CONTAMINATED" in streams.err and "top-1" not in streams.out

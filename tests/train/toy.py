@@ -1,0 +1,191 @@
+"""Toy CIFAR-10s, toy recipes, and runs of them: in this process, or in another that can be killed.
+
+The toy set has 60 training and 20 test images. With fold 0 held out 40 images are trained on: in batches of 13 that
+is four steps an epoch, the last of a single image.
+"""
+
+import multiprocessing
+import os
+import pickle
+import runpy
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from train import data, loop
+from train.recipe import ROOT, Recipe, setting
+
+SIZES = {"train": 60, "test": 20}
+STEPS = 4  # per epoch
+
+
+def arrays(part, seed=0):
+    """(images uint8 NHWC, labels int64): noise around a mean that depends on the class."""
+    count = SIZES[part]
+    random = np.random.default_rng([seed, count])
+    labels = np.arange(count) % 10
+    noise = random.integers(0, 100, (count, 32, 32, 3))
+    return (noise + 15 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+def digests():
+    return {part: data.as_dataset(*arrays(part), "toy").digest for part in SIZES}
+
+
+def write_npz(folder, **changes):
+    """PATH/cifar10.npz; changes replace or add arrays, and None leaves one out."""
+    content = {}
+    for part in SIZES:
+        content[f"{part}_images"], content[f"{part}_labels"] = arrays(part)
+    content = {name: array for name, array in (content | changes).items() if array is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "cifar10.npz", **content)
+    return folder
+
+
+def use(patch=setattr):
+    """Make the toy set the official one; `patch` is monkeypatch.setattr where that has to end."""
+    patch(data, "SIZES", SIZES)
+    patch(data, "OFFICIAL", digests())
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@dataclass(frozen=True)
+class Toy(Recipe):
+    """A recipe with seconds of work in it; `constructor` are the options of the model."""
+
+    epochs: int = 2
+    batch_size: int = 13
+    warmup_epochs: float = 0.25
+    ema_decay: float = 0.9
+    augment: tuple = ()
+    device: str = setting("cpu", "", what=False)
+    compile: bool = setting(False, "", what=False)
+    constructor: tuple = (("width", 2),)
+
+    @property
+    def options(self):
+        return dict(self.constructor)
+
+
+def at(step, action, loss=loop.cross_entropy):
+    """The loss, with `action()` before the step-th call of it, counted from 1."""
+    calls = iter(range(1, 10**9))
+
+    def counted(*arguments):
+        if next(calls) == step:
+            action()
+        return loss(*arguments)
+
+    return counted
+
+
+def terminate(step, number=signal.SIGTERM):
+    """The loss of a run to which a signal comes during its step-th step."""
+    return at(step, lambda: os.kill(os.getpid(), number))
+
+
+def result(weights):
+    """All that a run left, but for clock times and provenance: what a resumed run must have in common."""
+    weights = Path(weights)
+    content, state = (
+        torch.load(file, weights_only=True)["content"] for file in (weights, weights.with_suffix(".last.pt"))
+    )
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in state["rows"]]
+    log = pd.read_csv(weights.with_suffix(".csv"))
+    return {
+        "weights": {k: v for k, v in content.items() if k != "provenance"},
+        "state": {k: v for k, v in state.items() if k != "seconds"} | {"rows": rows},
+        "csv": log.drop(columns=["seconds", "images_per_second"]).to_csv(index=False),
+    }
+
+
+def different(a, b, name=""):
+    """The name of the first place where two results are not the same to the last bit, or None."""
+    if isinstance(a, torch.Tensor):
+        same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return None if same else name
+    if type(a) is not type(b) or isinstance(a, (dict, list, tuple)) and len(a) != len(b):
+        return name
+    if isinstance(a, dict):
+        return next((found for key in a if (found := different(a[key], b.get(key), f"{name}.{key}"))), None)
+    if isinstance(a, (list, tuple)):
+        return next((found for i, pair in enumerate(zip(a, b)) if (found := different(*pair, f"{name}.{i}"))), None)
+    return None if a == b else name
+
+
+# ---------------------------------------------------------------- other processes
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train.loop"])
+
+
+def child(script, argv, log, settings):
+    """In a new process, and session: run a script on the toy set, with both outputs in the file `log`."""
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    use()
+    for name, value in settings.items():
+        setattr(loop, name, value)
+    sys.argv = [str(script), *map(str, argv)]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def survivors(process):
+    """The ids of processes of a child's session, itself included, that still run."""
+    stats = (stat.read_text() for stat in Path("/proc").glob("[0-9]*/stat"))
+    rows = [stat.rpartition(")")[2].split() for stat in stats]
+    return [row for row in rows if int(row[3]) == process.pid and row[0] != "Z"]
+
+
+@contextmanager
+def training(*argv, log, script=ROOT / "train" / "baseline.py", **settings):
+    """A process that trains; `settings` are constants of train.loop, such as SAVE_EVERY. It is dead afterwards."""
+    process = CONTEXT.Process(target=child, args=(script, argv, log, settings))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+# ---------------------------------------------------------------- the official archive
+
+
+def write_archive(folder, patch):
+    """PATH/cifar-10-batches-py in the official format, whose md5s `patch` makes torchvision expect."""
+    from hashlib import md5
+
+    from torchvision.datasets import CIFAR10
+
+    root = folder / CIFAR10.base_folder
+    root.mkdir(parents=True)
+
+    def write(name, content):
+        (root / name).write_bytes(pickle.dumps(content))
+        return name, md5((root / name).read_bytes()).hexdigest()
+
+    def batch(images, labels):
+        return {"data": images.transpose(0, 3, 1, 2).reshape(len(images), -1), "labels": labels.tolist()}
+
+    images, labels = arrays("train")
+    train = [write(f"data_batch_{k + 1}", batch(images[k::5], labels[k::5])) for k in range(5)]
+    test = [write("test_batch", batch(*arrays("test")))]
+    meta = write("batches.meta", {"label_names": list(data.CLASSES)})
+    patch(CIFAR10, "train_list", train)
+    patch(CIFAR10, "test_list", test)
+    patch(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    return folder

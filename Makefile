@@ -28,7 +28,7 @@ $(if $(filter-out basic optimized augmented,$(STAGE)),$(error STAGE=$(STAGE): sh
 
 installed := $(if $(VENV),$(VENV)/installed)
 
-.PHONY: help setup data baseline evaluate test clean
+.PHONY: help setup data demo baseline teachers labels distill evaluate submission report benchmark test test-faults clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,8 @@ help: ## this list
 ##: SEED=1              initial weights, order and augmentation     make baseline SEED=1
 ##: LIMIT=5000          only so many training images, for a trial   make baseline LIMIT=5000
 ##: DEVICE=cpu          auto, cuda or cpu                           make baseline DEVICE=cpu
+##: GPUS=4              so many jobs at once, each on a free GPU    make -j5 GPUS=4 teachers
+##: IMAGES=FILE         images without labels                       make submission IMAGES=test_nolabel.pkl
 ##: STAGE=basic         basic, optimized or augmented               make baseline STAGE=basic
 ##: WEIGHTS="a.pt b.pt" the weights to evaluate                     make evaluate WEIGHTS=weights/resnet18-fold0.pt
 ##: SRC=FILE            an archive or npz that you already have     make data SRC=cifar-10-python.tar.gz
@@ -74,14 +76,58 @@ $(baseline): | $(installed) $(images)
 baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common)
 
+# With GPUS=N a job takes the first of N GPUS that no other job holds; the lock goes with the process that holds it.
+define free_gpu
+	$(if $(GPUS),mkdir -p weights; gpu=0; \
+	  until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
+	    gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; \
+	  done; export CUDA_VISIBLE_DEVICES=$$gpu; )
+endef
+
+folds    := $(foreach fold,0 1 2 3 4,weights/seresnet164-fold$(fold).pt)
+teachers := $(folds) weights/seresnet164-noval.pt weights/shakeshake26-64-se-noval.pt
+
+weights/seresnet164-fold%.pt: | $(installed) $(images)
+	$(strip $(free_gpu)) $(PYTHON) train/seresnet.py --fold $* $(flags) --out $@
+
+weights/seresnet164-noval.pt: | $(installed) $(images)
+	$(strip $(free_gpu)) $(PYTHON) train/seresnet.py --noval $(flags) --out $@
+
+weights/shakeshake26-64-se-noval.pt: | $(installed) $(images)
+	$(strip $(free_gpu)) $(PYTHON) train/shakeshake.py --width 64 --se --noval $(flags) --out $@
+
+teachers: $(teachers) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs
+
+distillation_labels.csv: | $(teachers)
+	$(PYTHON) distill/labels.py $(teachers) $(common) $(if $(LIMIT),--limit $(LIMIT)) --out $@
+
+labels: distillation_labels.csv ## average the teachers' logits into distillation_labels.csv
+
+weights/student.pt: | distillation_labels.csv
+	$(PYTHON) distill/student.py --labels distillation_labels.csv --noval $(flags) --out $@
+
+distill: weights/student.pt ## train the student from the labels and score it on the test set
+	$(PYTHON) train/evaluate.py $< $(common) --budget
+
 evaluate: | $(installed) $(images) ## score WEIGHTS on the test set, several as an ensemble
-	@$(if $(WEIGHTS),,echo "evaluate: set WEIGHTS, as in make evaluate WEIGHTS=weights/resnet18-fold0.pt" >&2; exit 2)
+	@$(if $(WEIGHTS),,echo "evaluate: set WEIGHTS, as in make evaluate WEIGHTS=weights/student.pt" >&2; exit 2)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
+
+submission: | $(installed) ## answer the unlabelled IMAGES with WEIGHTS (default: the student) into submission.csv
+	@$(if $(IMAGES),,echo "submission: set IMAGES, as in make submission IMAGES=cifar_test_nolabel.pkl" >&2; exit 2)
+	$(PYTHON) distill/submission.py $(or $(WEIGHTS),weights/student.pt) --images "$(IMAGES)" \
+	  $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+report: | $(installed) $(images) ## tables and pictures of all finished weights, into weights/report
+	$(PYTHON) train/report.py $(WEIGHTS) $(common) $(ARGS)
 
 # ---------------------------------------------------------------- housekeeping
 
 test: | $(installed) ## run the test suite (under 10 minutes on two cores)
 	$(PYTHON) -m pytest tests $(ARGS)
+
+test-faults: | $(installed) ## kill a run a hundred times and more (slow)
+	$(PYTHON) -m pytest tests -m faults $(ARGS)
 
 clean: ## remove caches and the resume states of finished runs, never weights
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -7,7 +7,6 @@
 on it, and teachers without a fold not at all. One forward pass per teacher: seconds on a GPU.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 
 from distill.unlabelled import load_images
 from train import checkpoint, data, predict
-from train.recipe import ROOT, UserError, command, device_of, parser, whole
+from train.recipe import ROOT, UserError, add_common, command, device_of, parser, whole
 
 COLUMNS = ["id", "label", *data.CLASSES]
 
@@ -50,7 +49,9 @@ def read_labels(path, dataset, only=None):
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a table of labels: {error}")
     if list(table.columns) != COLUMNS:
-        raise UserError(f"{path}: the columns should be {','.join(COLUMNS)} and are {','.join(map(str, table.columns))}")
+        raise UserError(
+            f"{path}: the columns should be {','.join(COLUMNS)} and are {','.join(map(str, table.columns))}"
+        )
     twice = table["id"][table["id"].duplicated()]
     if len(twice):
         raise UserError(f"{path}: {len(twice):,} ids occur more than once, the first is {twice.iloc[0]}")
@@ -60,8 +61,9 @@ def read_labels(path, dataset, only=None):
     rows = table.set_index("id").reindex(dataset.ids)
     absent = dataset.ids[~np.isin(dataset.ids, table["id"])]
     if len(absent):
-        raise UserError(f"{path}: {len(absent):,} of {len(dataset):,} training images have no row, "
-                        f"the first is {absent[0]}")
+        raise UserError(
+            f"{path}: {len(absent):,} of {len(dataset):,} training images have no row, the first is {absent[0]}"
+        )
     check_rows(path, rows, dataset.labels.numpy())
     return torch.from_numpy(rows[list(data.CLASSES)].to_numpy(np.float32))
 
@@ -73,8 +75,10 @@ def check_rows(path, rows, labels):
         stated = pd.to_numeric(rows["label"]).fillna(-1).to_numpy(np.int64)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: a logit or label is not a number: {error}")
-    for wrong, what in [(~(np.abs(logits) <= np.finfo(np.float32).max).all(1), "hold a logit that is not finite"),
-                        (stated != labels, "state another label than the image has")]:
+    for wrong, what in [
+        (~(np.abs(logits) <= np.finfo(np.float32).max).all(1), "hold a logit that is not finite"),
+        (stated != labels, "state another label than the image has"),
+    ]:
         if wrong.any():
             raise UserError(f"{path}: {wrong.sum():,} rows {what}, the first is {rows.index[wrong][0]}")
     if (logits == np.round(logits)).all():
@@ -83,14 +87,19 @@ def check_rows(path, rows, labels):
     right, count = (logits.argmax(1) == labels)[known].sum(), known.sum()
     # Three deviations of guessing among ten classes.
     if count and right <= count / 10 + 3 * np.sqrt(count * 0.09):
-        raise UserError(f"{path}: the largest logit is the label for {right:,} of {count:,} images, no better than chance")
+        raise UserError(
+            f"{path}: the largest logit is the label for {right:,} of {count:,} images, no better than chance"
+        )
 
 
 # ---------------------------------------------------------------- teachers
 
 
 def load_teachers(files, device, include_test=False):
-    """[(file, network, content)] of weights files; UserError names one that is not ours, repeats, or is contaminated."""
+    """[(file, network, content)] of weights files.
+
+    UserError names one that is not ours, has other classes, repeats, or was trained with the test images.
+    """
     teachers, seen = [], {}
     for file in files:
         model, content = predict.load_model(file, device)
@@ -131,8 +140,10 @@ def average(answers, masks, how, ids):
         weights = torch.ones_like(weights)
     counts = weights.sum(0)
     if (counts == 0).any():
-        raise UserError(f"--average oof: {int((counts == 0).sum()):,} images have no teacher that has not trained on them "
-                        f"(the first is {ids[int((counts == 0).int().argmax())]}): give the teachers of all five folds")
+        raise UserError(
+            f"--average oof: {int((counts == 0).sum()):,} images have no teacher that has not trained on them "
+            f"(the first is {ids[int((counts == 0).int().argmax())]}): give the teachers of all five folds"
+        )
     return ((weights[..., None] * stack).sum(0) / counts[:, None]).float()
 
 
@@ -145,24 +156,41 @@ def share(logits, labels, mask):
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("weights", nargs="+", metavar="WEIGHTS", help="the teachers")
-    arguments.add_argument("--out", "--output", "-o", type=Path, default=ROOT / "distillation_labels.csv", metavar="FILE",
-                           help="CSV to write")
-    arguments.add_argument("--average", choices=("mean", "oof"), default="mean",
-                           help="all teachers, or only those that have not trained on the image")
-    arguments.add_argument("--data", default=str(ROOT / "data"), metavar="PATH", help="folder of the images, or synthetic")
+    arguments.add_argument(
+        "--out",
+        "--output",
+        "-o",
+        type=Path,
+        default=ROOT / "distillation_labels.csv",
+        metavar="FILE",
+        help="CSV to write",
+    )
+    arguments.add_argument(
+        "--average",
+        choices=("mean", "oof"),
+        default="mean",
+        help="all teachers, or only those that have not trained on the image",
+    )
+    add_common(arguments)
     arguments.add_argument("--limit", type=whole(1), metavar="N", help="only the N images of smallest id")
-    arguments.add_argument("--images", metavar="FILE", help="also these images without labels (pickle, npz or PNG folder)")
-    arguments.add_argument("--include-test", action="store_true", help="admit teachers trained with the test images, and "
-                           "label those too, for students that are marked likewise")
-    arguments.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+    arguments.add_argument(
+        "--images", metavar="FILE", help="also these images without labels (pickle, npz or PNG folder)"
+    )
+    arguments.add_argument(
+        "--include-test",
+        action="store_true",
+        help="admit teachers trained with the test images, and label those too, for students that are marked likewise",
+    )
     args = arguments.parse_args()
     teachers = load_teachers(args.weights, device_of(args.device), args.include_test)
     whole_set = data.load(args.data)
-    masks = [unseen(whole_set, content, file)[:args.limit] for file, _, content in teachers]
+    masks = [unseen(whole_set, content, file)[: args.limit] for file, _, content in teachers]
     dataset = extended(whole_set.select(slice(args.limit)), args)
     # What was added after the training images is new to every teacher; only fold teachers take part in oof.
-    masks = [np.pad(mask, (0, len(dataset) - len(mask)), constant_values=content["recipe"]["fold"] is not None)
-             for mask, (_, _, content) in zip(masks, teachers)]
+    masks = [
+        np.pad(mask, (0, len(dataset) - len(mask)), constant_values=content["recipe"]["fold"] is not None)
+        for mask, (_, _, content) in zip(masks, teachers)
+    ]
     known = (dataset.labels >= 0).numpy()
 
     print(f"{len(dataset):,} images, {args.average} of {len(teachers)} teachers\n")
@@ -171,9 +199,12 @@ def main():
     for (file, model, content), mask in zip(teachers, masks):
         answers.append(predict.logits(model, dataset.images, label=file.stem))
         over = " (over budget)" if content["provenance"]["over_budget"] else ""
-        print(f"{file.stem:32s} {content['provenance']['params']:12,d} "
-              f"{share(answers[-1], dataset.labels, mask & known):>12s} "
-              f"{share(answers[-1], dataset.labels, ~mask & known):>13s}{over}", flush=True)
+        print(
+            f"{file.stem:32s} {content['provenance']['params']:12,d} "
+            f"{share(answers[-1], dataset.labels, mask & known):>12s} "
+            f"{share(answers[-1], dataset.labels, ~mask & known):>13s}{over}",
+            flush=True,
+        )
     logits = average(answers, masks, args.average, dataset.ids)
     inside = [(answer[known], mask[known]) for answer, mask in zip(answers, masks)]
     if np.any([mask for _, mask in inside], axis=0).all():

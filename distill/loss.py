@@ -56,9 +56,13 @@ def decoupled(student_logits, soft_targets, hard_targets, temperature, beta=DKD_
 
 def binary_kl(log_teacher, log_student, target):
     """KL (N,) between the two-way distributions (target, all others) of log-probabilities (N, K)."""
-    split = [torch.stack([part.masked_fill(~target, -torch.inf).logsumexp(1), part.masked_fill(target, -torch.inf).logsumexp(1)], 1)
-             for part in (log_teacher, log_student)]
-    return F.kl_div(split[1], split[0], reduction="none", log_target=True).sum(1)
+
+    def two_way(log_probabilities):
+        inside = log_probabilities.masked_fill(~target, -torch.inf).logsumexp(1)
+        outside = log_probabilities.masked_fill(target, -torch.inf).logsumexp(1)
+        return torch.stack([inside, outside], 1)
+
+    return F.kl_div(two_way(log_student), two_way(log_teacher), reduction="none", log_target=True).sum(1)
 
 
 def renormalized(log_probabilities, target):
@@ -91,8 +95,10 @@ def criterion(objective="kd", temperature=4.0, alpha=0.9, teach=None):
 
     def loss(logits, images, hard, *soft):
         soft_targets = soften(transform(teach(images)), temperature) if teach else soft[0]
-        parts = {"soft": divergence(transform(logits), soft_targets, hard, temperature),
-                 "hard": F.cross_entropy(logits, hard)}
+        parts = {
+            "soft": divergence(transform(logits), soft_targets, hard, temperature),
+            "hard": F.cross_entropy(logits, hard),
+        }
         return {"loss": alpha * parts["soft"] + (1 - alpha) * parts["hard"], **parts}
 
     return loss

@@ -37,12 +37,20 @@ class Student(Recipe):
     weight_decay: float = 1e-4
     augment: tuple = ("crop", "flip", "autoaugment", "erase")
     mix: str = "ricap"
-    labels: str | None = setting(None, "CSV that distill/labels.py wrote", group="distillation", what=False,
-                                 metavar="FILE")
-    teachers: tuple = setting((), "weights that answer on the student's own batch", group="distillation", what=False,
-                              nargs="+", metavar="WEIGHTS")
-    images: str | None = setting(None, "also learn on these images without labels", group="distillation", what=False,
-                                 metavar="FILE")
+    labels: str | None = setting(
+        None, "CSV that distill/labels.py wrote", group="distillation", what=False, metavar="FILE"
+    )
+    teachers: tuple = setting(
+        (),
+        "weights that answer on the student's own batch",
+        group="distillation",
+        what=False,
+        nargs="+",
+        metavar="WEIGHTS",
+    )
+    images: str | None = setting(
+        None, "also learn on these images without labels", group="distillation", what=False, metavar="FILE"
+    )
     objective: str = setting("kd", "how answers are compared", str, "distillation", choices=tuple(OBJECTIVES))
     temperature: float = setting(4.0, "softens teacher and student alike", number(0, above=True), "distillation")
     alpha: float = setting(0.9, "weight of the teachers, the labels have the rest", number(0, 1), "distillation")
@@ -68,7 +76,9 @@ def check_source(recipe):
     if recipe.alpha == 0 and named:
         raise UserError(f"--alpha 0 learns from the labels of the data alone: leave {named[0]} out")
     if recipe.alpha > 0 and len(named) != 1:
-        raise UserError("name one source of soft targets, --labels FILE or --teachers WEIGHTS... (--alpha 0 needs none)")
+        raise UserError(
+            "name one source of soft targets, --labels FILE or --teachers WEIGHTS... (--alpha 0 needs none)"
+        )
     if recipe.images and recipe.alpha < 1 and not named:
         raise UserError("--images have no labels: they need teachers")
 

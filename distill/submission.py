@@ -19,7 +19,7 @@ from distill.labels import load_teachers
 from distill.unlabelled import load_images
 from train import data, predict
 from train.checkpoint import write_text
-from train.recipe import UserError, command, device_of, parser
+from train.recipe import UserError, add_common, command, device_of, parser
 
 
 def agreement(submission, path):
@@ -40,11 +40,12 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("weights", nargs="+", metavar="WEIGHTS", help="one weights file, or several as an ensemble")
     arguments.add_argument("--images", required=True, metavar="FILE", help="pickle, npz or folder of PNGs")
-    arguments.add_argument("--out", "--output", "-o", type=Path, default=Path("submission.csv"), metavar="FILE",
-                           help="CSV to write")
+    arguments.add_argument(
+        "--out", "--output", "-o", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write"
+    )
     arguments.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
     arguments.add_argument("--compare", metavar="FILE", help="an earlier submission to compare with")
-    arguments.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+    add_common(arguments)
     args = arguments.parse_args()
     images, ids = load_images(args.images)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

@@ -9,9 +9,11 @@ import numpy as np
 from train.recipe import UserError
 
 # What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
-ARRAYS = {(f"numpy.{core}.{module}", name)
-          for core in ("core", "_core")
-          for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))}
+ARRAYS = {
+    (f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+}
 ADMITTED = ARRAYS | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
@@ -39,7 +41,9 @@ def load_images(path):
         images, ids = np.asarray(content["data"]), content["ids"]
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]!r}: it should have `data` and `ids`")
-    ids = np.array([name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ids).ravel().tolist()])
+    ids = np.array(
+        [name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ids).ravel().tolist()]
+    )
     if images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3072:
         images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # the official batches' rows are CHW
     if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or not len(images):
@@ -57,7 +61,9 @@ def read_pickle(path):
             content = ArraysOnly(handle, encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     except Exception as error:  # whatever a hostile or damaged pickle runs into
-        raise UserError(f"{path} is not a plain pickle of arrays: {str(error).splitlines()[0] if str(error) else error!r}")
+        raise UserError(
+            f"{path} is not a plain pickle of arrays: {str(error).splitlines()[0] if str(error) else error!r}"
+        )
 
 
 def read_npz(path):

@@ -1,1 +1,1 @@
-"""Training: data.py, recipe.py, loop.py, checkpoint.py and predict.py are the mechanism, the rest are recipes and tools."""
+"""Training: data, recipe, loop, checkpoint, predict and progress are the mechanism, the rest are recipes and tools."""

@@ -231,6 +231,13 @@ def shown(value):
     return str(value).removeprefix(f"{ROOT}/")
 
 
+def add_common(arguments):
+    """--data and --device, as every tool has them."""
+    help = "folder of the images, or synthetic"
+    arguments.add_argument("--data", default=str(ROOT / "data"), metavar="PATH", help=help)
+    arguments.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+
+
 def add_flags(arguments, kind):
     """One flag per field of a Recipe class, in the groups that the fields name."""
     groups = {}

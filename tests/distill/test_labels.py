@@ -19,7 +19,9 @@ def toy(count=40):
 def written(tmp_path):
     """(dataset, logits, path): good teachers' logits for a toy set."""
     dataset = toy()
-    logits = torch.randn(len(dataset), 10, generator=torch.Generator().manual_seed(1)) + 5 * data.one_hot(dataset.labels)
+    logits = torch.randn(len(dataset), 10, generator=torch.Generator().manual_seed(1)) + 5 * data.one_hot(
+        dataset.labels
+    )
     path = tmp_path / "labels.csv"
     write_labels(path, dataset.ids, dataset.labels.numpy(), logits)
     return dataset, logits, path
@@ -32,8 +34,7 @@ def edit(path, change):
 
 def test_header_and_float32_round_trip(written):
     dataset, logits, path = written
-    assert path.read_text().splitlines()[0] == (
-        "id,label,airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck")
+    assert path.read_text().splitlines()[0] == ("id,label,airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck")
     assert torch.equal(read_labels(path, dataset), logits)
     extreme = torch.tensor([1 / 3, 1e-38, 3.4e38, -0.1, 16777217.0, 2**-20, np.pi, 0.1, 1e10, 7.5]).expand(40, 10)
     write_labels(path, dataset.ids, dataset.labels.numpy(), extreme.clone())
@@ -63,21 +64,31 @@ def with_cell(column, value):
     return change
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda table: table.drop(index=5), "1 of 40 training images have no row"),
-    (lambda table: pd.concat([table, table.iloc[:2]]), "2 ids occur more than once"),
-    (with_cell("cat", "nan"), "1 rows hold a logit that is not finite"),
-    (with_cell("cat", "inf"), "1 rows hold a logit that is not finite"),
-    (with_cell("cat", "1e300"), "1 rows hold a logit that is not finite"),
-    (with_cell("cat", "meow"), "not a number"),
-    (with_cell("label", 9), "1 rows state another label"),
-    (with_cell("label", ""), "1 rows state another label"),
-    (lambda table: table.assign(**{name: (table["label"] == k).astype(int) for k, name in enumerate(data.CLASSES)}),
-     "whole numbers"),
-    (lambda table: table[COLUMNS[:2] + COLUMNS[:1:-1]], "columns should be"),
-    (lambda table: table.drop(columns="ship"), "columns should be"),
-    (lambda table: table.assign(**dict(zip(data.CLASSES, -table[list(data.CLASSES)].to_numpy().T))), "no better than chance"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda table: table.drop(index=5), "1 of 40 training images have no row"),
+        (lambda table: pd.concat([table, table.iloc[:2]]), "2 ids occur more than once"),
+        (with_cell("cat", "nan"), "1 rows hold a logit that is not finite"),
+        (with_cell("cat", "inf"), "1 rows hold a logit that is not finite"),
+        (with_cell("cat", "1e300"), "1 rows hold a logit that is not finite"),
+        (with_cell("cat", "meow"), "not a number"),
+        (with_cell("label", 9), "1 rows state another label"),
+        (with_cell("label", ""), "1 rows state another label"),
+        (
+            lambda table: table.assign(
+                **{name: (table["label"] == k).astype(int) for k, name in enumerate(data.CLASSES)}
+            ),
+            "whole numbers",
+        ),
+        (lambda table: table[COLUMNS[:2] + COLUMNS[:1:-1]], "columns should be"),
+        (lambda table: table.drop(columns="ship"), "columns should be"),
+        (
+            lambda table: table.assign(**dict(zip(data.CLASSES, -table[list(data.CLASSES)].to_numpy().T))),
+            "no better than chance",
+        ),
+    ],
+)
 def test_a_wrong_file_is_refused_by_name(written, change, message):
     dataset, _, path = written
     edit(path, change)
@@ -86,7 +97,7 @@ def test_a_wrong_file_is_refused_by_name(written, change, message):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe binary", b"id\n\"unclosed"])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe binary", b'id\n"unclosed'])
 def test_a_file_that_is_no_table_is_refused(tmp_path, content):
     path = tmp_path / "labels.csv"
     with pytest.raises(UserError, match="does not exist"):

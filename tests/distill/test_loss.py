@@ -44,7 +44,9 @@ def test_two_classes_by_hand():
     soft = soften(torch.tensor([[math.log(3), 0.0]], dtype=torch.float64), 1.0)
     student, hard = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert distillation_loss(student, soft, hard, 1.0, 0.9).item() == pytest.approx(0.9 * kl + 0.1 * math.log(2), abs=1e-12)
+    assert distillation_loss(student, soft, hard, 1.0, 0.9).item() == pytest.approx(
+        0.9 * kl + 0.1 * math.log(2), abs=1e-12
+    )
 
 
 def test_a_student_like_its_teacher_learns_nothing_from_it(batch):
@@ -75,7 +77,9 @@ def test_the_weight_does_not_depend_on_the_number_of_classes_or_images(batch):
 def test_decoupled_against_a_slow_loop(batch):
     student, teacher, hard = batch
     temperature, beta, total = 3.0, 8.0, 0.0
-    for s, t, y in zip(soften(student, temperature).tolist(), soften(teacher, temperature).tolist(), hard.argmax(1).tolist()):
+    for s, t, y in zip(
+        soften(student, temperature).tolist(), soften(teacher, temperature).tolist(), hard.argmax(1).tolist()
+    ):
         target = t[y] * math.log(t[y] / s[y]) + (1 - t[y]) * math.log((1 - t[y]) / (1 - s[y]))
         rest = sum(t[k] / (1 - t[y]) * math.log((t[k] / (1 - t[y])) / (s[k] / (1 - s[y]))) for k in range(10) if k != y)
         total += target + beta * rest

@@ -24,8 +24,9 @@ TINY = ["--data", "synthetic", "--limit", "60", "--epochs", "1", "-b", "32", "--
 def command(script, *arguments, code=0):
     """Run a script; returns (standard output, standard error)."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True,
-                          env=environment)
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
 
@@ -37,12 +38,25 @@ def trained(path, fold=None, seed=0, width=2):
     torch.manual_seed(seed)
     model = models.build("resnet18", width=width)
     train, _ = data.split(data.load("synthetic"), fold, 60)
-    checkpoint.save(path, {
-        "model": "resnet18", "options": model.options, "state": model.state_dict(), "ema": None, "data": train.digest,
-        "recipe": {"fold": fold, "limit": 60},
-        "provenance": {"run": path.stem, "name": model.name, "params": 1, "over_budget": False, "include_test": False,
-                       "train_digest": train.digest},
-    })
+    checkpoint.save(
+        path,
+        {
+            "model": "resnet18",
+            "options": model.options,
+            "state": model.state_dict(),
+            "ema": None,
+            "data": train.digest,
+            "recipe": {"fold": fold, "limit": 60},
+            "provenance": {
+                "run": path.stem,
+                "name": model.name,
+                "params": 1,
+                "over_budget": False,
+                "include_test": False,
+                "train_digest": train.digest,
+            },
+        },
+    )
     return path
 
 
@@ -60,7 +74,9 @@ def good_labels(path, dataset):
     """A CSV that passes for a strong teacher's."""
     from distill.labels import write_labels
 
-    logits = torch.randn(len(dataset), 10, generator=torch.Generator().manual_seed(0)) + 4 * data.one_hot(dataset.labels)
+    logits = torch.randn(len(dataset), 10, generator=torch.Generator().manual_seed(0)) + 4 * data.one_hot(
+        dataset.labels
+    )
     write_labels(path, dataset.ids, dataset.labels.numpy(), logits)
     return path
 
@@ -70,8 +86,20 @@ def test_labels_command_averages_what_each_teacher_answers(folder, tmp_path, how
     from train import predict
 
     out, files = tmp_path / "labels.csv", sorted(folder.glob("*.pt"))
-    printed, _ = command("distill/labels.py", *files, "--data", "synthetic", "--limit", 60, "--average", how,
-                         "--out", out, "--device", "cpu")
+    printed, _ = command(
+        "distill/labels.py",
+        *files,
+        "--data",
+        "synthetic",
+        "--limit",
+        60,
+        "--average",
+        how,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+    )
     assert f"60 images, {how} of 6 teachers" in printed and "ensemble, out of fold" in printed
     dataset = data.load("synthetic").select(slice(60))
     folds = data.fold_of(*(lambda d: (d.ids, d.labels.numpy()))(data.load("synthetic")))[:60]
@@ -112,8 +140,18 @@ def test_student_from_shuffled_labels_is_the_same_bit_for_bit(tmp_path):
     pd.read_csv(labels, dtype=str, keep_default_na=False).sample(frac=1, random_state=1).to_csv(shuffled, index=False)
     runs = []
     for name, file in [("a", labels), ("b", shuffled)]:
-        command("distill/student.py", "--labels", file, "--model", "resnet18", "--width", 2, "--out",
-                tmp_path / f"{name}.pt", *TINY)
+        command(
+            "distill/student.py",
+            "--labels",
+            file,
+            "--model",
+            "resnet18",
+            "--width",
+            2,
+            "--out",
+            tmp_path / f"{name}.pt",
+            *TINY,
+        )
         runs.append(checkpoint.load_weights(tmp_path / f"{name}.pt"))
     assert checkpoint.digest(runs[0]["state"]) == checkpoint.digest(runs[1]["state"])
     log = pd.read_csv(tmp_path / "a.csv")
@@ -122,7 +160,9 @@ def test_student_from_shuffled_labels_is_the_same_bit_for_bit(tmp_path):
 
 
 def test_student_from_teachers_leaves_them_in_evaluation_mode_and_unchanged(folder):
-    recipe = Student(model="resnet18", width=2, teachers=(str(folder / "fold0.pt"), str(folder / "noval.pt")), device="cpu")
+    recipe = Student(
+        model="resnet18", width=2, teachers=(str(folder / "fold0.pt"), str(folder / "noval.pt")), device="cpu"
+    )
     teach = student.ensemble(recipe)
     models = teach.teachers
     before = [checkpoint.digest(model.state_dict()) for model in models]
@@ -135,26 +175,33 @@ def test_student_from_teachers_leaves_them_in_evaluation_mode_and_unchanged(fold
 
 def test_student_from_teachers_as_a_command_and_the_control(folder, tmp_path):
     tiny = ["--model", "resnet18", "--width", 2, *TINY, "--mix", "ricap"]
-    command("distill/student.py", "--teachers", folder / "fold0.pt", folder / "noval.pt", "--out", tmp_path / "s.pt", *tiny)
+    command(
+        "distill/student.py", "--teachers", folder / "fold0.pt", folder / "noval.pt", "--out", tmp_path / "s.pt", *tiny
+    )
     command("distill/student.py", "--alpha", 0, "--out", tmp_path / "c.pt", *tiny)
     # The same teachers in another order are another recipe: their marks are part of it.
-    _, error = command("distill/student.py", "--teachers", folder / "fold1.pt", "--out", tmp_path / "s.pt", *tiny, code=2)
+    _, error = command(
+        "distill/student.py", "--teachers", folder / "fold1.pt", "--out", tmp_path / "s.pt", *tiny, code=2
+    )
     assert "teachers" in error and error.count("\n") == 1
     assert "train_soft" not in pd.read_csv(tmp_path / "c.csv").columns
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--labels", "a.csv", "--teachers", "b.pt"], "one source"),
-    ([], "one source"),
-    (["--alpha", "0", "--labels", "a.csv"], "leave --labels out"),
-    (["--labels", "absent.csv"], "absent.csv does not exist"),
-    (["--teachers", "absent.pt"], "absent.pt does not exist"),
-    (["--labels", "a.csv", "--model", "seresnet164", "--width", "64"], "above the budget"),
-    (["--labels", "a.csv", "--temperature", "0"], "above 0"),
-    (["--labels", "a.csv", "--alpha", "1.5"], "0 to 1"),
-    (["--labels", "a.csv", "--objective", "magic"], "magic"),
-    (["--labels", "a.csv", "--model", "pyramidnet", "--width", "4"], "no option width"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--labels", "a.csv", "--teachers", "b.pt"], "one source"),
+        ([], "one source"),
+        (["--alpha", "0", "--labels", "a.csv"], "leave --labels out"),
+        (["--labels", "absent.csv"], "absent.csv does not exist"),
+        (["--teachers", "absent.pt"], "absent.pt does not exist"),
+        (["--labels", "a.csv", "--model", "seresnet164", "--width", "64"], "above the budget"),
+        (["--labels", "a.csv", "--temperature", "0"], "above 0"),
+        (["--labels", "a.csv", "--alpha", "1.5"], "0 to 1"),
+        (["--labels", "a.csv", "--objective", "magic"], "magic"),
+        (["--labels", "a.csv", "--model", "pyramidnet", "--width", "4"], "no option width"),
+    ],
+)
 def test_wrong_flags_end_in_one_line(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["student.py", *flags, "--data", "synthetic", "--out", "x.pt"])
@@ -167,8 +214,19 @@ def test_wrong_flags_end_in_one_line(tmp_path, monkeypatch, capsys, flags, messa
 def test_labels_that_hold_test_images_are_refused(tmp_path):
     dataset = data.join(data.load("synthetic").select(slice(60)), data.load("synthetic", "test").select(slice(5)))
     labels = good_labels(tmp_path / "labels.csv", dataset)
-    _, error = command("distill/student.py", "--labels", labels, "--model", "resnet18", "--width", 2, "--out",
-                       tmp_path / "x.pt", *TINY, code=2)
+    _, error = command(
+        "distill/student.py",
+        "--labels",
+        labels,
+        "--model",
+        "resnet18",
+        "--width",
+        2,
+        "--out",
+        tmp_path / "x.pt",
+        *TINY,
+        code=2,
+    )
     assert "5 rows are of no training image" in error
 
 
@@ -176,13 +234,40 @@ def test_transductive_labels_and_student(folder, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     file = tmp_path / "hidden set.pkl"
     file.write_bytes(pickle.dumps({b"data": images, b"ids": np.arange(7)}))
-    command("distill/labels.py", *sorted(folder.glob("*.pt")), "--data", "synthetic", "--limit", 60, "--images", file,
-            "--out", tmp_path / "labels.csv", "--device", "cpu", "--average", "oof")
+    command(
+        "distill/labels.py",
+        *sorted(folder.glob("*.pt")),
+        "--data",
+        "synthetic",
+        "--limit",
+        60,
+        "--images",
+        file,
+        "--out",
+        tmp_path / "labels.csv",
+        "--device",
+        "cpu",
+        "--average",
+        "oof",
+    )
     assert pd.read_csv(tmp_path / "labels.csv")["label"].isna().sum() == 7
     dataset = data.join(data.load("synthetic").select(slice(60)), data.as_dataset(images, np.full(7, -1), "x"))
     labels = good_labels(tmp_path / "good.csv", dataset)
-    printed, _ = command("distill/student.py", "--labels", labels, "--images", file, "--noval", "--model", "resnet18",
-                         "--width", 2, "--out", tmp_path / "s.pt", *TINY)
+    printed, _ = command(
+        "distill/student.py",
+        "--labels",
+        labels,
+        "--images",
+        file,
+        "--noval",
+        "--model",
+        "resnet18",
+        "--width",
+        2,
+        "--out",
+        tmp_path / "s.pt",
+        *TINY,
+    )
     assert "67 images" in printed
 
 
@@ -199,8 +284,9 @@ def test_submission_is_complete_and_the_ensemble_is_the_mean(folder, tmp_path):
     mean = sum(predict.logits(predict.load_model(f)[0], test.images, tta=True) for f in files) / 2
     assert table["Labels"].tolist() == mean.argmax(1).tolist()
     assert all(name in printed for name in data.CLASSES)
-    printed, _ = command("distill/submission.py", *files, "--images", file, "--out", out, "--compare", out, "--tta",
-                         "--device", "cpu")
+    printed, _ = command(
+        "distill/submission.py", *files, "--images", file, "--out", out, "--compare", out, "--tta", "--device", "cpu"
+    )
     assert "on 100.00 %" in printed
     _, error = command("distill/submission.py", files[0], "--images", file, "--out", out, "--compare", file, code=2)
     assert error.count("\n") == 1

@@ -132,8 +132,8 @@ def average(answers, masks, how, ids):
     """One set of logits (N, 10) from several.
 
     answers: list of (N, 10); masks: list of (N,) bool, True where that teacher has not trained on the image;
-    how: "mean" of all, or "oof", for each image the mean of those that have not seen it. UserError when oof leaves an image
-    without a teacher.
+    how: "mean" of all, or "oof", for each image the mean of those that have not seen it. UserError when oof leaves
+    an image without a teacher.
     """
     stack, weights = torch.stack(answers).double(), torch.from_numpy(np.stack(masks)).double()
     if how == "mean":

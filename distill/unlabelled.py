@@ -68,7 +68,7 @@ def read_pickle(path):
 
 def read_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             content = {name: arrays[name] for name in arrays.files}
     except Exception as error:
         raise UserError(f"{path} cannot be read as an npz of plain arrays: {error}")

@@ -36,7 +36,8 @@ class Bar:
             self.told = time.monotonic()
             pace = (self.told - self.started) / max(1, self.count - self.initial)
             left = duration((self.total - self.count) * pace)
-            print(f"{self.label}: {self.count:,}/{self.total:,} {self.unit}, {self.note}, {left} left",
+            note = f"{self.note}, " if self.note else ""
+            print(f"{self.label}: {self.count:,}/{self.total:,} {self.unit}, {note}{left} left",
                   file=sys.stderr, flush=True)
 
     def __enter__(self):

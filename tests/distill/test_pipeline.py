@@ -115,7 +115,7 @@ def test_labels_command_averages_what_each_teacher_answers(folder, tmp_path, how
 def test_teachers_are_refused_by_name(folder, tmp_path):
     with pytest.raises(UserError, match="fold0.pt repeats"):
         load_teachers([folder / "fold0.pt", folder / "fold1.pt", folder / "fold0.pt"], "cpu")
-    (tmp_path / "other.pt").write_bytes(pickle.dumps({"state": 1}))
+    (tmp_path / "other.pt").write_bytes(pickle.dumps({"state": 1}, protocol=2))
     torch.save({"state": torch.ones(1)}, tmp_path / "foreign.pt")
     for name in ("other.pt", "foreign.pt", "missing.pt"):
         with pytest.raises(UserError, match=name):

@@ -28,7 +28,7 @@ $(if $(filter-out basic optimized augmented,$(STAGE)),$(error STAGE=$(STAGE): sh
 
 installed := $(if $(VENV),$(VENV)/installed)
 
-.PHONY: help setup data demo baseline teachers labels distill evaluate submission report benchmark test test-faults clean
+.PHONY: help setup data baseline teachers labels distill evaluate submission report test test-faults clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

@@ -10,7 +10,9 @@ import copy
 import hashlib
 import math
 import platform
+import shlex
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -379,6 +381,13 @@ def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=F
     return weights
 
 
+def typed():
+    """The command that is running, as a person would repeat it from the repository."""
+    script = Path(sys.argv[0]).resolve()
+    inside = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
+    return shlex.join(["python", str(inside), *sys.argv[1:]])
+
+
 def finished(recipe, state, train):
     """The content of a weights file: tensors and plain values only."""
     params = models.parameter_count(state.model)
@@ -386,7 +395,7 @@ def finished(recipe, state, train):
         "model": recipe.model, "options": state.model.options, "state": state.model.state_dict(),
         "ema": state.average and state.average.state_dict(), "recipe": recipe.identity, "data": state.data_digest,
         "provenance": {
-            "run": state.files.weights.stem, "name": state.model.name, "params": params,
+            "run": state.files.weights.stem, "command": typed(), "name": state.model.name, "params": params,
             "over_budget": params > models.BUDGET, "include_test": recipe.include_test,
             "images": len(train), "train_digest": train.digest, "source": Path(train.source).name,
             "steps": state.step, "seconds": sum(row["seconds"] for row in state.rows),

@@ -1,10 +1,11 @@
 """The whole augmentation policy as pure functions on uint8 batches, on any device.
 
     augmented = pipeline(("crop", "flip", "autoaugment", "erase"))(images, generator)
-    images, targets = MIXES["ricap"](generator, normalize(augmented), targets)
+    images, targets = MIXES["ricap"](generator, augmented, targets)
+    inputs = normalize(images)
 
 An augmentation takes (N, 3, 32, 32) uint8 images and a torch.Generator on their device and
-returns new ones; a mix also takes targets and works on the normalized batch.
+returns new ones; a mix also takes targets. Normalization comes last: bytes are cheaper to move.
 """
 
 from augment.basic import crop, cutout, erase, flip, normalize

@@ -85,12 +85,12 @@ def cutout(images, generator, size=16):
 def normalize(images, dtype=torch.float32):
     """Zero mean and unit deviation per channel, over the training set.
 
-    (N, 3, H, W) uint8 -> the same shape in `dtype`, computed in float32, in the same memory
-    format. On a CPU it is cheapest to make the batch channels_last after this, not before.
+    (N, 3, H, W) uint8, or float in 0..255 -> the same shape in `dtype`, computed in float32, in
+    the same memory format. On a CPU it is cheapest to make it channels_last after this, not before.
     """
     mean = _per_channel(MEAN, torch.float32, images.device)
     std = _per_channel(STD, torch.float32, images.device)
-    return images.float().sub_(255 * mean).div_(255 * std).to(dtype)
+    return images.to(torch.float32, copy=True).sub_(255 * mean).div_(255 * std).to(dtype)
 
 
 def _integers(generator, high, shape):

@@ -6,10 +6,12 @@
 A mix takes a generator, a batch of images (N, C, H, W) and any number of float target tensors
 (N, K), and returns all of them mixed in the same way. The geometry is drawn once per batch and
 the partners per image, as in the papers; both stay on the device, so nothing waits for the
-host. A target's weight is exactly the share of pixels that its image gives.
+host. A target's weight is exactly the share of pixels that its image gives. RICAP and CutMix
+copy pixels of any dtype, and are cheapest on bytes: mix first, then normalize.
 """
 
 import torch
+import torch.nn.functional as F
 
 
 def none(generator, images, *targets):
@@ -21,68 +23,88 @@ def ricap(generator, images, *targets, beta=0.3):
     """Four random crops in one image, meeting at a random point: RICAP.
 
     The point's coordinates are Beta(beta, beta) shares of the width and the height, rounded to
-    whole pixels, so a crop may be empty. Pixels are copied: any dtype; the result is
-    channels_last in memory. Takahashi et al., Data Augmentation using Random Image Cropping
-    and Patching for Deep CNNs, 2018.
+    whole pixels, so a crop may be empty. Takahashi et al., Data Augmentation using Random Image
+    Cropping and Patching for Deep CNNs, 2018.
     """
     height, width = images.shape[2:]
     share_y, share_x = _beta(generator, beta, 2)
     cut_y, cut_x = (share_y * height).round(), (share_x * width).round()
-    y, x = _grid(images)
-    part = 2 * (y >= cut_y) + (x >= cut_x)
     crop = torch.arange(4, device=images.device)
-    y = y + _shift(generator, height, cut_y, crop // 2)[part]
-    x = x + _shift(generator, width, cut_x, crop % 2)[part]
+    shift_y = _shift(generator, height, cut_y, crop // 2)
+    shift_x = _shift(generator, width, cut_x, crop % 2)
     partners = torch.stack([_permutation(generator, len(images)) for _ in range(4)])
-    return _patch(part, y * width + x, partners, images, targets)
+
+    # Each new row is the left part of one source row and the right part of another.
+    y, x = _positions(images)
+    below, right = y >= cut_y, x >= cut_x
+    halves = [_rows(images, partners[k], y + shift_y[k], shift_x[k]) for k in (2 * below, 2 * below + 1)]
+    part = 2 * below[:, None] + right
+    return _choose(right, *halves), *_average(part, partners, targets)
 
 
 def cutmix(generator, images, *targets, alpha=1.0):
     """A box of another image pasted into each, at the same place: CutMix.
 
     The box has the image's proportions and, before it is clipped at the border, the share
-    1 - Beta(alpha, alpha) of its area; its centre is uniform. Pixels are copied: any dtype; the
-    result is channels_last in memory. Yun et al., CutMix: Regularization Strategy to Train
-    Strong Classifiers, 2019.
+    1 - Beta(alpha, alpha) of its area; its centre is uniform. Yun et al., CutMix: Regularization
+    Strategy to Train Strong Classifiers, 2019.
     """
     height, width = images.shape[2:]
     side = (1 - _beta(generator, alpha, 1)).sqrt()
-    y, x = _grid(images)
-    part = (_near(generator, y, height, side) & _near(generator, x, width, side)).long()
+    y, x = _positions(images)
+    inside_y, inside_x = _near(generator, y, height, side), _near(generator, x, width, side)
     itself = torch.arange(len(images), device=images.device)
     partners = torch.stack([itself, _permutation(generator, len(images))])
-    return _patch(part, y * width + x, partners, images, targets)
+    pasted = _rows(images, partners[inside_y.long()], y, torch.zeros_like(y))
+    part = (inside_y[:, None] & inside_x).long()
+    return _choose(inside_x, images, pasted), *_average(part, partners, targets)
 
 
 def mixup(generator, images, *targets, alpha=1.0):
     """A weighted sum of two images, the weight being Beta(alpha, alpha): mixup.
 
-    Meant for a normalized float batch, where it is the paper's sum. A uint8 batch is blended in
-    float32 and rounded to the nearest value. Zhang et al., mixup: Beyond Empirical Risk
-    Minimization, 2017.
+    The sum is not rounded: bytes become float32 pixel values in 0..255. Normalization is affine,
+    so it may come before or after. Zhang et al., mixup: Beyond Empirical Risk Minimization, 2017.
     """
     weight = _beta(generator, alpha, 1)
     partner = _permutation(generator, len(images))
-    mixed = _blend(images, partner, weight)
-    mixed = mixed if images.is_floating_point() else mixed.round_()
-    return mixed.to(images.dtype), *(_blend(t, partner, weight).to(t.dtype) for t in targets)
+    return _blend(images, partner, weight), *(_blend(t, partner, weight).to(t.dtype) for t in targets)
 
 
-def _patch(part, place, partners, images, targets):
-    """Pixel p of new image n is pixel place[p] of image partners[part[p], n].
+def _rows(images, partners, y, x):
+    """Row j of new image n is the row y[j] of image partners[j, n], read from its pixel x[j] on.
 
-    part, place: (H, W) long, in 0..P-1 and 0..HW-1; partners: (P, N) long. Targets are averaged
-    with the areas of the parts as weights.
+    partners: (H, N), y, x: (H,), all long. What lies before or behind the source row, where x is
+    not 0, is of no meaning.
     """
     n, channels, height, width = images.shape
-    first_pixel = (partners.t() * (height * width)).int()  # of each partner, (N, P)
-    source = first_pixel.gather(1, part.view(1, -1).expand(n, -1)).add_(place.int().view(-1))
-    pixels = images.contiguous(memory_format=torch.channels_last)
-    pixels = pixels.permute(0, 2, 3, 1).reshape(-1, channels)
-    mixed = pixels.index_select(0, source.view(-1)).view(n, height, width, channels)
+    # A row is a window of the flattened batch: copying windows is far cheaper than single pixels.
+    windows = F.pad(images.reshape(-1), (width, width)).unfold(0, width, 1)
+    image = partners.t()[:, None] * (channels * height * width)
+    channel = torch.arange(channels, device=images.device)[:, None] * (height * width)
+    first_pixel = image + (channel + (y * width + x + width))
+    return windows.index_select(0, first_pixel.reshape(-1)).view(images.shape)
+
+
+def _choose(second, one, other):
+    """`other` in the columns where `second` (W,) is true, `one` elsewhere.
+
+    Bytes wrap around, so the sum below is exact for them, and several times faster on a CPU than
+    torch.where.
+    """
+    if one.dtype == torch.uint8:
+        return torch.addcmul(one, other - one, second.to(torch.uint8))
+    return torch.where(second, other, one)
+
+
+def _average(part, partners, targets):
+    """Targets averaged with the areas of the parts as weights.
+
+    part: (H, W) long in 0..P-1; partners: (P, N) long. Yields one (N, K) tensor per target.
+    """
     area = torch.stack([(part == k).sum() for k in range(len(partners))])
     weights = (area / part.numel()).view(-1, 1, 1)
-    return mixed.permute(0, 3, 1, 2), *((weights * t[partners]).sum(0).to(t.dtype) for t in targets)
+    return ((weights * target[partners]).sum(0).to(target.dtype) for target in targets)
 
 
 def _shift(generator, size, cut, far):
@@ -117,8 +139,6 @@ def _permutation(generator, n):
     return torch.randperm(n, generator=generator, device=generator.device)
 
 
-def _grid(images):
-    """Pixel coordinates y (H, 1) and x (W,)."""
-    height, width = images.shape[2:]
-    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    return y[:, None], x
+def _positions(images):
+    """The coordinates y (H,) and x (W,) of rows and columns."""
+    return (torch.arange(size, device=images.device) for size in images.shape[2:])

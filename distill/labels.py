@@ -18,7 +18,7 @@ import torch
 
 from distill.unlabelled import load_images
 from train import checkpoint, data, predict
-from train.recipe import ROOT, UserError, add_common, command, device_of, parser, whole
+from train.recipe import ROOT, UserError, add_common, check_target, command, device_of, parser, whole
 
 COLUMNS = ["id", "label", *data.CLASSES]
 
@@ -182,6 +182,7 @@ def main():
         help="admit teachers trained with the test images, and label those too, for students that are marked likewise",
     )
     args = arguments.parse_args()
+    check_target("--out", args.out, ".csv")
     teachers = load_teachers(args.weights, device_of(args.device), args.include_test)
     whole_set = data.load(args.data)
     masks = [unseen(whole_set, content, file)[: args.limit] for file, _, content in teachers]

@@ -19,7 +19,7 @@ from distill.labels import load_teachers
 from distill.unlabelled import load_images
 from train import data, predict
 from train.checkpoint import write_text
-from train.recipe import UserError, add_common, command, device_of, parser
+from train.recipe import UserError, add_common, check_target, command, device_of, parser
 
 
 def agreement(submission, path):
@@ -47,6 +47,7 @@ def main():
     arguments.add_argument("--compare", metavar="FILE", help="an earlier submission to compare with")
     add_common(arguments)
     args = arguments.parse_args()
+    check_target("--out", args.out, ".csv")
     images, ids = load_images(args.images)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     # Weights trained with a public test set are welcome here: these images have a hidden one.

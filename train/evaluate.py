@@ -24,7 +24,7 @@ from train import data, plots, predict
 from train.checkpoint import write, write_text
 from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.progress import progress
-from train.recipe import ROOT, UserError, command, device_of, parser, whole
+from train.recipe import ROOT, UserError, check_target, command, device_of, parser, whole
 
 COOLEST, HOTTEST = 0.01, 100.0  # bounds of the temperature
 
@@ -201,13 +201,6 @@ def flags():
     group.add_argument("--json", "--output", type=Path, metavar="FILE", help="also write the figures there")
     group.add_argument("--mistakes", type=Path, metavar="FILE", help="picture of the most confident mistakes, a .png")
     return arguments
-
-
-def check_target(flag, file, suffix):
-    if file and file.suffix != suffix:
-        raise UserError(f"{flag} {file} should end in {suffix}")
-    if file and not file.parent.is_dir():
-        raise UserError(f"{flag} {file}: the folder {file.parent} does not exist")
 
 
 @command

@@ -25,7 +25,7 @@ import models
 from augment.basic import MEAN, STD
 from train import predict
 from train.checkpoint import write
-from train.recipe import UserError, command, parser
+from train.recipe import UserError, check_target, command, parser
 
 TOLERANCE = 1e-5  # of the largest logit
 ANY_BATCH = {"images": {0: torch.export.Dim.DYNAMIC}}
@@ -110,10 +110,7 @@ def main():
         raise UserError(f"{error} --teacher exports it all the same.")
     export, suffix = FORMATS[args.format]
     out = args.out or args.weights.with_suffix(suffix)
-    if out.suffix != suffix:
-        raise UserError(f"--out {out} should end in {suffix}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {out.parent} does not exist")
+    check_target("--out", out, suffix)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own, about themselves

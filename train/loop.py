@@ -75,9 +75,9 @@ def batches(images, targets, recipe, epoch, first=0):
             generator = torch.Generator(device).manual_seed(derive(recipe.seed, "augment", epoch, number))
             chunk = transform(images[rows], generator)
         part = slice(place * size, (place + 1) * size)
-        inputs = normalize(chunk[part]).contiguous(memory_format=torch.channels_last)
         generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mix", epoch, step))
-        yield mix(generator, inputs, *(target[rows[part]] for target in targets))
+        mixed, *wanted = mix(generator, chunk[part], *(target[rows[part]] for target in targets))
+        yield normalize(mixed).contiguous(memory_format=torch.channels_last), *wanted
 
 
 def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_at=learning_rate):

@@ -7,6 +7,7 @@ trained network's meaning, so a run may be resumed with others; all the rest mus
 
 import argparse
 import math
+import os
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
@@ -236,6 +237,16 @@ def add_common(arguments):
     help = "folder of the images, or synthetic"
     arguments.add_argument("--data", default=str(ROOT / "data"), metavar="PATH", help=help)
     arguments.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+
+
+def check_target(flag, file, suffix):
+    """UserError unless a file to write (or None) has this suffix and a folder; call it before the work."""
+    if file and file.suffix != suffix:
+        raise UserError(f"{flag} {file} should end in {suffix}")
+    if file and not file.parent.is_dir():
+        raise UserError(f"{flag} {file}: the folder {file.parent} does not exist")
+    if file and not os.access(file.parent, os.W_OK):
+        raise UserError(f"{flag} {file}: the folder {file.parent} is not writable")
 
 
 def add_flags(arguments, kind):

@@ -170,6 +170,12 @@ def test_normalize_is_torchvision_s(images):
     assert basic.normalize(images, torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_normalize_of_pixel_values_leaves_them_alone(images):
+    floats = images.float()
+    assert torch.equal(basic.normalize(floats), basic.normalize(images))
+    assert torch.equal(floats, images.float())
+
+
 def test_the_painted_pixel_is_zero_once_normalized():
     pixel = torch.tensor(basic.MEAN_PIXEL, dtype=torch.uint8).view(1, 3, 1, 1)
     assert basic.normalize(pixel).abs().max() < 0.5 / 255 / min(basic.STD)

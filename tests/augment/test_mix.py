@@ -141,11 +141,14 @@ def test_mixup_is_the_weighted_sum(targets):
         torch.testing.assert_close(mixed[n], weight * targets[n] + (1 - weight) * targets[m])
 
 
-def test_mixup_of_bytes_rounds_to_the_nearest(named, targets):
+def test_mixup_of_bytes_is_not_rounded_and_may_come_before_normalization(named, targets):
+    from augment.basic import normalize
+
     exact, weights = mix.mixup(generator(5), named.float(), targets)
-    rounded, same = mix.mixup(generator(5), named, targets)
-    assert rounded.dtype == torch.uint8 and torch.equal(rounded, exact.round().to(torch.uint8))
-    assert torch.equal(weights, same)
+    mixed, same = mix.mixup(generator(5), named, targets)
+    assert torch.equal(mixed, exact) and torch.equal(weights, same)
+    after, _ = mix.mixup(generator(5), normalize(named), targets)
+    torch.testing.assert_close(normalize(mixed), after, atol=1e-5, rtol=0)
 
 
 # ---- what all of them promise ----

@@ -32,14 +32,15 @@ def ricap(generator, images, *targets, beta=0.3):
     crop = torch.arange(4, device=images.device)
     shift_y = _shift(generator, height, cut_y, crop // 2)
     shift_x = _shift(generator, width, cut_x, crop % 2)
-    partners = torch.stack([_permutation(generator, len(images)) for _ in range(4)])
+    partners = _permutations(generator, 4, len(images))
 
     # Each new row is the left part of one source row and the right part of another.
     y, x = _positions(images)
     below, right = y >= cut_y, x >= cut_x
     halves = [_rows(images, partners[k], y + shift_y[k], shift_x[k]) for k in (2 * below, 2 * below + 1)]
-    part = 2 * below[:, None] + right
-    return _choose(right, *halves), *_average(part, partners, targets)
+    rows, columns = torch.stack([cut_y, height - cut_y]), torch.stack([cut_x, width - cut_x])
+    area = (rows[:, None] * columns).view(4)
+    return _choose(right, *halves), *_average(area / (height * width), partners, targets)
 
 
 def cutmix(generator, images, *targets, alpha=1.0):
@@ -54,10 +55,10 @@ def cutmix(generator, images, *targets, alpha=1.0):
     y, x = _positions(images)
     inside_y, inside_x = _near(generator, y, height, side), _near(generator, x, width, side)
     itself = torch.arange(len(images), device=images.device)
-    partners = torch.stack([itself, _permutation(generator, len(images))])
+    partners = torch.cat([itself[None], _permutations(generator, 1, len(images))])
     pasted = _rows(images, partners[inside_y.long()], y, torch.zeros_like(y))
-    part = (inside_y[:, None] & inside_x).long()
-    return _choose(inside_x, images, pasted), *_average(part, partners, targets)
+    area = inside_y.sum() * inside_x.sum() / (height * width)
+    return _choose(inside_x, images, pasted), *_average(torch.stack([1 - area, area]), partners, targets)
 
 
 def mixup(generator, images, *targets, alpha=1.0):
@@ -67,7 +68,7 @@ def mixup(generator, images, *targets, alpha=1.0):
     so it may come before or after. Zhang et al., mixup: Beyond Empirical Risk Minimization, 2017.
     """
     weight = _beta(generator, alpha, 1)
-    partner = _permutation(generator, len(images))
+    (partner,) = _permutations(generator, 1, len(images))
     return _blend(images, partner, weight), *(_blend(t, partner, weight).to(t.dtype) for t in targets)
 
 
@@ -97,13 +98,13 @@ def _choose(second, one, other):
     return torch.where(second, other, one)
 
 
-def _average(part, partners, targets):
-    """Targets averaged with the areas of the parts as weights.
+def _average(shares, partners, targets):
+    """Targets averaged with the parts' shares of the area as weights.
 
-    part: (H, W) long in 0..P-1; partners: (P, N) long. Yields one (N, K) tensor per target.
+    shares: (P,) float, exact, as areas are whole numbers over a power of two; partners: (P, N)
+    long. Yields one (N, K) tensor per target.
     """
-    area = torch.stack([(part == k).sum() for k in range(len(partners))])
-    weights = (area / part.numel()).view(-1, 1, 1)
+    weights = shares.view(-1, 1, 1)
     return ((weights * target[partners]).sum(0).to(target.dtype) for target in targets)
 
 
@@ -135,8 +136,9 @@ def _beta(generator, alpha, count):
     return torch._sample_dirichlet(concentration, generator)[:, 0]
 
 
-def _permutation(generator, n):
-    return torch.randperm(n, generator=generator, device=generator.device)
+def _permutations(generator, count, n):
+    """`count` independent permutations of n images, (count, n) long."""
+    return torch.rand(count, n, generator=generator, device=generator.device).argsort(1)
 
 
 def _positions(images):

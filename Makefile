@@ -15,7 +15,7 @@ space := $(subst ,, )
 data  := $(subst $(space),\$(space),$(DATA))
 
 # The images are there in either form, or the archive is fetched; the synthetic set needs nothing.
-images := $(or $(wildcard $(data)/cifar10.npz),$(data)/cifar-10-batches-py/batches.meta)
+images := $(data)/$(if $(wildcard $(data)/cifar10.npz),cifar10.npz,cifar-10-batches-py/batches.meta)
 images := $(if $(filter synthetic,$(DATA)),,$(images))
 
 # A flag is passed on only when its variable is set.

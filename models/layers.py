@@ -15,6 +15,22 @@ def conv1x1(channels_in, channels_out):
     return nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
 
+class StridedConv1x1(nn.Conv2d):
+    """1x1 convolution without bias of every `stride`-th pixel: (N, C, H, W) to (N, C', H / stride, W / stride).
+
+    The pixels are picked before the convolution, which is the same sum. oneDNN's own strided 1x1 writes past its
+    workspace in the backward pass when there are fewer input channels than a vector has lanes, in channels_last on a
+    CPU: wrong gradients, or a crash (oneDNN issue 6035).
+    """
+
+    def __init__(self, channels_in, channels_out, stride):
+        super().__init__(channels_in, channels_out, 1, bias=False)
+        self.every = stride
+
+    def forward(self, x):
+        return super().forward(x[:, :, :: self.every, :: self.every])
+
+
 def he_init(model):
     """Initialise every convolution and linear layer of `model` in place.
 

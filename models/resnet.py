@@ -6,7 +6,7 @@
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import conv3x3, he_init
+from models.layers import StridedConv1x1, conv3x3, he_init
 
 
 class BasicBlock(nn.Module):
@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels_out)
         self.shortcut = nn.Identity()
         if stride != 1 or channels_in != channels_out:
-            projection = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            projection = StridedConv1x1(channels_in, channels_out, stride)
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels_out))
 
     def forward(self, x):

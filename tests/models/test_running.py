@@ -1,10 +1,15 @@
 """What every family must stand: memory formats, precisions, the compiler, another device."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import models
 from models import MODELS, build
 from models.layers import SqueezeExcite
 
@@ -166,3 +171,27 @@ def test_zero_init_makes_every_residual_zero(name, norm):
         assert not getattr(block, norm).weight.any()
         x = torch.randn(2, block.conv1.in_channels, 8, 8)
         torch.testing.assert_close(block(x), F.relu(block.shortcut(x)))
+
+
+@pytest.mark.parametrize("channels, size, batch", [(4, 32, 32), (4, 32, 31), (8, 16, 31)])
+def test_a_strided_1x1_convolution_of_few_channels_has_the_right_gradient(channels, size, batch):
+    """oneDNN's own is wrong or crashes there, with several threads: see StridedConv1x1. Hence the other process."""
+    script = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(models.__file__).parents[1])!r})
+from models.layers import StridedConv1x1
+torch.set_num_threads(2)
+layer = StridedConv1x1({channels}, 2 * {channels}, 2).to(memory_format=torch.channels_last)
+images = torch.randn({batch}, {channels}, {size}, {size})
+for _ in range(3):
+    layer.zero_grad()
+    out = layer(images.contiguous(memory_format=torch.channels_last))
+    out.square().sum().backward()
+weight = layer.weight.detach().double().contiguous().requires_grad_()
+wanted = torch.nn.functional.conv2d(images.double(), weight, stride=2)
+wanted.square().sum().backward()
+torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
+torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-2)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr or done.returncode

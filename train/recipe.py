@@ -204,8 +204,8 @@ def read_flags(kind, args):
 
 def parser(doc):
     """An argument parser with the script's own docstring as description and defaults in its help."""
-    first, _, rest = doc.partition("\n")
-    return Parser(description=first, formatter_class=lambda prog: Help(prog, max_help_position=32, width=110))
+    summary = doc.partition("\n")[0]
+    return Parser(description=summary, formatter_class=lambda prog: Help(prog, max_help_position=32, width=110))
 
 
 class Parser(argparse.ArgumentParser):

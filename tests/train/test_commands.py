@@ -16,13 +16,7 @@ from train import baseline, checkpoint, evaluate, loop
 from train.recipe import ROOT
 
 
-@pytest.fixture(autouse=True)
-def toy_set(tmp_path, monkeypatch):
-    toy.use(monkeypatch.setattr)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield toy.write_npz(tmp_path / "data")
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("toy_set")
 
 
 @pytest.fixture

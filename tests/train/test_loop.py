@@ -18,13 +18,7 @@ from train.recipe import UserError
 COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
 
 
-@pytest.fixture(autouse=True)
-def toy_set(tmp_path, monkeypatch):
-    toy.use(monkeypatch.setattr)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield toy.write_npz(tmp_path / "data")
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("toy_set")
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 import augment
 import models
 from augment.basic import normalize
-from train import checkpoint, data, predict
+from train import checkpoint, data, parallel, predict
+from train.parallel import Ranks
 from train.progress import Bar, duration, say
 from train.recipe import ROOT, UserError, device_of
 
@@ -80,12 +81,35 @@ def batches(images, targets, recipe, epoch, first=0):
         yield normalize(mixed).contiguous(memory_format=torch.channels_last), *wanted
 
 
-def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_at=learning_rate):
+def optimizer_of(model, recipe):
+    """SGD as the recipe says, in one kernel on CUDA."""
+    device = next(model.parameters()).device
+    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
+                           weight_decay=recipe.weight_decay, fused=device.type == "cuda")
+
+
+def train_step(network, optimizer, loss, images, targets, scale=1.0):
+    """One step down the gradient of `scale` times the loss: (the dict of the loss, logits in float32).
+
+    images: normalized float (B, 3, 32, 32); targets: float (B, K) tensors. The forward pass is in bfloat16 on CUDA.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+        answer = network(images)
+    answer = answer.float()
+    parts = loss(answer, images, *targets)
+    optimizer.zero_grad(set_to_none=True)
+    (scale * parts["loss"]).backward()
+    optimizer.step()
+    return parts, answer
+
+
+def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_at=learning_rate, ranks=Ranks()):
     """Train `model` in place, from the run's saved state where there is one; returns the finished State.
 
     model: on its device; files: a checkpoint.Run; train, val: data.Dataset; soft: further float targets (N, K)
     of `train`, such as teacher logits, mixed along with the labels; loss: a function
-    (logits, images, hard targets, *soft targets) -> dict of scalars, of which "loss" is minimized and all are logged.
+    (logits, images, hard targets, *soft targets) -> dict of scalars, of which "loss" is minimized and all are logged;
+    ranks: the processes that train together.
     Raises Stopped after SIGTERM or Ctrl-C, with the state saved, and Diverged when the loss is not finite.
     """
     device = next(model.parameters()).device
@@ -98,37 +122,37 @@ def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_a
     def rate(step):
         return lr_at(step, steps, warmup, recipe.lr, recipe.min_lr)
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
-                                weight_decay=recipe.weight_decay, fused=device.type == "cuda")
-    state = State(model, optimizer, rate, recipe, files, fingerprint(train, soft))
+    optimizer = optimizer_of(model, recipe)
+    state = State(model, optimizer, rate, recipe, files, fingerprint(train, soft), ranks)
     compiled = compiles(recipe, device, steps)
-    network = torch.compile(model, dynamic=False) if compiled else model
+    network = ranks.wrap(model)
+    network = torch.compile(network, dynamic=False) if compiled else network
     watch = Watch(model, recipe, len(train), len(val or ()), steps, compiled)
 
     with Signals() as signals, Bar(steps, files.weights.stem, "step", initial=state.step) as bar:
         for epoch in range(len(state.rows), recipe.epochs):
             model.train()
-            for inputs, *wanted in batches(images, targets, recipe, epoch, state.step - epoch * per_epoch):
-                # 1. The step. Whatever is random inside the model follows from (seed, step).
+            whole = batches(images, targets, recipe, epoch, state.step - epoch * per_epoch)
+            for count, scale, inputs, *wanted in ranks.share(whole):
+                # 1. The step. Whatever is random inside the model follows from (seed, step) and the rank.
                 for group in optimizer.param_groups:
                     group["lr"] = rate(state.step)
-                torch.manual_seed(derive(recipe.seed, "model", state.step))
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    answer = network(inputs)
-                parts = loss(answer.float(), inputs, *wanted)
-                optimizer.zero_grad(set_to_none=True)
-                parts["loss"].backward()
-                optimizer.step()
-                state.advance(parts, answer, wanted[0])
+                torch.manual_seed(derive(recipe.seed, "model", state.step, *ranks.seed))
+                parts, answer = train_step(network, optimizer, loss, inputs, wanted, scale)
+                state.advance(parts, answer, wanted[0], count)
 
                 # 2. What has to wait for the device is done now and then: the bar, the saved state, a signal.
-                if watch.due(state.step):
+                if not ranks.meet(state.step):
+                    continue
+                caught = ranks.agree(signals.caught)
+                look, save = ranks.once(lambda: (watch.due(state.step), watch.save_due()))
+                if look:
                     bar.update(state.step - bar.count, state.note())
                     watch.announce(state.step)
-                if signals.caught or watch.save_due():
+                if caught or save:
                     state.save()
-                if signals.caught:
-                    raise Stopped(signals.caught, state.step, steps, files, recipe.fresh)
+                if caught:
+                    raise Stopped(caught, state.step, steps, files, recipe.fresh)
 
             # 3. The end of an epoch: one row of the log, one saved state.
             state.close_epoch(val)
@@ -161,21 +185,22 @@ class State:
     It is what is saved, and creating it restores what was saved.
     """
 
-    def __init__(self, model, optimizer, rate, recipe, files, data_digest):
+    def __init__(self, model, optimizer, rate, recipe, files, data_digest, ranks):
         self.model, self.optimizer, self.rate, self.recipe, self.files = model, optimizer, rate, recipe, files
+        self.ranks = ranks
         self.average = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ema_decay else None
         pairs = zip(self.evaluated.state_dict().values(), model.state_dict().values())
         self.floats = list(zip(*(pair for pair in pairs if pair[0].is_floating_point())))
         self.step, self.rows, self.seconds, self.data_digest = 0, [], 0.0, data_digest
         self.device = next(model.parameters()).device
         self.clear()
-        saved = files.load_state(say)
+        saved = ranks.once(lambda: files.load_state(say))
         if saved:
             self.restore(saved)
         self.started = time.perf_counter()
 
     def clear(self):
-        """Empty sums for an epoch; they stay on the device until somebody looks."""
+        """Empty sums over this rank's images of an epoch; they stay on the device until somebody looks."""
         self.sums, self.seen = {}, 0
         self.right = torch.zeros((), device=self.device, dtype=torch.int64)
         self.flawed = torch.full((), NEVER, device=self.device, dtype=torch.int64)
@@ -186,12 +211,11 @@ class State:
         return self.average or self.model
 
     @torch.no_grad()
-    def advance(self, parts, answer, hard):
-        """Take note of one finished step, without waiting for the device."""
-        count = len(answer)
+    def advance(self, parts, answer, hard, count):
+        """Take note of one finished step, of which the first `count` images count, without waiting for the device."""
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double() * count
-        self.right += (answer.argmax(1) == hard.argmax(1)).sum()
+        self.right += (answer.argmax(1) == hard.argmax(1))[:count].sum()
         self.flawed.clamp_(max=torch.where(torch.isfinite(parts["loss"]), NEVER, self.step))
         self.seen += count
         if self.average:
@@ -206,12 +230,21 @@ class State:
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(*self.floats, 1 - decay)
 
+    def tally(self):
+        """This epoch's sums so far, each with one number per rank: (size,) tensors on the CPU."""
+        gather = self.ranks.gather
+        sums = {name: gather(value) for name, value in self.sums.items()}
+        return {"sums": sums, "right": gather(self.right), "seen": gather(self.seen)}
+
     def note(self):
         """The running loss in words. Raises Diverged as soon as a loss was not finite."""
-        flawed = self.flawed.item()
+        flawed = self.ranks.gather(self.flawed).min().item()
         if flawed != NEVER:
             raise Diverged("the loss", flawed, self.rate(flawed))
-        return f"loss {self.sums['loss'].item() / self.seen:.3f}" if self.seen else ""
+        if not self.sums:
+            return ""
+        tally = self.tally()
+        return f"loss {tally['sums']['loss'].sum().item() / tally['seen'].sum().item():.3f}"
 
     def elapsed(self):
         """Seconds spent on this epoch, by all the processes that worked on it."""
@@ -220,22 +253,25 @@ class State:
     def close_epoch(self, val):
         """Validate, add the epoch's row to the log, and save. The speed is that of training, without the validation."""
         self.note()
+        tally = self.tally()
+        seen = tally["seen"].sum().item()
         row = {"epoch": len(self.rows) + 1, "lr": self.rate(self.step - 1), "train_loss": None,
-               "train_accuracy": 100 * self.right.item() / self.seen}
-        row |= {f"train_{name}": value.item() / self.seen for name, value in self.sums.items()}
-        speed = self.seen / self.elapsed()
-        row |= validate(self.evaluated, val)
+               "train_accuracy": 100 * tally["right"].sum().item() / seen}
+        row |= {f"train_{name}": value.sum().item() / seen for name, value in tally["sums"].items()}
+        speed = seen / self.elapsed()
+        row |= self.ranks.once(lambda: validate(self.evaluated, val))
         self.rows.append(row | {"seconds": self.elapsed(), "images_per_second": speed})
         self.clear()
         self.seconds, self.started = 0.0, time.perf_counter()
         self.save()
-        self.files.save_csv(self.rows)
+        self.ranks.once(lambda: self.files.save_csv(self.rows))
 
     def save(self):
         """Store the whole state; raises Diverged rather than store a NaN."""
         self.note()
+        content = self.content()
         try:
-            self.files.save_state(self.content())
+            self.ranks.once(lambda: self.files.save_state(content))
         except FloatingPointError as error:
             raise Diverged(error, self.step - 1, self.rate(self.step - 1))
 
@@ -243,8 +279,7 @@ class State:
         return {
             "recipe": self.recipe.identity, "data": self.data_digest, "step": self.step, "rows": self.rows,
             "model": self.model.state_dict(), "ema": self.average and self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "sums": self.sums, "right": self.right, "seen": self.seen,
-            "seconds": self.elapsed(),
+            "optimizer": self.optimizer.state_dict(), "seconds": self.elapsed(), **self.tally(),
         }
 
     def restore(self, saved):
@@ -254,12 +289,16 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average:
             self.average.load_state_dict(saved["ema"])
-        self.step, self.rows, self.seen, self.seconds = (saved[k] for k in ("step", "rows", "seen", "seconds"))
-        self.sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
-        self.right = saved["right"].to(self.device)
+        self.step, self.rows, self.seconds = (saved[name] for name in ("step", "rows", "seconds"))
+        self.sums = {name: self.own(value).to(self.device) for name, value in saved["sums"].items()}
+        self.right, self.seen = self.own(saved["right"]).to(self.device), self.own(saved["seen"]).item()
         if self.rows:
-            self.files.save_csv(self.rows)
+            self.ranks.once(lambda: self.files.save_csv(self.rows))
         say(f"{self.files.weights}: resumed at step {self.step:,}")
+
+    def own(self, numbers):
+        """This rank's of the numbers (size,) that `tally` gave, or the one number of an older state."""
+        return torch.as_tensor(numbers).view(-1)[self.ranks.rank]
 
 
 class Watch:
@@ -269,6 +308,7 @@ class Watch:
         device = next(model.parameters()).device
         cpu = f"cpu ({torch.get_num_threads()} threads), float32"
         where = f"{torch.cuda.get_device_name(device)}, bfloat16" if device.type == "cuda" else cpu
+        where = f"{parallel.size()} x {where}" if parallel.size() > 1 else where
         self.line = (f"{model.name}: {models.parameter_count(model):,} parameters, {where}, channels_last"
                      f"{', compiled' if compiled else ''}, {images:,} images, "
                      f"{steps:,} steps in {recipe.epochs} epochs")
@@ -360,20 +400,21 @@ def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=F
     except ValueError as error:
         raise UserError(str(error))
     weights = Path(recipe.out) if recipe.out else ROOT / "weights" / f"{recipe.run_name(model.name)}.pt"
-    with checkpoint.Run(weights) as files:
+    with Ranks.of_run(device) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
         train, val = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
         if recipe.include_test:
             train = data.join(train, data.load(recipe.data, "test"))
         train, further = prepare(train)
         if recipe.fresh:
-            files.forget()
-        elif weights.exists():
-            checkpoint.check_same(checkpoint.load_weights(weights), recipe.identity, fingerprint(train, further))
+            ranks.once(files.forget)
+        done = ranks.once(lambda: checkpoint.load_weights(weights) if weights.exists() else None)
+        if done:
+            checkpoint.check_same(done, recipe.identity, fingerprint(train, further))
             say(f"{weights} is finished; --fresh trains it again")
             return weights
         model.to(device, memory_format=torch.channels_last)
-        state = fit(model, recipe, files, train, val, loss, further, lr_at)
-        files.save_weights(finished(recipe, state, train))
+        state = fit(model, recipe, files, train, val, loss, further, lr_at, ranks)
+        ranks.once(lambda: files.save_weights(finished(recipe, state, train)))
     last = state.rows[-1]
     held_out = "" if val is None else f", validation {last['val_accuracy']:.2f} % of {len(val):,} images"
     say(f"{weights}: training {last['train_accuracy']:.2f} %{held_out}, "

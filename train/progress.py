@@ -1,12 +1,14 @@
 """Progress of long jobs: a bar on a terminal, a line now and then anywhere else.
 
-Both go to standard error, so that standard output holds results only.
+Both go to standard error, so that standard output holds results only. Of several ranks, rank 0 alone talks.
 """
 
 import sys
 import time
 
 from tqdm import tqdm
+
+from train import parallel
 
 EVERY = 30.0  # seconds between two lines when the output is not a terminal
 
@@ -18,7 +20,7 @@ class Bar:
     """
 
     def __init__(self, total, label, unit="it", initial=0):
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty() and parallel.rank() == 0
         self.bar = tqdm(total=total, desc=label, unit=unit, initial=initial, leave=False, dynamic_ncols=True,
                         disable=not self.terminal, smoothing=0.1)
         self.total, self.count, self.initial, self.label, self.unit = total, initial, initial, label, unit
@@ -32,7 +34,7 @@ class Bar:
         if self.terminal:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(count)
-        elif time.monotonic() - self.told > EVERY:
+        elif time.monotonic() - self.told > EVERY and parallel.rank() == 0:
             self.told = time.monotonic()
             pace = (self.told - self.started) / max(1, self.count - self.initial)
             left = duration((self.total - self.count) * pace)
@@ -57,8 +59,9 @@ def progress(items, label, total=None, unit="it"):
 
 def say(*words):
     """Print a line without tearing a bar that is on the terminal."""
-    tqdm.write(" ".join(map(str, words)), file=sys.stdout)
-    sys.stdout.flush()
+    if parallel.rank() == 0:
+        tqdm.write(" ".join(map(str, words)), file=sys.stdout)
+        sys.stdout.flush()
 
 
 def duration(seconds):

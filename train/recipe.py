@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from augment import AUGMENTATIONS, MIXES, pipeline
+from train import parallel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +45,8 @@ def command(main):
         except OSError as error:  # a full disk, a folder that became read-only
             sys.exit(complain(error, 1))
         except (RuntimeError, MemoryError) as error:
+            if parallel.lost_another(error):
+                sys.exit(complain("another rank has ended: so do all. The same command goes on from the last state", 1))
             memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
             if not memory:
                 raise
@@ -53,7 +56,8 @@ def command(main):
 
 
 def complain(message, code):
-    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)
+    if parallel.may_complain():
+        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -167,7 +171,8 @@ class Recipe:
     @property
     def identity(self):
         """What a resumed run must agree on, as plain values; no path is in it."""
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.metadata.get("what", True)}
+        ranks = {"ranks": parallel.size()} if parallel.size() > 1 else {}
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.metadata.get("what", True)} | ranks
 
 
 def plain(value):
@@ -275,9 +280,13 @@ def add_flags(arguments, kind):
 
 
 def device_of(name):
-    """The torch.device for auto|cuda|cpu; UserError for cuda on a machine without it."""
+    """The torch.device for auto|cuda|cpu, this rank's GPU; UserError for cuda on a machine without it."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if parallel.device_index() >= torch.cuda.device_count():
+            raise UserError(f"--nproc-per-node is above the number of GPUs here, {torch.cuda.device_count()}")
+        torch.cuda.set_device(parallel.device_index())
     return torch.device(name)

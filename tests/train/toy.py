@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from train import data, loop
+from train import data, loop, parallel
 from train.recipe import ROOT, Recipe, setting
 
 SIZES = {"train": 60, "test": 20}
@@ -129,16 +129,17 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train.loop"])
 
 
-def child(script, argv, log, settings):
+def child(script, argv, log, settings, environment):
     """In a new process, and session: run a script on the toy set, with both outputs in the file `log`."""
     os.setsid()
+    os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1), os.dup2(descriptor, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     use()
     for name, value in settings.items():
-        setattr(loop, name, value)
+        setattr(loop if hasattr(loop, name) else parallel, name, value)
     sys.argv = [str(script), *map(str, argv)]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -151,9 +152,9 @@ def survivors(process):
 
 
 @contextmanager
-def training(*argv, log, script=ROOT / "train" / "baseline.py", **settings):
-    """A process that trains; `settings` are constants of train.loop, such as SAVE_EVERY. It is dead afterwards."""
-    process = CONTEXT.Process(target=child, args=(script, argv, log, settings))
+def training(*argv, log, script=ROOT / "train" / "baseline.py", environment={}, **settings):
+    """A process that trains; `settings` are constants of train.loop or train.parallel. It is dead afterwards."""
+    process = CONTEXT.Process(target=child, args=(script, argv, log, settings, environment))
     process.start()
     try:
         yield process

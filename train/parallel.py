@@ -1,0 +1,168 @@
+"""One process or several: what the ranks of a distributed run do together.
+
+    torchrun --nproc-per-node 4 train/seresnet.py --noval
+
+Every rank augments and mixes the whole global batch, with the draws of a single process, and trains on its part of
+it; weighted by their images, the ranks' gradients sum to that of the global batch. Batch normalization takes the
+statistics of the rank's own part (torch's SyncBatchNorm knows no CPU, and waits for all ranks in every layer); the
+running statistics that are saved are those of rank 0. `Ranks` is what a single process sees of all this: nothing.
+"""
+
+import os
+import time
+from contextlib import nullcontext, suppress
+from datetime import timedelta
+from functools import cache
+from threading import Thread
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+SILENCE = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
+PATIENCE = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
+MEET_EVERY = 0.5  # seconds between two exchanges of news
+
+
+def size():
+    """The number of ranks, from the environment that torchrun sets; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank():
+    """The number of this rank, 0 <= rank < size; only rank 0 prints and writes."""
+    return int(os.environ["RANK"]) if size() > 1 else 0
+
+
+def device_index():
+    """The number of this rank's GPU among those of its machine."""
+    return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+
+
+@cache
+def store():
+    """The table of names and numbers that all ranks share; torchrun keeps it."""
+    return next(dist.rendezvous("env://", timeout=SILENCE))[0]
+
+
+def may_complain():
+    """Whether this rank tells what went wrong: the first one that asks, for the others fail of the same or of it."""
+    answers = []
+    if size() > 1:
+        asking = Thread(target=ask, args=(answers,), daemon=True)  # a frozen machine would never answer
+        asking.start()
+        asking.join(5.0)
+    return answers != [False]
+
+
+def ask(answers):
+    with suppress(RuntimeError):  # the table is gone
+        answers.append(store().add("complaints", 1) == 1)
+
+
+def lost_another(error):
+    """Whether an exception says that another rank is gone; gloo has no class of its own for it."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
+class Ranks:
+    """The only process of a run. `Several` does the same for one of many; `Ranks.of_run` gives the one that fits.
+
+    seed: what a rank adds to the seed of the model's own randomness.
+    """
+
+    rank, seed = 0, ()
+
+    @staticmethod
+    def of_run(device):
+        return Several(device) if size() > 1 else Ranks()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wrap(self, model):
+        """The network to train, whose gradients become the mean over the ranks."""
+        return model
+
+    def share(self, batches):
+        """This rank's part of each global (images, *targets): yields (count, scale, images, *targets).
+
+        count: how many of the images count; scale: the factor of the part's mean loss with which the mean over the
+        ranks is the mean over the global batch.
+        """
+        for batch in batches:
+            yield len(batch[0]), 1.0, *batch
+
+    def meet(self, step):
+        """Whether the ranks exchange news after this step. All of them answer the same."""
+        return True
+
+    def once(self, work):
+        """`work()` is done by rank 0 alone; all wait for it, and get what it returns."""
+        return work()
+
+    def hold(self, resource):
+        """The context manager `resource`, which rank 0 alone enters."""
+        return resource
+
+    def gather(self, number):
+        """The number of every rank, a tensor (size,) on the CPU. Waits for the device."""
+        return torch.as_tensor(number).cpu().view(1)
+
+    def agree(self, number):
+        """The greatest of the ranks' numbers."""
+        return number
+
+
+class Several(Ranks):
+    """One rank of many. CPU tensors travel by gloo, which notices a dead rank at once; gradients on GPUs by nccl."""
+
+    def __init__(self, device):
+        self.rank, self.size, self.seed = rank(), size(), (rank(),)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=SILENCE)
+        self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.meeting, self.met = 0, (0, time.monotonic())
+
+    def __exit__(self, kind, *_):
+        if kind is None:  # after a failure the others may be gone, and would be waited for
+            dist.destroy_process_group()
+
+    def wrap(self, model):
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def share(self, batches):
+        for batch in batches:
+            images, *targets = (tensor.tensor_split(self.size)[self.rank] for tensor in batch)
+            count = len(images)
+            if not count:  # it joins in with an image that does not count
+                images, *targets = (tensor[:1] for tensor in batch)
+            yield count, count * self.size / len(batch[0]), images, *targets
+
+    def meet(self, step):
+        if step < self.meeting:
+            return False
+        last, then = self.met
+        self.met = step, time.monotonic()
+        self.meeting = step + self.once(lambda: max(1, int((step - last) * MEET_EVERY / (self.met[1] - then))))
+        return True
+
+    def once(self, work):
+        box = [work() if self.rank == 0 else None]
+        dist.broadcast_object_list(box, group=self.group)
+        return box[0]
+
+    def hold(self, resource):
+        return resource if self.rank == 0 else nullcontext(resource)
+
+    def gather(self, number):
+        mine = super().gather(number)
+        numbers = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(numbers, mine, group=self.group)
+        return torch.cat(numbers)
+
+    def agree(self, number):
+        return self.gather(number).max().item()

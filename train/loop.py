@@ -81,6 +81,37 @@ def batches(images, targets, recipe, epoch, first=0):
         yield normalize(mixed).contiguous(memory_format=torch.channels_last), *wanted
 
 
+def ahead(batches, device):
+    """The same batches; on CUDA each is prepared on a stream of its own while the device is busy with the step before.
+
+    The randomness is that of `batches`, whose generators know no stream. What this gains is not measured yet.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(main)
+    while True:
+        with torch.cuda.stream(side):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        main.wait_stream(side)
+        for tensor in batch:
+            tensor.record_stream(main)  # or its memory would be given to the next batch while the step still reads
+        yield batch
+
+
+def compiled(network, device):
+    """The network compiled for batches of one size; on one GPU as CUDA graphs, for it is made of many small kernels.
+
+    A graph reads the seed of torch's generator when it is replayed, so the model's randomness follows from the step
+    as it does without (CUDAGeneratorState::replay_prologue). What this gains is not measured yet.
+    """
+    graphs = device.type == "cuda" and parallel.size() == 1
+    return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else "default")
+
+
 def optimizer_of(model, recipe):
     """SGD as the recipe says, in one kernel on CUDA."""
     device = next(model.parameters()).device
@@ -93,11 +124,11 @@ def train_step(network, optimizer, loss, images, targets, scale=1.0):
 
     images: normalized float (B, 3, 32, 32); targets: float (B, K) tensors. The forward pass is in bfloat16 on CUDA.
     """
+    optimizer.zero_grad(set_to_none=True)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
         answer = network(images)
     answer = answer.float()
     parts = loss(answer, images, *targets)
-    optimizer.zero_grad(set_to_none=True)
     (scale * parts["loss"]).backward()
     optimizer.step()
     return parts, answer
@@ -124,16 +155,15 @@ def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_a
 
     optimizer = optimizer_of(model, recipe)
     state = State(model, optimizer, rate, recipe, files, fingerprint(train, soft), ranks)
-    compiled = compiles(recipe, device, steps)
-    network = ranks.wrap(model)
-    network = torch.compile(network, dynamic=False) if compiled else network
-    watch = Watch(model, recipe, len(train), len(val or ()), steps, compiled)
+    network, compiling = ranks.wrap(model), compiles(recipe, device, steps)
+    network = compiled(network, device) if compiling else network
+    watch = Watch(model, recipe, len(train), len(val or ()), steps, compiling)
 
     with Signals() as signals, Bar(steps, files.weights.stem, "step", initial=state.step) as bar:
         for epoch in range(len(state.rows), recipe.epochs):
             model.train()
             whole = batches(images, targets, recipe, epoch, state.step - epoch * per_epoch)
-            for count, scale, inputs, *wanted in ranks.share(whole):
+            for count, scale, inputs, *wanted in ranks.share(ahead(whole, device)):
                 # 1. The step. Whatever is random inside the model follows from (seed, step) and the rank.
                 for group in optimizer.param_groups:
                     group["lr"] = rate(state.step)

@@ -142,7 +142,7 @@ def test_targets_are_float_probabilities():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_average_of_constant_weights_is_constant_and_moves_otherwise(recipe, monkeypatch, compiled):
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: torch.nn.Sequential(model))  # as a wrapper, quickly
+    monkeypatch.setattr(torch, "compile", lambda model, **_: torch.nn.Sequential(model))  # as a wrapper, quickly
     constant = checkpoint.load_weights(loop.run(recipe("a", compile=compiled), lr_at=lambda *_: 0.0))
     moving = checkpoint.load_weights(loop.run(recipe("b", compile=compiled)))
     learned = dict(models.build("resnet18", width=2).named_parameters())
@@ -156,7 +156,7 @@ def test_a_compiled_run_saves_the_network_itself(recipe):
     torch.compiler.reset()
     monkeyed = torch.compile
     try:
-        torch.compile = lambda model, dynamic: monkeyed(model, backend="aot_eager", dynamic=dynamic)
+        torch.compile = lambda model, **_: monkeyed(model, backend="aot_eager", dynamic=False)
         weights = loop.run(recipe("compiled", compile=True, epochs=1))
     finally:
         torch.compile = monkeyed

@@ -28,7 +28,7 @@ $(if $(filter-out basic optimized augmented,$(STAGE)),$(error STAGE=$(STAGE): sh
 
 installed := $(if $(VENV),$(VENV)/installed)
 
-.PHONY: help setup data baseline teachers labels distill evaluate submission report test test-faults clean
+.PHONY: help setup data baseline teachers labels distill evaluate submission report benchmark test test-faults clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -120,6 +120,9 @@ submission: | $(installed) ## answer the unlabelled IMAGES with WEIGHTS (default
 
 report: | $(installed) $(images) ## tables and pictures of all finished weights, into weights/report
 	$(PYTHON) train/report.py $(WEIGHTS) $(common) $(ARGS)
+
+benchmark: | $(installed) $(images) ## images per second of the step, the loop and the usual script
+	$(PYTHON) train/benchmark.py $(common) $(ARGS)
 
 # ---------------------------------------------------------------- housekeeping
 

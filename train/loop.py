@@ -338,8 +338,7 @@ class Watch:
         device = next(model.parameters()).device
         cpu = f"cpu ({torch.get_num_threads()} threads), float32"
         where = f"{torch.cuda.get_device_name(device)}, bfloat16" if device.type == "cuda" else cpu
-        where = f"{parallel.size()} x {where}" if parallel.size() > 1 else where
-        self.line = (f"{model.name}: {models.parameter_count(model):,} parameters, {where}, channels_last"
+        self.line = (f"{model.name}: {models.parameter_count(model):,} parameters, {times(where)}, channels_last"
                      f"{', compiled' if compiled else ''}, {images:,} images, "
                      f"{steps:,} steps in {recipe.epochs} epochs")
         self.device, self.steps, self.first = device, steps, None
@@ -442,6 +441,7 @@ def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=F
             checkpoint.check_same(done, recipe.identity, fingerprint(train, further))
             say(f"{weights} is finished; --fresh trains it again")
             return weights
+        # On a CPU too: 1.04 to 1.45 times as fast for all families from width 8 on (width 4: 0.63 to 0.94).
         model.to(device, memory_format=torch.channels_last)
         state = fit(model, recipe, files, train, val, loss, further, lr_at, ranks)
         ranks.once(lambda: files.save_weights(finished(recipe, state, train)))
@@ -452,16 +452,23 @@ def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=F
     return weights
 
 
+def times(hardware):
+    """`4 x hardware` for four ranks."""
+    return hardware if parallel.size() == 1 else f"{parallel.size()} x {hardware}"
+
+
 def typed():
     """The command that is running, as a person would repeat it from the repository."""
+    launcher = ["python"] if parallel.size() == 1 else ["torchrun", "--nproc-per-node", str(parallel.size())]
     script = Path(sys.argv[0]).resolve()
     inside = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
-    return shlex.join(["python", str(inside), *sys.argv[1:]])
+    return shlex.join([*launcher, str(inside), *sys.argv[1:]])
 
 
 def finished(recipe, state, train):
     """The content of a weights file: tensors and plain values only."""
     params = models.parameter_count(state.model)
+    hardware = torch.cuda.get_device_name() if state.device.type == "cuda" else f"{platform.machine()} cpu"
     return {
         "model": recipe.model, "options": state.model.options, "state": state.model.state_dict(),
         "ema": state.average and state.average.state_dict(), "recipe": recipe.identity, "data": state.data_digest,
@@ -470,7 +477,7 @@ def finished(recipe, state, train):
             "over_budget": params > models.BUDGET, "include_test": recipe.include_test,
             "images": len(train), "train_digest": train.digest, "source": Path(train.source).name,
             "steps": state.step, "seconds": sum(row["seconds"] for row in state.rows),
-            "hardware": torch.cuda.get_device_name() if state.device.type == "cuda" else f"{platform.machine()} cpu",
-            "torch": str(torch.__version__), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+            "hardware": times(hardware), "torch": str(torch.__version__), "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
         },
     }

@@ -90,6 +90,8 @@ def test_the_log_is_that_of_one_process(plain, recipe, tmp_path):
     pd.testing.assert_frame_equal(one, two, rtol=1e-5)
     alone, shared = (checkpoint.load_weights(tmp_path / f"{name}.pt") for name in ("one", "two"))
     assert shared["recipe"] == alone["recipe"] | {"ranks": 2}
+    assert shared["provenance"]["hardware"] == f"2 x {alone['provenance']['hardware']}"
+    assert shared["provenance"]["command"].startswith("torchrun --nproc-per-node 2 ")
     for name, value in alone["ema"].items():
         torch.testing.assert_close(shared["ema"][name], value, rtol=1e-4, atol=1e-6)
 

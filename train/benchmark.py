@@ -41,7 +41,7 @@ from train.progress import progress
 from train.recipe import ROOT, Recipe, UserError, add_common, check_target, command, device_of, names, parser, whole
 
 MODELS = {"cpu": "resnet18:8,resnet18:16,seresnet20:8", "cuda": "resnet18,seresnet164,shakeshake26-64-se"}
-STEPS = {"cpu": 16, "cuda": 200}  # in one measurement; rounded up to whole chunks of augmentation
+STEPS = {"cpu": 8, "cuda": 200}  # in one measurement; rounded up to whole chunks of augmentation
 AUGMENT = ("crop", "flip", "autoaugment", "erase")  # as the teachers have it, with RICAP
 FLOPS, BYTES = 790e12, 4.3e12  # per second, of one H200 in bfloat16
 PASSES = 8  # over a convolution's output: written, read and written by a fused normalization, read; its gradient too

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+ASSEMBLY = timedelta(minutes=5)  # for all ranks to start, from a slow disk perhaps
 SILENCE = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
 PATIENCE = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
 MEET_EVERY = 0.5  # seconds between two exchanges of news
@@ -26,7 +27,7 @@ MEET_EVERY = 0.5  # seconds between two exchanges of news
 
 def size():
     """The number of ranks, from the environment that torchrun sets; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
 
 
 def rank():
@@ -42,7 +43,7 @@ def device_index():
 @cache
 def store():
     """The table of names and numbers that all ranks share; torchrun keeps it."""
-    return next(dist.rendezvous("env://", timeout=SILENCE))[0]
+    return next(dist.rendezvous("env://", timeout=ASSEMBLY))[0]
 
 
 def may_complain():

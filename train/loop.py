@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import augment
 import models
-from augment.basic import normalize
+from augment.basic import mirror, normalize
 from train import checkpoint, data, predict
 from train.progress import Bar, duration, say
 from train.recipe import ROOT, UserError, device_of
@@ -56,6 +56,11 @@ def cross_entropy(logits, images, targets):
     return {"loss": F.cross_entropy(logits, targets)}
 
 
+def every_weight(model):
+    """The parameter groups of `fit` for SGD: one, of all that is learned. A group may have its own "lr_scale"."""
+    return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+
 def batches(images, targets, recipe, epoch, first=0):
     """Yield (images, *targets) of the steps `first`, first + 1, ... of an epoch, augmented and mixed.
 
@@ -67,25 +72,32 @@ def batches(images, targets, recipe, epoch, first=0):
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(recipe.seed, "order", epoch)))
     order = order.to(device)
     per_chunk = max(1, augment.CHUNK // size)
+    # In the alternating form an image is mirrored in every other epoch, and half of them begin with that.
+    begins = torch.Generator(device).manual_seed(derive(recipe.seed, "mirror"))
+    mirrored = torch.rand(len(images), device=device, generator=begins) < 0.5
     chunk = None
     for step in range(first, math.ceil(len(images) / size)):
         number, place = divmod(step, per_chunk)
         if chunk is None or place == 0:
             rows = order[number * per_chunk * size:(number + 1) * per_chunk * size]
             generator = torch.Generator(device).manual_seed(derive(recipe.seed, "augment", epoch, number))
-            chunk = transform(images[rows], generator)
+            chunk = images[rows]
+            if recipe.alternate_flip:
+                chunk = mirror(chunk, mirrored[rows] ^ (epoch % 2 == 1))
+            chunk = transform(chunk, generator)
         part = slice(place * size, (place + 1) * size)
         generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mix", epoch, step))
         mixed, *wanted = mix(generator, chunk[part], *(target[rows[part]] for target in targets))
         yield normalize(mixed).contiguous(memory_format=torch.channels_last), *wanted
 
 
-def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_at=learning_rate):
+def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_at=learning_rate, groups=every_weight):
     """Train `model` in place, from the run's saved state where there is one; returns the finished State.
 
     model: on its device; files: a checkpoint.Run; train, val: data.Dataset; soft: further float targets (N, K)
     of `train`, such as teacher logits, mixed along with the labels; loss: a function
-    (logits, images, hard targets, *soft targets) -> dict of scalars, of which "loss" is minimized and all are logged.
+    (logits, images, hard targets, *soft targets) -> dict of scalars, of which "loss" is minimized and all are logged;
+    lr_at: see `learning_rate`; groups: see `every_weight`.
     Raises Stopped after SIGTERM or Ctrl-C, with the state saved, and Diverged when the loss is not finite.
     """
     device = next(model.parameters()).device
@@ -98,7 +110,7 @@ def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_a
     def rate(step):
         return lr_at(step, steps, warmup, recipe.lr, recipe.min_lr)
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
+    optimizer = torch.optim.SGD(groups(model), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
                                 weight_decay=recipe.weight_decay, fused=device.type == "cuda")
     state = State(model, optimizer, rate, recipe, files, fingerprint(train, soft))
     compiled = compiles(recipe, device, steps)
@@ -111,7 +123,7 @@ def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_a
             for inputs, *wanted in batches(images, targets, recipe, epoch, state.step - epoch * per_epoch):
                 # 1. The step. Whatever is random inside the model follows from (seed, step).
                 for group in optimizer.param_groups:
-                    group["lr"] = rate(state.step)
+                    group["lr"] = rate(state.step) * group.get("lr_scale", 1)
                 torch.manual_seed(derive(recipe.seed, "model", state.step))
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     answer = network(inputs)
@@ -343,11 +355,12 @@ class Signals:
             signal.signal(number, signal.SIG_IGN if self.caught else handler)
 
 
-def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=False, lr_at=learning_rate):
+def run(recipe, loss=cross_entropy, prepare=lambda train, model: (train, ()), teacher=False, lr_at=learning_rate,
+        groups=every_weight):
     """Do all that a training command does: data, model, budget, training, finished weights. Returns their path.
 
-    prepare: a function of the training Dataset -> (what to train on, further targets for `fit`); teacher: may
-    exceed the parameter budget.
+    prepare: a function of the training Dataset and the fresh model -> (what to train on, further targets for `fit`);
+    teacher: may exceed the parameter budget; the rest as in `fit`.
     Raises UserError for whatever the person who typed the command can set right.
     """
     device = device_of(recipe.device)
@@ -364,7 +377,7 @@ def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=F
         train, val = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
         if recipe.include_test:
             train = data.join(train, data.load(recipe.data, "test"))
-        train, further = prepare(train)
+        train, further = prepare(train, model)
         if recipe.fresh:
             files.forget()
         elif weights.exists():
@@ -372,7 +385,7 @@ def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=F
             say(f"{weights} is finished; --fresh trains it again")
             return weights
         model.to(device, memory_format=torch.channels_last)
-        state = fit(model, recipe, files, train, val, loss, further, lr_at)
+        state = fit(model, recipe, files, train, val, loss, further, lr_at, groups)
         files.save_weights(finished(recipe, state, train))
     last = state.rows[-1]
     held_out = "" if val is None else f", validation {last['val_accuracy']:.2f} % of {len(val):,} images"

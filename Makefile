@@ -28,7 +28,8 @@ $(if $(filter-out basic optimized augmented,$(STAGE)),$(error STAGE=$(STAGE): sh
 
 installed := $(if $(VENV),$(VENV)/installed)
 
-.PHONY: help setup data baseline teachers labels distill evaluate submission report benchmark test test-faults clean
+.PHONY: help setup data quick baseline teachers labels distill evaluate submission report benchmark test test-faults \
+        clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +76,12 @@ $(baseline): | $(installed) $(images)
 
 baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common)
+
+weights/fastnet-noval.pt: | $(installed) $(images)
+	$(PYTHON) train/quick.py --noval $(flags) --out $@
+
+quick: weights/fastnet-noval.pt ## train a small network in minutes and score it on the test set
+	$(PYTHON) train/evaluate.py $< $(common) --budget
 
 # With GPUS=N a job takes the first of N GPUS that no other job holds; the lock goes with the process that holds it.
 define free_gpu

@@ -8,12 +8,15 @@ An augmentation takes (N, 3, 32, 32) uint8 images and a torch.Generator on their
 returns new ones; a mix also takes targets. Normalization comes last: bytes are cheaper to move.
 """
 
+from functools import partial
+
 from augment.basic import crop, cutout, erase, flip, normalize
 from augment.mix import cutmix, mixup, none, ricap
 from augment.policies import augmix, autoaugment, trivialaugment
 
 AUGMENTATIONS = {
     "crop": crop,
+    "shift": partial(crop, padding=2, mode="reflect"),  # of the quick recipe (Jordan 2024)
     "flip": flip,
     "autoaugment": autoaugment,
     "erase": erase,

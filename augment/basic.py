@@ -36,10 +36,14 @@ def crop(images, generator, padding=4, mode="constant"):
 
 def flip(images, generator, p=0.5):
     """Mirror each image left to right with probability p. images: (N, 3, H, W) uint8."""
+    return mirror(images, torch.rand(len(images), generator=generator, device=images.device) < p)
+
+
+def mirror(images, chosen):
+    """Mirror the images where `chosen` (N,) bool is True, left to right. images: (N, 3, H, W) uint8."""
     n = len(images)
-    mirrored = torch.rand(n, generator=generator, device=images.device) < p
     # A gather of whole images is several times faster than torch.where on bytes.
-    choice = torch.arange(n, device=images.device) + n * mirrored
+    choice = torch.arange(n, device=images.device) + n * chosen
     return torch.cat((images, images.flip(-1))).index_select(0, choice)
 
 

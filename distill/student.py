@@ -104,7 +104,7 @@ def ensemble(recipe):
 def prepare(recipe):
     """The function that `run` asks for the images to train on and their soft targets."""
 
-    def with_targets(train):
+    def with_targets(train, model):
         if recipe.images:
             images, _ = load_images(recipe.images)
             train = data.join(train, data.as_dataset(images, np.full(len(images), -1), recipe.images))

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.fastnet import FastNet
 from models.flatse import FlatSE
 from models.pyramidnet import PyramidNet
 from models.resnet import ResNet18
@@ -31,6 +32,7 @@ MODELS = {
     "seresnet20": partial(SEResNet, depth=20),
     "pyramidnet": PyramidNet,
     "flatse": FlatSE,
+    "fastnet": FastNet,
 }
 
 

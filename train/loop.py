@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import augment
 import models
-from augment.basic import normalize
+from augment.basic import mirror, normalize
 from train import checkpoint, data, parallel, predict
 from train.parallel import Ranks
 from train.progress import Bar, duration, say
@@ -57,6 +57,11 @@ def cross_entropy(logits, images, targets):
     return {"loss": F.cross_entropy(logits, targets)}
 
 
+def every_weight(model):
+    """The parameter groups of `fit` for SGD: one, of all that is learned. A group may have its own "lr_scale"."""
+    return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+
 def batches(images, targets, recipe, epoch, first=0):
     """Yield (images, *targets) of the steps `first`, first + 1, ... of an epoch, augmented and mixed.
 
@@ -68,13 +73,19 @@ def batches(images, targets, recipe, epoch, first=0):
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(recipe.seed, "order", epoch)))
     order = order.to(device)
     per_chunk = max(1, augment.CHUNK // size)
+    # In the alternating form an image is mirrored in every other epoch, and half of them begin with that.
+    begins = torch.Generator(device).manual_seed(derive(recipe.seed, "mirror"))
+    mirrored = torch.rand(len(images), device=device, generator=begins) < 0.5
     chunk = None
     for step in range(first, math.ceil(len(images) / size)):
         number, place = divmod(step, per_chunk)
         if chunk is None or place == 0:
             rows = order[number * per_chunk * size:(number + 1) * per_chunk * size]
             generator = torch.Generator(device).manual_seed(derive(recipe.seed, "augment", epoch, number))
-            chunk = transform(images[rows], generator)
+            chunk = images[rows]
+            if recipe.alternate_flip:
+                chunk = mirror(chunk, mirrored[rows] ^ (epoch % 2 == 1))
+            chunk = transform(chunk, generator)
         part = slice(place * size, (place + 1) * size)
         generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mix", epoch, step))
         mixed, *wanted = mix(generator, chunk[part], *(target[rows[part]] for target in targets))
@@ -112,10 +123,10 @@ def compiled(network, device):
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else "default")
 
 
-def optimizer_of(model, recipe):
+def optimizer_of(model, recipe, groups=every_weight):
     """SGD as the recipe says, in one kernel on CUDA."""
     device = next(model.parameters()).device
-    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
+    return torch.optim.SGD(groups(model), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
                            weight_decay=recipe.weight_decay, fused=device.type == "cuda")
 
 
@@ -134,13 +145,14 @@ def train_step(network, optimizer, loss, images, targets, scale=1.0):
     return parts, answer
 
 
-def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_at=learning_rate, ranks=Ranks()):
+def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_at=learning_rate, groups=every_weight,
+        ranks=Ranks()):
     """Train `model` in place, from the run's saved state where there is one; returns the finished State.
 
     model: on its device; files: a checkpoint.Run; train, val: data.Dataset; soft: further float targets (N, K)
     of `train`, such as teacher logits, mixed along with the labels; loss: a function
     (logits, images, hard targets, *soft targets) -> dict of scalars, of which "loss" is minimized and all are logged;
-    ranks: the processes that train together.
+    lr_at: see `learning_rate`; groups: see `every_weight`; ranks: the processes that train together.
     Raises Stopped after SIGTERM or Ctrl-C, with the state saved, and Diverged when the loss is not finite.
     """
     device = next(model.parameters()).device
@@ -153,7 +165,7 @@ def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_a
     def rate(step):
         return lr_at(step, steps, warmup, recipe.lr, recipe.min_lr)
 
-    optimizer = optimizer_of(model, recipe)
+    optimizer = optimizer_of(model, recipe, groups)
     state = State(model, optimizer, rate, recipe, files, fingerprint(train, soft), ranks)
     network, compiling = ranks.wrap(model), compiles(recipe, device, steps)
     network = compiled(network, device) if compiling else network
@@ -166,7 +178,7 @@ def fit(model, recipe, files, train, val=None, loss=cross_entropy, soft=(), lr_a
             for count, scale, inputs, *wanted in ranks.share(ahead(whole, device)):
                 # 1. The step. Whatever is random inside the model follows from (seed, step) and the rank.
                 for group in optimizer.param_groups:
-                    group["lr"] = rate(state.step)
+                    group["lr"] = rate(state.step) * group.get("lr_scale", 1)
                 torch.manual_seed(derive(recipe.seed, "model", state.step, *ranks.seed))
                 parts, answer = train_step(network, optimizer, loss, inputs, wanted, scale)
                 state.advance(parts, answer, wanted[0], count)
@@ -412,11 +424,12 @@ class Signals:
             signal.signal(number, signal.SIG_IGN if self.caught else handler)
 
 
-def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=False, lr_at=learning_rate):
+def run(recipe, loss=cross_entropy, prepare=lambda train, model: (train, ()), teacher=False, lr_at=learning_rate,
+        groups=every_weight):
     """Do all that a training command does: data, model, budget, training, finished weights. Returns their path.
 
-    prepare: a function of the training Dataset -> (what to train on, further targets for `fit`); teacher: may
-    exceed the parameter budget.
+    prepare: a function of the training Dataset and the fresh model -> (what to train on, further targets for `fit`);
+    teacher: may exceed the parameter budget; the rest as in `fit`.
     Raises UserError for whatever the person who typed the command can set right.
     """
     device = device_of(recipe.device)
@@ -433,7 +446,7 @@ def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=F
         train, val = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
         if recipe.include_test:
             train = data.join(train, data.load(recipe.data, "test"))
-        train, further = prepare(train)
+        train, further = prepare(train, model)
         if recipe.fresh:
             ranks.once(files.forget)
         done = ranks.once(lambda: checkpoint.load_weights(weights) if weights.exists() else None)
@@ -443,7 +456,7 @@ def run(recipe, loss=cross_entropy, prepare=lambda train: (train, ()), teacher=F
             return weights
         # On a CPU too: 1.04 to 1.45 times as fast for all families from width 8 on (width 4: 0.63 to 0.94).
         model.to(device, memory_format=torch.channels_last)
-        state = fit(model, recipe, files, train, val, loss, further, lr_at, ranks)
+        state = fit(model, recipe, files, train, val, loss, further, lr_at, groups, ranks)
         ranks.once(lambda: files.save_weights(finished(recipe, state, train)))
     last = state.rows[-1]
     held_out = "" if val is None else f", validation {last['val_accuracy']:.2f} % of {len(val):,} images"

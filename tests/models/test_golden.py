@@ -159,6 +159,22 @@ def flatse(ref, x):
     return ref.head(relu(ref.norm("norm", x)))
 
 
+def fastnet(ref, x):
+    x = F.conv2d(x, ref.state["whitening.weight"], ref.state["whitening.bias"])
+    x = gelu(x)
+    for stage in (1, 2, 3):
+        x = ref.conv(f"stage{stage}.0", x)
+        side = x.shape[2] // 2 * 2
+        x = torch.stack([x[:, :, i:side:2, j:side:2] for i in (0, 1) for j in (0, 1)]).amax(0)
+        x = gelu(ref.norm(f"stage{stage}.2", x))
+        x = gelu(ref.norm(f"stage{stage}.5", ref.conv(f"stage{stage}.4", x)))
+    return x.flatten(2).amax(2) @ ref.state["head.weight"].T / 9
+
+
+def gelu(x):
+    return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+
 @pytest.mark.parametrize("training", (False, True), ids=("evaluation", "training"))
 @pytest.mark.parametrize(
     "reference, name, options",
@@ -171,8 +187,9 @@ def flatse(ref, x):
         (pyramidnet, "pyramidnet", {"depth": 14, "alpha": 11}),
         (pyramidnet, "pyramidnet", {"depth": 20, "alpha": 11, "bottleneck": True}),
         (flatse, "flatse", {"width": 8, "depth": 16}),
+        (fastnet, "fastnet", {"width": 4, "top": 12}),
     ),
-    ids="resnet seresnet shakeshake shakeshake-se shakeshake-16 pyramidnet pyramidnet-bottleneck flatse".split(),
+    ids="resnet seresnet shakeshake shakeshake-se shakeshake-16 pyramidnet pyramidnet-bottleneck flatse fastnet".split(),
 )
 @torch.no_grad()
 def test_logits_equal_the_reference(reference, name, options, training):

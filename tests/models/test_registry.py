@@ -20,6 +20,7 @@ SIZES = {
     "seresnet20": (307_514, 33_823_232),
     "pyramidnet": (4_993_281, 949_374_718),
     "flatse": (4_800_974, 1_079_921_664),
+    "fastnet": (1_972_792, 118_147_360),
 }
 
 
@@ -52,6 +53,8 @@ def test_only_the_teacher_is_above_the_budget():
         ("pyramidnet", {"shakedrop": 1.0}, "pyramidnet-p1"),
         ("flatse", {"width": 16}, "flatse-16"),
         ("flatse", {"depth": 16, "drop_path": 0.1}, "flatse-d16"),
+        ("fastnet", {"width": 32}, "fastnet-32"),
+        ("fastnet", {"top": 384}, "fastnet-384"),
     ),
 )
 def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name, options, expected):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -21,6 +22,7 @@ SMALL = {
     "pyramidnet": ("pyramidnet", {"depth": 8, "alpha": 12}),
     "pyramidnet-bottleneck": ("pyramidnet", {"depth": 11, "alpha": 12, "bottleneck": True}),
     "flatse": ("flatse", {"width": 8, "depth": 16, "drop_path": 0.5}),
+    "fastnet": ("fastnet", {"width": 8}),
 }
 
 every_family = pytest.mark.parametrize("family", SMALL)
@@ -32,7 +34,8 @@ def small(family):
     name, options = SMALL[family]
     torch.manual_seed(0)
     model = build(name, **options)
-    model.stage1, model.stage2, model.stage3 = model.stage1[:1], model.stage2[:1], model.stage3[:1]
+    if family != "fastnet":  # its stages are no stacks of blocks
+        model.stage1, model.stage2, model.stage3 = model.stage1[:1], model.stage2[:1], model.stage3[:1]
     return model
 
 
@@ -40,12 +43,17 @@ def batch(count=4, dtype=torch.float32):
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+def learned(model):
+    """{key: parameter} of all that is not frozen."""
+    return {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def training_step(model, images, seed=2):
-    """Logits and the gradient of every parameter in training mode."""
+    """Logits and the gradient of every learned parameter in training mode."""
     torch.manual_seed(seed)
     logits = model.train()(images)
     loss = F.cross_entropy(logits.float(), torch.arange(len(images)))
-    return logits, torch.autograd.grad(loss, list(model.parameters()))
+    return logits, torch.autograd.grad(loss, list(learned(model).values()))
 
 
 @every_family
@@ -61,7 +69,7 @@ def test_every_parameter_learns(family):
         if isinstance(part, SqueezeExcite):
             nn.init.ones_(part.squeeze.bias)  # so narrow that its only unit may happen to be dead
     _, gradients = training_step(model, batch(8))
-    for (key, _), gradient in zip(model.named_parameters(), gradients):
+    for key, gradient in zip(learned(model), gradients):
         assert gradient.isfinite().all() and gradient.any(), key
 
 
@@ -79,7 +87,7 @@ def test_the_seed_decides_a_training_step(family):
     model, images = small(family), batch()
     first, again, other = (training_step(model, images, seed)[0] for seed in (2, 2, 3))
     assert torch.equal(first, again)
-    assert torch.equal(first, other) == (family in ("resnet", "seresnet"))  # the others are stochastic
+    assert torch.equal(first, other) == (family in ("resnet", "seresnet", "fastnet"))  # the others are stochastic
 
 
 @every_family
@@ -195,3 +203,22 @@ torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, a
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr or done.returncode
+
+
+def test_fastnet_whitens_patches_and_begins_as_the_identity():
+    """Against numpy: the whitened patches are uncorrelated with variance one, and both signs of each are there."""
+    torch.manual_seed(0)
+    model = build("fastnet", width=32)
+    images = torch.rand(50, 3, 32, 32).cumsum(3)  # neighbours are correlated
+    model.whiten(images)
+    filters = model.whitening.weight.double().flatten(1)
+    patches = images.double().unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    answers = patches @ filters[:12].T
+    second_moments = np.einsum("ni,nj->ij", answers.numpy(), answers.numpy()) / len(answers)
+    variances = np.linalg.eigvalsh(patches.numpy().T @ patches.numpy() / len(patches))
+    np.testing.assert_allclose(second_moments, np.diag(variances / (variances + 5e-4)), atol=1e-4)
+    assert torch.equal(filters[12:], -filters[:12]) and not model.whitening.weight.requires_grad
+
+    x = torch.randn(2, 32, 8, 8)
+    torch.testing.assert_close(model.stage2[0](x)[:, :32], x)
+    torch.testing.assert_close(model.stage3[4](torch.ones(1, 128, 3, 3)), torch.ones(1, 128, 3, 3))

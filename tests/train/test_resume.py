@@ -23,6 +23,7 @@ FAMILIES = {
     "seresnet20": {"width": 2},
     "pyramidnet": {"depth": 14, "alpha": 6},
     "flatse": {"width": 4, "depth": 16, "drop_path": 0.3},
+    "fastnet": {"width": 2},
 }
 
 
@@ -108,7 +109,10 @@ def test_soft_targets_are_part_of_the_run(recipe):
         return {"loss": (logits - soft).square().mean(), "hard": loop.cross_entropy(logits, images, hard)["loss"]}
 
     def teacher(scale):
-        return lambda train: (train, [scale * torch.randn(len(train), 10, generator=torch.Generator().manual_seed(3))])
+        def prepare(train, model):
+            return train, [scale * torch.randn(len(train), 10, generator=torch.Generator().manual_seed(3))]
+
+        return prepare
 
     whole = toy.result(loop.run(recipe("whole", mix="ricap"), loss=kind, prepare=teacher(1)))
     assert "train_hard" in whole["csv"]
@@ -160,7 +164,7 @@ def test_another_recipe_is_refused_with_the_difference(recipe, tmp_path, finishe
 
 
 def test_fresh_starts_over_but_loses_nothing_before_the_data_is_there(recipe, tmp_path):
-    def missing(train):
+    def missing(train, model):
         raise UserError("no labels")
 
     first = toy.result(loop.run(recipe("run")))

@@ -1,0 +1,83 @@
+"""The quick recipe: its schedule, parameter groups and mirroring against numbers by hand, and a run of it."""
+
+import sys
+
+import pytest
+import torch
+
+import models
+from augment import AUGMENTATIONS
+from augment.basic import crop, normalize
+from train import checkpoint, data, loop, quick
+from train.recipe import Recipe
+
+
+def test_the_triangle_by_hand():
+    """Ten steps, four of warm-up: from a fifth to the peak, then straight down towards the floor."""
+    rates = [quick.triangle(step, 10, 4, 2.0, 0.2) for step in range(10)]
+    assert rates == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 1.7, 1.4, 1.1, 0.8, 0.5])
+
+
+def test_the_shifts_learn_faster_with_the_same_decay_per_step_and_frozen_weights_are_in_no_group():
+    recipe = quick.Quick()
+    model = models.build("fastnet", width=4)
+    others, shifts = quick.groups(recipe)(model)
+    optimizer = torch.optim.SGD([others, shifts], lr=1, weight_decay=recipe.weight_decay)
+    steps = [group["weight_decay"] * group.get("lr_scale", 1) for group in optimizer.param_groups]
+    assert steps == pytest.approx([1.3e-3, 1.3e-3]) and shifts["lr_scale"] == 64
+    assert {p.dim() for p in others["params"]} == {2, 4} and {p.dim() for p in shifts["params"]} == {1}
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert len(others["params"]) + len(shifts["params"]) == len(learned) == 7 + 7
+    assert all(p is not model.whitening.weight for p in learned)
+
+
+def test_a_group_learns_at_its_own_rate(toy_set, tmp_path):
+    """One step of plain SGD from the same weights: the shifts move 64 times as far as with one group."""
+
+    def moved(groups):
+        recipe = quick.Quick(data=str(toy_set), fold=None, epochs=1, batch_size=60, nesterov=False, weight_decay=0.0,
+                             momentum=0.0, warmup_epochs=0.0, width=2, device="cpu", lr=1e-3,
+                             out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"))
+        torch.manual_seed(loop.derive(0, "init"))
+        before = models.build("fastnet", width=2).state_dict()
+        after = checkpoint.load_weights(loop.run(recipe, groups=groups))["state"]
+        return {key: (after[key] - before[key]).double() for key in before if key.endswith(("weight", "bias"))}
+
+    one, two = moved(loop.every_weight), moved(quick.groups(quick.Quick(weight_decay=0.0)))
+    for key, step in one.items():
+        torch.testing.assert_close(two[key], step * (64 if key.endswith("bias") else 1), rtol=1e-3, atol=1e-6)
+    assert one["stage1.2.bias"].any() and not one["whitening.weight"].any()
+
+
+def test_alternate_flip_mirrors_every_image_in_every_other_epoch(toy_set):
+    dataset, recipe = data.load(toy_set), Recipe(augment=(), alternate_flip=True, batch_size=13)
+    number = torch.arange(60.0).view(60, 1)
+    plain, mirrored = normalize(dataset.images), normalize(dataset.images.flip(-1))
+    history = torch.zeros(4, 60, dtype=torch.bool)
+    for epoch in range(4):
+        for images, rows in loop.batches(dataset.images, [number], recipe, epoch):
+            for image, row in zip(images, rows[:, 0].long().tolist()):
+                history[epoch, row] = torch.equal(image, mirrored[row])
+                assert history[epoch, row] or torch.equal(image, plain[row])
+    assert torch.equal(history[0], ~history[1]) and torch.equal(history[:2], history[2:])
+    assert 15 < history[0].sum() < 45
+
+
+def test_shift_is_a_crop_by_two_pixels_with_a_mirrored_edge():
+    images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8)
+    shifted = AUGMENTATIONS["shift"](images, torch.Generator().manual_seed(3))
+    assert torch.equal(shifted, crop(images, torch.Generator().manual_seed(3), padding=2, mode="reflect"))
+
+
+def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "quick.pt"
+    words = ["quick.py", "--data", toy_set, "--out", out, "--width", 4, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    quick.main()
+    state = checkpoint.load_weights(out)["state"]
+    expected = models.build("fastnet", width=4)
+    expected.whiten(normalize(data.load(toy_set).images))
+    assert torch.equal(state["whitening.weight"], expected.whitening.weight)
+    assert "fastnet-4" in capsys.readouterr().out
+    # With labels smoothed by 0.2 no loss can be below the entropy of (0.82, 0.02 x 9).
+    assert all(float(line.split(",")[2]) > 0.8666 for line in out.with_suffix(".csv").read_text().splitlines()[1:])

@@ -49,6 +49,7 @@ SETTLE = 0.3  # seconds for the workers to fill their queues, before a measureme
 
 V2 = {
     "crop": v2.RandomCrop(32, padding=4),
+    "shift": v2.RandomCrop(32, padding=2, padding_mode="reflect"),
     "flip": v2.RandomHorizontalFlip(),
     "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
     "trivial": v2.TrivialAugmentWide(),

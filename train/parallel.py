@@ -126,7 +126,7 @@ class Several(Ranks):
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=SILENCE)
         self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        self.meeting, self.met = 0, (0, time.monotonic())
+        self.meeting, self.met = 0, None
 
     def __exit__(self, kind, *_):
         if kind is None:  # after a failure the others may be gone, and would be waited for
@@ -146,7 +146,7 @@ class Several(Ranks):
     def meet(self, step):
         if step < self.meeting:
             return False
-        last, then = self.met
+        last, then = self.met or (step, 0.0)  # nothing is known of the pace yet
         self.met = step, time.monotonic()
         self.meeting = step + self.once(lambda: max(1, int((step - last) * MEET_EVERY / (self.met[1] - then))))
         return True

@@ -106,6 +106,17 @@ def gradients(recipe, file, training):
     torch.save(steps, f"{file}{parallel.rank()}")
 
 
+def meetings(every, file):
+    """Save the steps of a resumed run after which this rank meets the others; their clocks do not agree."""
+    parallel.MEET_EVERY = every
+    with Ranks.of_run(torch.device("cpu")) as ranks:
+        found = []
+        for step in range(5001, 5021):
+            time.sleep(0.01 * parallel.rank())
+            found += [step] if ranks.meet(step) else []
+    torch.save(found, f"{file}{parallel.rank()}")
+
+
 def train(recipe, stop=None):
     """Run a recipe; SIGTERM comes to the last rank alone, in its step `stop`."""
     hit = stop and parallel.rank() == parallel.size() - 1

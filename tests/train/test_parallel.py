@@ -78,6 +78,13 @@ def test_batch_normalization_takes_each_ranks_own_statistics(recipe, tmp_path):
             assert torch.equal(found[step][2][name], other[step][2][name])
 
 
+@pytest.mark.parametrize("every, steps", [(1e9, [5001, 5002]), (0, list(range(5001, 5021)))])
+def test_the_ranks_meet_at_the_same_steps_and_not_in_every_one(tmp_path, every, steps):
+    """The first two meetings, of which the pace is learned, are those of two steps in a row."""
+    assert ranked.together(2, ranked.meetings, every, str(tmp_path / "rank")) == [0, 0]
+    assert [torch.load(tmp_path / f"rank{rank}") for rank in range(2)] == [steps, steps]
+
+
 # ---------------------------------------------------------------- a run
 
 

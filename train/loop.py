@@ -46,7 +46,7 @@ def learning_rate(step, steps, warmup, peak, floor):
 
 
 def derive(seed, *what):
-    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "mix", step)."""
+    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "augment", epoch)."""
     text = "/".join(map(str, (seed, *what)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -60,7 +60,7 @@ def batches(images, targets, recipe, epoch, first=0):
     """Yield (images, *targets) of the steps `first`, first + 1, ... of an epoch, augmented and mixed.
 
     images: uint8 (N, 3, 32, 32); targets: float (N, K) tensors; all on one device. The yielded images are normalized
-    float (B, 3, 32, 32), channels_last. Augmentation works on a chunk of several batches at once.
+    float (B, 3, 32, 32), channels_last. Augmentation and mixing work on a chunk of several batches at once.
     """
     device, size = images.device, recipe.batch_size
     transform, mix = augment.pipeline(recipe.augment), augment.MIXES[recipe.mix]
@@ -73,10 +73,8 @@ def batches(images, targets, recipe, epoch, first=0):
         if chunk is None or place == 0:
             rows = order[number * per_chunk * size:(number + 1) * per_chunk * size]
             generator = torch.Generator(device).manual_seed(derive(recipe.seed, "augment", epoch, number))
-            chunk = transform(images[rows], generator)
-        part = slice(place * size, (place + 1) * size)
-        generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mix", epoch, step))
-        mixed, *wanted = mix(generator, chunk[part], *(target[rows[part]] for target in targets))
+            chunk = mix(generator, transform(images[rows], generator), *(t[rows] for t in targets), batch=size)
+        mixed, *wanted = (tensor[place * size:(place + 1) * size] for tensor in chunk)
         yield normalize(mixed).contiguous(memory_format=torch.channels_last), *wanted
 
 

@@ -36,11 +36,10 @@ def crop(images, generator, padding=4, mode="constant"):
 
 def flip(images, generator, p=0.5):
     """Mirror each image left to right with probability p. images: (N, 3, H, W) uint8."""
-    n = len(images)
-    mirrored = torch.rand(n, generator=generator, device=images.device) < p
-    # A gather of whole images is several times faster than torch.where on bytes.
-    choice = torch.arange(n, device=images.device) + n * mirrored
-    return torch.cat((images, images.flip(-1))).index_select(0, choice)
+    mirrored = torch.rand(len(images), generator=generator, device=images.device) < p
+    # Eight bytes at a time: torch.where on single ones is ten times slower on a CPU.
+    both = (x.contiguous().view(torch.int64) for x in (images.flip(-1), images))
+    return torch.where(mirrored.view(-1, 1, 1, 1), *both).view(torch.uint8)
 
 
 def erase(images, generator, p=0.25, area=(0.02, 0.4), ratio=(0.3, 3.3)):
@@ -88,9 +87,9 @@ def normalize(images, dtype=torch.float32):
     (N, 3, H, W) uint8, or float in 0..255 -> the same shape in `dtype`, computed in float32, in
     the same memory format. On a CPU it is cheapest to make it channels_last after this, not before.
     """
-    mean = _per_channel(MEAN, torch.float32, images.device)
-    std = _per_channel(STD, torch.float32, images.device)
-    return images.to(torch.float32, copy=True).sub_(255 * mean).div_(255 * std).to(dtype)
+    scale = _per_channel(tuple(1 / (255 * s) for s in STD), torch.float32, images.device)
+    shift = _per_channel(tuple(-m / s for m, s in zip(MEAN, STD)), torch.float32, images.device)
+    return images.to(torch.float32, copy=True).mul_(scale).add_(shift).to(dtype)
 
 
 def _integers(generator, high, shape):

@@ -28,10 +28,11 @@ def crop(images, generator, padding=4, mode="constant"):
     top, left = _integers(generator, 2 * padding + 1, (2, n, 1, 1))
     # A crop is made of rows, and a row is a window of the flattened padded batch: copy those.
     padded = _pad(images, padding, mode)
-    plane = torch.arange(n * channels, device=images.device).view(n, channels, 1)
-    row = plane * padded.shape[2] + top + torch.arange(height, device=images.device)
+    rows, columns = padded.shape[2:]
+    plane = torch.arange(n * channels, device=images.device).view(n, channels, 1) * (rows * columns)
+    first_pixel = plane + (top * columns + left) + torch.arange(height, device=images.device) * columns
     windows = padded.view(-1).unfold(0, width, 1)
-    return windows.index_select(0, (row * padded.shape[3] + left).view(-1)).view_as(images)
+    return windows.index_select(0, first_pixel.view(-1)).view_as(images)
 
 
 def flip(images, generator, p=0.5):

@@ -138,8 +138,8 @@ def test_augmix_shares_are_beta_and_dirichlet():
 
 
 def test_nothing_drawn_changes_nothing(pictures):
-    op = torch.full((len(pictures),), policies.NAMES.index("Identity"))
-    assert torch.equal(policies.apply_ops(pictures, op, torch.zeros(len(op))), pictures)
+    op = torch.full((2, len(pictures)), policies.NAMES.index("Identity"))
+    assert torch.equal(policies.apply_ops(pictures, op, torch.zeros(op.shape)), pictures)
 
 
 # ---- what all of them promise ----

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, in [0, 1], per channel
 STD = (0.2470, 0.2435, 0.2616)
+SCALE = tuple(1 / (255 * s) for s in STD)  # a byte is normalized by byte * SCALE + SHIFT
+SHIFT = tuple(-m / s for m, s in zip(MEAN, STD))
 
 MEAN_PIXEL = tuple(round(255 * m) for m in MEAN)  # what erase and cutout paint: 0 once normalized
 ERASE_TRIES = 10  # torchvision's RandomErasing gives up after so many
@@ -88,8 +90,7 @@ def normalize(images, dtype=torch.float32):
     (N, 3, H, W) uint8, or float in 0..255 -> the same shape in `dtype`, computed in float32, in
     the same memory format. On a CPU it is cheapest to make it channels_last after this, not before.
     """
-    scale = _per_channel(tuple(1 / (255 * s) for s in STD), torch.float32, images.device)
-    shift = _per_channel(tuple(-m / s for m, s in zip(MEAN, STD)), torch.float32, images.device)
+    scale, shift = (_per_channel(values, torch.float32, images.device) for values in (SCALE, SHIFT))
     return images.to(torch.float32, copy=True).mul_(scale).add_(shift).to(dtype)
 
 

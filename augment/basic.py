@@ -38,7 +38,7 @@ def crop(images, generator, padding=4, mode="constant"):
 
 
 def flip(images, generator, p=0.5):
-    """Mirror each image left to right with probability p. images: (N, 3, H, W) uint8."""
+    """Mirror each image left to right with probability p. images: (N, 3, H, W) uint8, W a multiple of 8."""
     mirrored = torch.rand(len(images), generator=generator, device=images.device) < p
     # Eight bytes at a time: torch.where on single ones is ten times slower on a CPU.
     both = (x.contiguous().view(torch.int64) for x in (images.flip(-1), images))

@@ -1,7 +1,7 @@
 """The whole augmentation policy as pure functions on uint8 batches, on any device.
 
     augmented = pipeline(("crop", "flip", "autoaugment", "erase"))(images, generator)
-    images, targets = MIXES["ricap"](generator, augmented, targets)
+    images, targets = MIXES["ricap"](generator, augmented, targets, batch=128)
     inputs = normalize(images)
 
 An augmentation takes (N, 3, 32, 32) uint8 images and a torch.Generator on their device and

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, in [0, 1], per channel
 STD = (0.2470, 0.2435, 0.2616)
+SCALE = tuple(1 / (255 * s) for s in STD)  # a byte is normalized by byte * SCALE + SHIFT
+SHIFT = tuple(-m / s for m, s in zip(MEAN, STD))
 
 MEAN_PIXEL = tuple(round(255 * m) for m in MEAN)  # what erase and cutout paint: 0 once normalized
 ERASE_TRIES = 10  # torchvision's RandomErasing gives up after so many
@@ -28,23 +30,23 @@ def crop(images, generator, padding=4, mode="constant"):
     top, left = _integers(generator, 2 * padding + 1, (2, n, 1, 1))
     # A crop is made of rows, and a row is a window of the flattened padded batch: copy those.
     padded = _pad(images, padding, mode)
-    plane = torch.arange(n * channels, device=images.device).view(n, channels, 1)
-    row = plane * padded.shape[2] + top + torch.arange(height, device=images.device)
+    rows, columns = padded.shape[2:]
+    plane = torch.arange(n * channels, device=images.device).view(n, channels, 1) * (rows * columns)
+    first_pixel = plane + (top * columns + left) + torch.arange(height, device=images.device) * columns
     windows = padded.view(-1).unfold(0, width, 1)
-    return windows.index_select(0, (row * padded.shape[3] + left).view(-1)).view_as(images)
+    return windows.index_select(0, first_pixel.view(-1)).view_as(images)
 
 
 def flip(images, generator, p=0.5):
-    """Mirror each image left to right with probability p. images: (N, 3, H, W) uint8."""
+    """Mirror each image left to right with probability p. images: (N, 3, H, W) uint8, W a multiple of 8."""
     return mirror(images, torch.rand(len(images), generator=generator, device=images.device) < p)
 
 
 def mirror(images, chosen):
-    """Mirror the images where `chosen` (N,) bool is True, left to right. images: (N, 3, H, W) uint8."""
-    n = len(images)
-    # A gather of whole images is several times faster than torch.where on bytes.
-    choice = torch.arange(n, device=images.device) + n * chosen
-    return torch.cat((images, images.flip(-1))).index_select(0, choice)
+    """Mirror the images where `chosen` (N,) bool is True, left to right. images: (N, 3, H, W) uint8, W as in `flip`."""
+    # Eight bytes at a time: torch.where on single ones is ten times slower on a CPU.
+    both = (x.contiguous().view(torch.int64) for x in (images.flip(-1), images))
+    return torch.where(chosen.view(-1, 1, 1, 1), *both).view(torch.uint8)
 
 
 def erase(images, generator, p=0.25, area=(0.02, 0.4), ratio=(0.3, 3.3)):
@@ -92,9 +94,8 @@ def normalize(images, dtype=torch.float32):
     (N, 3, H, W) uint8, or float in 0..255 -> the same shape in `dtype`, computed in float32, in
     the same memory format. On a CPU it is cheapest to make it channels_last after this, not before.
     """
-    mean = _per_channel(MEAN, torch.float32, images.device)
-    std = _per_channel(STD, torch.float32, images.device)
-    return images.to(torch.float32, copy=True).sub_(255 * mean).div_(255 * std).to(dtype)
+    scale, shift = (_per_channel(values, torch.float32, images.device) for values in (SCALE, SHIFT))
+    return images.to(torch.float32, copy=True).mul_(scale).add_(shift).to(dtype)
 
 
 def _integers(generator, high, shape):

@@ -1,25 +1,26 @@
 """Mixing the images of a batch, and their targets with them: RICAP, CutMix, mixup.
 
     images, targets = ricap(generator, images, targets)
-    images, hard, soft = cutmix(generator, images, hard, soft)
+    images, hard, soft = cutmix(generator, images, hard, soft, batch=128)
 
-A mix takes a generator, a batch of images (N, C, H, W) and any number of float target tensors
-(N, K), and returns all of them mixed in the same way. The geometry is drawn once per batch and
-the partners per image, as in the papers; both stay on the device, so nothing waits for the
-host. A target's weight is exactly the share of pixels that its image gives. RICAP and CutMix
-copy pixels of any dtype, and are cheapest on bytes: mix first, then normalize.
+A mix takes a generator, images (N, C, H, W) and any number of float target tensors (N, K), and
+returns all of them mixed in the same way. The geometry is drawn once per batch and the partners
+per image, from its own batch, as in the papers. The images are one batch, or `batch` says how
+many of them make one: several batches at once take hardly more calls than one. All draws stay on
+the device, so nothing waits for the host. A target's weight is exactly the share of pixels that
+its image gives. RICAP and CutMix copy pixels of any dtype, and are cheapest on bytes: mix first,
+then normalize.
 """
 
 import torch
-import torch.nn.functional as F
 
 
-def none(generator, images, *targets):
+def none(generator, images, *targets, batch=None):
     """No mixing: the arguments as they came."""
     return images, *targets
 
 
-def ricap(generator, images, *targets, beta=0.3):
+def ricap(generator, images, *targets, batch=None, beta=0.3):
     """Four random crops in one image, meeting at a random point: RICAP.
 
     The point's coordinates are Beta(beta, beta) shares of the width and the height, rounded to
@@ -27,23 +28,25 @@ def ricap(generator, images, *targets, beta=0.3):
     Cropping and Patching for Deep CNNs, 2018.
     """
     height, width = images.shape[2:]
-    share_y, share_x = _beta(generator, beta, 2)
+    member, batches = _batches(images, batch)
+    share_y, share_x = _beta(generator, beta, 2 * batches).view(2, batches, 1)
     cut_y, cut_x = (share_y * height).round(), (share_x * width).round()
     crop = torch.arange(4, device=images.device)
     shift_y = _shift(generator, height, cut_y, crop // 2)
     shift_x = _shift(generator, width, cut_x, crop % 2)
-    partners = _permutations(generator, 4, len(images))
+    partners = _permutations(generator, 4, member)
 
     # Each new row is the left part of one source row and the right part of another.
     y, x = _positions(images)
-    below, right = y >= cut_y, x >= cut_x
-    halves = [_rows(images, partners[k], y + shift_y[k], shift_x[k]) for k in (2 * below, 2 * below + 1)]
-    rows, columns = torch.stack([cut_y, height - cut_y]), torch.stack([cut_x, width - cut_x])
-    area = (rows[:, None] * columns).view(4)
-    return _choose(right, *halves), *_average(area / (height * width), partners, targets)
+    below, right = 2 * (y >= cut_y), x >= cut_x
+    shift = shift_y * width + shift_x
+    rows, columns = torch.cat([cut_y, height - cut_y], 1), torch.cat([cut_x, width - cut_x], 1)
+    area = (rows[:, :, None] * columns[:, None]).view(batches, 4)
+    mixed = _choose(right, member, *_rows(images, partners, shift, (below, below + 1), member))
+    return mixed, *_average((area / (height * width))[member], partners, targets)
 
 
-def cutmix(generator, images, *targets, alpha=1.0):
+def cutmix(generator, images, *targets, batch=None, alpha=1.0):
     """A box of another image pasted into each, at the same place: CutMix.
 
     The box has the image's proportions and, before it is clipped at the border, the share
@@ -51,82 +54,99 @@ def cutmix(generator, images, *targets, alpha=1.0):
     Strategy to Train Strong Classifiers, 2019.
     """
     height, width = images.shape[2:]
-    side = (1 - _beta(generator, alpha, 1)).sqrt()
+    member, batches = _batches(images, batch)
+    side = (1 - _beta(generator, alpha, batches)).sqrt()[:, None]
     y, x = _positions(images)
     inside_y, inside_x = _near(generator, y, height, side), _near(generator, x, width, side)
     itself = torch.arange(len(images), device=images.device)
-    partners = torch.cat([itself[None], _permutations(generator, 1, len(images))])
-    pasted = _rows(images, partners[inside_y.long()], y, torch.zeros_like(y))
-    area = inside_y.sum() * inside_x.sum() / (height * width)
-    return _choose(inside_x, images, pasted), *_average(torch.stack([1 - area, area]), partners, targets)
+    partners = torch.stack([itself, *_permutations(generator, 1, member)])
+    (pasted,) = _rows(images, partners, partners.new_zeros(batches, 2), [inside_y.long()], member)
+    area = inside_y.sum(1) * inside_x.sum(1) / (height * width)
+    weights = torch.stack([1 - area, area], 1)[member]
+    return _choose(inside_x, member, images, pasted), *_average(weights, partners, targets)
 
 
-def mixup(generator, images, *targets, alpha=1.0):
+def mixup(generator, images, *targets, batch=None, alpha=1.0):
     """A weighted sum of two images, the weight being Beta(alpha, alpha): mixup.
 
     The sum is not rounded: bytes become float32 pixel values in 0..255. Normalization is affine,
     so it may come before or after. Zhang et al., mixup: Beyond Empirical Risk Minimization, 2017.
     """
-    weight = _beta(generator, alpha, 1)
-    (partner,) = _permutations(generator, 1, len(images))
+    member, batches = _batches(images, batch)
+    weight = _beta(generator, alpha, batches)[member]
+    (partner,) = _permutations(generator, 1, member)
     return _blend(images, partner, weight), *(_blend(t, partner, weight).to(t.dtype) for t in targets)
 
 
-def _rows(images, partners, y, x):
-    """Row j of new image n is the row y[j] of image partners[j, n], read from its pixel x[j] on.
+def _batches(images, batch):
+    """The number of each image's batch, (N,) long, and how many batches there are; the last may be smaller."""
+    batch = batch or len(images)
+    return torch.arange(len(images), device=images.device) // batch, -(-len(images) // batch)
 
-    partners: (H, N), y, x: (H,), all long. What lies before or behind the source row, where x is
-    not 0, is of no meaning.
+
+def _rows(images, partners, shift, parts, member):
+    """For each `part` of parts, new images whose rows come from the images partners[part].
+
+    partners: (P, N), shift: (B, P), part: (B, H), member: (N,), all long. Row j of image n, of batch b = member[n],
+    is read from row j of image partners[part[b, j], n], starting shift[b, part[b, j]] pixels behind its start. What
+    lies before or behind the source row is of no meaning.
     """
     n, channels, height, width = images.shape
-    # A row is a window of the flattened batch: copying windows is far cheaper than single pixels.
-    windows = F.pad(images.reshape(-1), (width, width)).unfold(0, width, 1)
-    image = partners.t()[:, None] * (channels * height * width)
-    channel = torch.arange(channels, device=images.device)[:, None] * (height * width)
-    first_pixel = image + (channel + (y * width + x + width))
-    return windows.index_select(0, first_pixel.reshape(-1)).view(images.shape)
+    # A row is a window of the flattened images: copying windows is far cheaper than single pixels.
+    pixels = images.reshape(-1)
+    windows = torch.cat((pixels[:width], pixels, pixels[-width:])).unfold(0, width, 1)
+    plane = height * width * torch.arange(channels, device=images.device)[:, None]
+    own_row = width * torch.arange(1, height + 1, device=images.device)
+    first_pixel = channels * height * width * partners.t()
+    for part in parts:
+        within = (own_row + shift.gather(1, part))[member]
+        index = (first_pixel.gather(1, part[member]) + within)[:, None] + plane
+        yield windows.index_select(0, index.view(-1)).view(images.shape)
 
 
-def _choose(second, one, other):
-    """`other` in the columns where `second` (W,) is true, `one` elsewhere.
+def _choose(second, member, one, other):
+    """`other`, which is overwritten, in the columns where second[member] is true, `one` elsewhere.
 
-    Bytes wrap around, so the sum below is exact for them, and several times faster on a CPU than
-    torch.where.
+    second: (B, W) bool, member: (N,) long. On a CPU, three operations on the bits of bytes are many times faster than
+    torch.where, if the mask has whole images to go through.
     """
-    if one.dtype == torch.uint8:
-        return torch.addcmul(one, other - one, second.to(torch.uint8))
-    return torch.where(second, other, one)
+    height, width = one.shape[2:]
+    in_bytes = one.dtype == torch.uint8
+    mask = second.to(torch.uint8) * 255 if in_bytes else second
+    mask = mask[:, None].expand(-1, height, -1).flatten(1).index_select(0, member).view(-1, 1, height, width)
+    return other.bitwise_xor_(one).bitwise_and_(mask).bitwise_xor_(one) if in_bytes else torch.where(mask, other, one)
 
 
-def _average(shares, partners, targets):
+def _average(weights, partners, targets):
     """Targets averaged with the parts' shares of the area as weights.
 
-    shares: (P,) float, exact, as areas are whole numbers over a power of two; partners: (P, N)
+    weights: (N, P) float, exact, as areas are whole numbers over a power of two; partners: (P, N)
     long. Yields one (N, K) tensor per target.
     """
-    weights = shares.view(-1, 1, 1)
+    weights = weights.t()[:, :, None]
     return ((weights * target[partners]).sum(0).to(target.dtype) for target in targets)
 
 
 def _shift(generator, size, cut, far):
     """How far each crop is moved along an axis, so that it starts anywhere that it fits.
 
-    far: (P,) 0 for a crop that fills 0..cut of the new image, 1 for cut..size. Returns (P,) long,
-    source minus new position.
+    cut: (B, 1) whole numbers; far: (P,) 0 for a crop that fills 0..cut of the new image, 1 for
+    cut..size. Returns (B, P) long, source minus new position.
     """
     room = torch.where(far > 0, cut, size - cut)
-    start = (torch.rand(len(far), generator=generator, device=far.device) * (room + 1)).floor()
+    start = (torch.rand(room.shape, generator=generator, device=far.device) * (room + 1)).floor()
     return (start - far * cut).long()
 
 
 def _near(generator, position, size, share):
-    """True for positions within share * size / 2 (rounded down) of a uniform centre."""
-    centre = torch.randint(size, (1,), generator=generator, device=position.device)
+    """(B, size) true for positions within share * size / 2 (rounded down) of a uniform centre. share: (B, 1)."""
+    centre = torch.randint(size, share.shape, generator=generator, device=position.device)
     half = (share * size / 2).floor()
     return (position >= centre - half) & (position < centre + half)
 
 
 def _blend(tensor, partner, weight):
+    weight = weight.view(-1, *[1] * (tensor.dim() - 1))
     return weight * tensor + (1 - weight) * tensor[partner]
 
 
@@ -136,9 +156,10 @@ def _beta(generator, alpha, count):
     return torch._sample_dirichlet(concentration, generator)[:, 0]
 
 
-def _permutations(generator, count, n):
-    """`count` independent permutations of n images, (count, n) long."""
-    return torch.rand(count, n, generator=generator, device=generator.device).argsort(1)
+def _permutations(generator, count, member):
+    """`count` independent permutations of the images, each within its own batch, (count, N) long."""
+    uniform = torch.rand(count, len(member), generator=generator, device=member.device)
+    return (uniform + member.double()).argsort(1)  # double: the sum may not round up into the next batch
 
 
 def _positions(images):

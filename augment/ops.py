@@ -55,7 +55,7 @@ def _resample(images, magnitude, matrix):
     maps = torch.stack([_index_map(matrix, value, images.device) for value in values.tolist()])
     which = which.to(images.device, non_blocking=True)
     index = maps.index_select(0, which).unsqueeze(1).expand(-1, 3, -1)
-    black_first = F.pad(images.flatten(2), (1, 0))
+    black_first = torch.cat((images.new_zeros(len(images), 3, 1), images.flatten(2)), 2)
     return black_first.gather(2, index).view_as(images)
 
 
@@ -109,39 +109,44 @@ def brightness(images, magnitude):
 
 def color(images, magnitude):
     """Blend with the grey image: magnitude -1 is grey, 0 the image, above it more saturated."""
-    return _blend(images, _grey(images), magnitude)
+    pixels = images.float()
+    return _blend(pixels, _grey(pixels), magnitude)
 
 
 def contrast(images, magnitude):
     """Blend with the mean grey level: magnitude -1 is flat, 0 the image."""
-    return _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), magnitude)
+    levels = torch.arange(256.0, device=images.device)
+    table = _blend(levels, _grey(images.float()).mean((1, 2, 3), keepdim=True), magnitude)
+    return _look_up(table.view(-1, 1, 256).expand(-1, 3, -1), images.flatten(2).long())
 
 
 def sharpness(images, magnitude):
     """Blend with a smoothed image: magnitude -1 is smooth, 0 the image. The border stays."""
-    pixels = images.float()
-    inner = pixels[:, :, 1:-1, 1:-1]
-    rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
-    nine = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    smooth = nine.add_(inner, alpha=4).div_(13).round_()  # the centre weighs 5 of 13: no ties
-    rest = _per_image(-magnitude.double(), images).float()
-    inner.copy_(_fused_multiply_add(inner, smooth.sub_(inner), rest))
-    return _to_bytes(pixels)
+    # The neighbours of a pixel are 1 and SIZE places off in the flattened batch, but for the border's.
+    pixels = images.reshape(-1).short()
+    rows = pixels[: -2 * SIZE] + pixels[2 * SIZE :]
+    rows += pixels[SIZE:-SIZE]
+    nine = rows[:-2] + rows[2:]
+    nine += rows[1:-1]
+    # The centre weighs 5 of 13, so there are no ties: smooth - centre = round((nine + 4 centre) / 13) - centre.
+    nine.sub_(pixels[SIZE + 1 : -SIZE - 1], alpha=9)
+    change = F.pad(nine, (SIZE + 1, SIZE + 1)).view_as(images).float().mul_(1 / 13).round_()
+
+    # images + rest * change rounded once, without float64: a sum of multiples of 2**-14 is exact, and so is the product
+    # with what that leaves of rest, unless the magnitude is below 2**-7: then its error is below 2**-31.
+    rest = _per_image(-magnitude.float(), images) * F.pad(change.new_ones(SIZE - 2, SIZE - 2), (1, 1, 1, 1))
+    coarse = rest.mul(2**14).round_().mul_(2**-14)
+    return _to_bytes(images.float().addcmul_(change, coarse).addcmul_(change, rest.sub_(coarse)))
 
 
-def _blend(images, other, magnitude):
-    """(1 + magnitude) * images - magnitude * other; other broadcasts to the images' shape."""
-    factor = _per_image(1 + magnitude.double(), images)
-    product = images.float().mul_(factor.float())
-    return _to_bytes(_fused_multiply_add(product, other, (1 - factor).float()))
+def _blend(pixels, other, magnitude):
+    """(1 + magnitude) * pixels - magnitude * other, as bytes. pixels, other: float32.
 
-
-def _fused_multiply_add(a, b, c):
-    """a + b * c rounded once to float32, as torch's add with a factor does it.
-
-    In float64 the product of two float32 numbers is exact, and so is this sum of pixels.
+    torch's add with a factor rounds once: in float64 the product of two float32 numbers is exact, and so is this sum.
     """
-    return a.double().add_(b.double().mul_(c.double())).float()
+    factor = _per_image(1 + magnitude.double(), pixels)
+    rest = other.double().mul_((1 - factor).float())
+    return _to_bytes((pixels * factor.float()).double().add_(rest).float())
 
 
 def _grey(images):
@@ -167,7 +172,7 @@ def solarize(images, magnitude):
 
 def autocontrast(images, magnitude):
     """Stretch each channel to 0..255; a channel of one value stays. The magnitude is unused."""
-    low, high = images.flatten(2).aminmax(dim=2)
+    low, high = images.amin((2, 3)), images.amax((2, 3))
     flat = low == high
     low, high = low.float().masked_fill_(flat, 0), high.float().masked_fill_(flat, 255)
     scale = (high - low) * (1 / 255)
@@ -182,11 +187,11 @@ def equalize(images, magnitude):
     below = counts.cumsum(2, dtype=torch.int32) - counts
 
     # The brightest value present is left out of the step between two levels; none, no change.
-    brightest = images.flatten(2).amax(2, keepdim=True).long()
+    brightest = images.amax((2, 3)).long()[..., None]
     step = below.gather(2, brightest) // 255
-    table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
-    table = torch.where(step > 0, table, torch.arange(256, dtype=torch.int32, device=images.device))
-    return table.to(torch.uint8).gather(2, values).view_as(images)
+    table = (below + step // 2) / step.clamp(min=1)
+    table = torch.where(step > 0, table, torch.arange(256.0, device=images.device))
+    return _look_up(_to_bytes(table), values)
 
 
 def invert(images, magnitude):
@@ -199,8 +204,14 @@ def _per_image(values, images):
     return values.view(-1, 1, 1, 1).to(images.device, non_blocking=True)
 
 
+def _look_up(table, values):
+    """table[n, c, values[n, c]] as images; table: (N, 3, 256) uint8, values: (N, 3, 1024) long."""
+    return table.gather(2, values).view(-1, 3, SIZE, SIZE)
+
+
 def _to_bytes(pixels):
-    return pixels.clamp_(0, 255).to(torch.uint8)
+    """Clamped and truncated; torch has fast loops from float to int16 and on to bytes, but none straight there."""
+    return pixels.clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
 
 OPS = {

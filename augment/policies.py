@@ -93,9 +93,7 @@ def autoaugment(images, generator):
     images: (N, 3, 32, 32) uint8. Cubuk et al., AutoAugment: Learning Augmentation Strategies
     from Data, 2019.
     """
-    for op, magnitude in zip(*draw_autoaugment(generator, len(images))):
-        images = apply_ops(images, op, magnitude)
-    return images
+    return apply_ops(images, *draw_autoaugment(generator, len(images)))
 
 
 def trivialaugment(images, generator):
@@ -103,9 +101,7 @@ def trivialaugment(images, generator):
 
     images: (N, 3, 32, 32) uint8. Mueller and Hutter, TrivialAugment, 2021.
     """
-    for op, magnitude in zip(*draw_trivialaugment(generator, len(images))):
-        images = apply_ops(images, op, magnitude)
-    return images
+    return apply_ops(images, *draw_trivialaugment(generator, len(images)))
 
 
 def augmix(images, generator, severity=3, width=3, depth=-1, alpha=0.4):
@@ -117,9 +113,7 @@ def augmix(images, generator, severity=3, width=3, depth=-1, alpha=0.4):
     et al., AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty, 2020.
     """
     n = len(images)
-    chains = images.repeat(width, 1, 1, 1)
-    for op, magnitude in zip(*draw_augmix(generator, n * width, severity, depth)):
-        chains = apply_ops(chains, op, magnitude)
+    chains = apply_ops(images.repeat(width, 1, 1, 1), *draw_augmix(generator, n * width, severity, depth))
 
     original, augmented = _dirichlet(generator, alpha, n, 2)
     mixed = images.float().mul_(original)
@@ -128,15 +122,18 @@ def augmix(images, generator, severity=3, width=3, depth=-1, alpha=0.4):
     return mixed.to(torch.uint8)
 
 
-def apply_ops(images, op, magnitude):
-    """Image i goes through NAMES[op[i]] at magnitude[i]; op and magnitude: (N,) on the CPU."""
-    order = op.argsort()
-    counts = op.bincount(minlength=len(NAMES)).tolist()
-    grouped = _take(images, order)
-    for name, group, m in zip(OPS, grouped.split(counts), magnitude[order].split(counts)):
-        if len(group):
-            group.copy_(OPS[name](group, m))
-    return _take(grouped, order.argsort())
+def apply_ops(images, ops, magnitudes):
+    """Image i goes through NAMES[ops[k, i]] at magnitudes[k, i] in step k; both (steps, N), on the CPU."""
+    position = torch.arange(len(images))  # where each image is: a step leaves them in its own order
+    for op, magnitude in zip(ops, magnitudes):
+        order = op.argsort()
+        images = _take(images, position[order])
+        counts = op.bincount(minlength=len(NAMES)).tolist()
+        for name, group, m in zip(OPS, images.split(counts), magnitude[order].split(counts)):
+            if len(group):
+                group.copy_(OPS[name](group, m))
+        position = order.argsort()
+    return _take(images, position)
 
 
 def draw_autoaugment(generator, n):

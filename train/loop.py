@@ -47,7 +47,7 @@ def learning_rate(step, steps, warmup, peak, floor):
 
 
 def derive(seed, *what):
-    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "mix", step)."""
+    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "augment", epoch)."""
     text = "/".join(map(str, (seed, *what)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -66,29 +66,27 @@ def batches(images, targets, recipe, epoch, first=0):
     """Yield (images, *targets) of the steps `first`, first + 1, ... of an epoch, augmented and mixed.
 
     images: uint8 (N, 3, 32, 32); targets: float (N, K) tensors; all on one device. The yielded images are normalized
-    float (B, 3, 32, 32), channels_last. Augmentation works on a chunk of several batches at once.
+    float (B, 3, 32, 32), channels_last. Augmentation and mixing work on a chunk of several batches at once.
     """
     device, size = images.device, recipe.batch_size
     transform, mix = augment.pipeline(recipe.augment), augment.MIXES[recipe.mix]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(recipe.seed, "order", epoch)))
     order = order.to(device)
     per_chunk = max(1, augment.CHUNK // size)
-    # In the alternating form an image is mirrored in every other epoch, and half of them begin with that.
-    begins = torch.Generator(device).manual_seed(derive(recipe.seed, "mirror"))
-    mirrored = torch.rand(len(images), device=device, generator=begins) < 0.5
+    if recipe.alternate_flip:  # half of the images begin as their mirror images, and every epoch turns all of them
+        generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mirror"))
+        mirrored = (torch.rand(len(images), device=device, generator=generator) < 0.5) ^ (epoch % 2 == 1)
     chunk = None
     for step in range(first, math.ceil(len(images) / size)):
         number, place = divmod(step, per_chunk)
         if chunk is None or place == 0:
             rows = order[number * per_chunk * size:(number + 1) * per_chunk * size]
             generator = torch.Generator(device).manual_seed(derive(recipe.seed, "augment", epoch, number))
-            chunk = images[rows]
+            shown = images[rows]
             if recipe.alternate_flip:
-                chunk = mirror(chunk, mirrored[rows] ^ (epoch % 2 == 1))
-            chunk = transform(chunk, generator)
-        part = slice(place * size, (place + 1) * size)
-        generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mix", epoch, step))
-        mixed, *wanted = mix(generator, chunk[part], *(target[rows[part]] for target in targets))
+                shown = mirror(shown, mirrored[rows])
+            chunk = mix(generator, transform(shown, generator), *(t[rows] for t in targets), batch=size)
+        mixed, *wanted = (tensor[place * size:(place + 1) * size] for tensor in chunk)
         yield normalize(mixed).contiguous(memory_format=torch.channels_last), *wanted
 
 

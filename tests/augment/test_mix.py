@@ -34,12 +34,34 @@ def force_beta(monkeypatch, *shares):
 
 
 @pytest.mark.parametrize("function", COPIES)
+@pytest.mark.parametrize("batch", [None, 5])
 @pytest.mark.parametrize("seed", range(25))
-def test_weights_are_the_shares_of_pixels_exactly(named, targets, function, seed):
-    images, mixed = function(generator(seed), named, targets)
+def test_weights_are_the_shares_of_pixels_exactly(named, targets, function, seed, batch):
+    images, mixed = function(generator(seed), named, targets, batch=batch)
     for image, target in zip(images, mixed):
         pixels = image[0].flatten().long().bincount(minlength=N)
         assert torch.equal(target * 1024, pixels.float())
+
+
+@pytest.mark.parametrize("name", ["ricap", "cutmix", "mixup"])
+def test_several_batches_at_once_each_mix_among_themselves(named, targets, name):
+    """Twelve images in batches of five, five and two."""
+    number = torch.arange(N) // 5
+    geometries = set()
+    for seed in range(10):
+        _, shares, doubled = MIXES[name](generator(seed), named, targets, 2 * targets, batch=5)
+        assert torch.equal(shares.sum(1), torch.ones(N)) and torch.equal(doubled, 2 * shares)
+        assert torch.equal(shares @ torch.eye(3)[number], torch.eye(3)[number]), "no partner is of another batch"
+        geometries |= {tuple(row[row > 0].sort().values.tolist()) for row in shares[:10:5] if (row > 0).sum() > 1}
+    assert len(geometries) > 10, "each batch draws a geometry of its own"
+
+
+@pytest.mark.parametrize("function", COPIES)
+def test_a_batch_shares_its_geometry(named, targets, function):
+    for seed in range(10):
+        images, _ = function(generator(seed), named, targets, batch=4)
+        for batch in images[:, 1:].split(4):  # rows and columns: whence each pixel comes, whatever the image
+            assert (batch == batch[:1]).all()
 
 
 @pytest.mark.parametrize("name", MIXES)

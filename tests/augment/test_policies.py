@@ -138,8 +138,8 @@ def test_augmix_shares_are_beta_and_dirichlet():
 
 
 def test_nothing_drawn_changes_nothing(pictures):
-    op = torch.full((len(pictures),), policies.NAMES.index("Identity"))
-    assert torch.equal(policies.apply_ops(pictures, op, torch.zeros(len(op))), pictures)
+    op = torch.full((2, len(pictures)), policies.NAMES.index("Identity"))
+    assert torch.equal(policies.apply_ops(pictures, op, torch.zeros(op.shape)), pictures)
 
 
 # ---- what all of them promise ----
@@ -187,6 +187,6 @@ def test_an_empty_pipeline_changes_nothing(pictures):
 
 
 def test_an_unknown_name_lists_the_known():
-    known = "crop, flip, autoaugment, erase, cutout, trivial, augmix"
+    known = "crop, shift, flip, autoaugment, erase, cutout, trivial, augmix"
     with pytest.raises(ValueError, match=f"unknown augmentation 'foo': known are {known}"):
         pipeline(("crop", "foo"))

@@ -28,8 +28,8 @@ $(if $(filter-out basic optimized augmented,$(STAGE)),$(error STAGE=$(STAGE): sh
 
 installed := $(if $(VENV),$(VENV)/installed)
 
-.PHONY: help setup data quick baseline teachers labels distill evaluate submission report benchmark test test-faults \
-        clean
+.PHONY: help setup data demo quick baseline teachers labels distill evaluate submission report benchmark test \
+        test-faults clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -130,6 +130,48 @@ report: | $(installed) $(images) ## tables and pictures of all finished weights,
 
 benchmark: | $(installed) $(images) ## images per second of the step, the loop and the usual script
 	$(PYTHON) train/benchmark.py $(common) $(ARGS)
+
+# ---------------------------------------------------------------- the demo
+
+# The pipeline in miniature, on the generated images: the same scripts with other sizes, one thread for each job.
+demo := weights/demo$(SEED:%=-seed%)
+cores := $(shell nproc 2>/dev/null || echo 2)
+small := --data synthetic --limit 1200 -b 32 --augment flip --mix none --device $(or $(DEVICE),cpu) --seed $(or $(SEED),0)
+demo_teachers := $(demo)/shakeshake.pt $(demo)/all.pt $(foreach fold,0 1 2 3 4,$(demo)/fold$(fold).pt)
+
+# $(call stage,what it is,command): runs the command with its output in a log, and shows the last line of that.
+define stage
+@mkdir -p $(demo)
+@$(2) > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }
+@printf '%-34s %s\n' "$(1)" "$$(tail -n 1 $(@:.pt=.log) | sed 's/^[^:]*: //')"
+endef
+
+$(demo)/shakeshake.pt: | $(installed)
+	$(call stage,teacher: Shake-Shake-26 on all,$(PYTHON) train/shakeshake.py $(small) --noval --width 8 --lr 0.03 --epochs 12 --out $@)
+
+$(demo)/all.pt: | $(installed)
+	$(call stage,teacher: SEResNet-20 on all,$(PYTHON) train/seresnet.py $(small) --noval --depth 20 --width 4 --wd 5e-4 --epochs 12 --out $@)
+
+$(demo)/fold%.pt: | $(installed)
+	$(call stage,teacher: SEResNet-20 without fold $*,$(PYTHON) train/seresnet.py $(small) --fold $* --depth 20 --width 4 --wd 5e-4 --epochs 12 --out $@)
+
+$(demo)/baseline.pt: | $(installed)
+	$(call stage,baseline: ResNet-18,$(PYTHON) train/baseline.py $(small) --noval --stage basic --augment none --width 4 --epochs 8 --out $@)
+
+$(demo)/control.pt: | $(installed)
+	$(call stage,control: SEResNet-20 from labels,$(PYTHON) distill/student.py $(small) --noval --alpha 0 --model seresnet20 --width 4 --wd 5e-4 --epochs 8 --out $@)
+
+$(demo)/student.pt: | $(demo_teachers)
+	@$(PYTHON) distill/labels.py $(demo_teachers) --data synthetic --device $(or $(DEVICE),cpu) --limit 1200 --out $(demo)/labels.csv
+	$(call stage,student: SEResNet-20 from teachers,$(PYTHON) distill/student.py $(small) --noval --labels $(demo)/labels.csv --model seresnet20 --width 4 --wd 5e-4 --epochs 8 --out $@)
+
+demo: | $(installed) ## the whole pipeline in miniature, offline, in about 4 minutes on 2 cores
+	@echo "baseline, seven teachers, labels, control and student on 1,200 generated images, $(cores) jobs at once"
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $(demo_teachers) $(demo)/baseline.pt $(demo)/control.pt $(demo)/student.pt
+	@$(PYTHON) distill/submission.py $(demo)/student.pt --images synthetic --out $(demo)/submission.csv | tail -n 1
+	@$(PYTHON) train/report.py $(demo)/*.pt --data synthetic --out $(demo)/report > $(demo)/report.log
+	@echo; $(PYTHON) distill/compare.py --baseline $(demo)/baseline.pt --teachers $(demo_teachers) --control $(demo)/control.pt --student $(demo)/student.pt --data synthetic
+	@echo; echo "Look at $(demo)/report/report.html, $(demo)/*.csv and $(demo)/submission.csv."
 
 # ---------------------------------------------------------------- housekeeping
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from train import data
 from train.recipe import UserError
 
 # What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
@@ -30,9 +31,12 @@ def load_images(path):
     """(images uint8 (N, 32, 32, 3), ids (N,) strings) of a file, in its own order.
 
     path: a pickle of a dict with b'data' (N, 32, 32, 3) or (N, 3072) and b'ids'; an npz with `data` (or `images`) and
-    `ids`; or a folder of 32x32 PNGs whose names are the ids. Raises UserError for anything else, ids that repeat, and
-    a pickle that would call something.
+    `ids`; a folder of 32x32 PNGs whose names are the ids; or the word `synthetic`, the generated set's test images.
+    Raises UserError for anything else, ids that repeat, and a pickle that would call something.
     """
+    if str(path) == "synthetic":
+        dataset = data.load("synthetic", "test")
+        return dataset.images.permute(0, 2, 3, 1).numpy(), dataset.ids
     path = Path(path)
     if not path.exists():
         raise UserError(f"--images {path} does not exist")

@@ -301,13 +301,21 @@ def place_local(source, scratch):
 # ---------------------------------------------------------------- the generated set
 
 
+# The colours that the ten generated classes lean to: a round of the hues.
+HUES = (
+    (0.90, 0.20, 0.20), (0.90, 0.55, 0.15), (0.85, 0.85, 0.20), (0.45, 0.85, 0.20), (0.20, 0.80, 0.40),
+    (0.20, 0.80, 0.85), (0.20, 0.50, 0.90), (0.30, 0.25, 0.90), (0.65, 0.25, 0.90), (0.90, 0.25, 0.65),
+)
+
+
 def synthetic(part="train"):
     """A generated set that looks like something: (images uint8 (N, 32, 32, 3), labels int64 (N,)).
 
-    Ten classes: five shapes (disk, square, triangle, ring, cross) by two textures (stripes, checks). Place, size,
-    angle, both colours, the period of the texture and a slanted background vary per image, and noise lies over all
-    of it, so a linear model fails and a small network has to work. 5,000 training and 2,000 test images. Only
-    + - * / and square roots are used, which IEEE 754 fixes: every machine generates the same bytes.
+    Ten classes: five shapes (disk, square, triangle, ring, cross) by two textures (stripes, checks), each with a hue
+    that it leans to. Place, size, angle, colour, the period of the texture and a slanted background vary per image, and
+    noise lies over all of it, so a linear model gets a third right and a small network has to work. 5,000 training and
+    2,000 test images. Only + - * / and square roots are used, which IEEE 754 fixes: every machine generates the same
+    bytes.
     """
     seed, count = {"train": (1, 5_000), "test": (2, 2_000)}[part]
     labels = np.arange(count) % len(CLASSES)
@@ -327,8 +335,8 @@ def draw_shapes(random, labels):
     grid = np.arange(32, dtype=np.float32)
     x, y = grid[None, None, :] - uniform(11, 20), grid[None, :, None] - uniform(11, 20)
 
-    # A random direction (a point of the square, brought to length 1) turns the shape and its texture.
-    a, b = uniform(-1, 1), uniform(0.05, 1)
+    # A random direction (a point of a line, brought to length 1) turns the shape and its texture by up to 31 degrees.
+    a, b = uniform(-0.6, 0.6), np.float32(1)
     length = np.sqrt(a * a + b * b)
     u, v = (x * b + y * a) / length, (y * b - x * a) / length
     size = uniform(7, 12)
@@ -347,10 +355,12 @@ def draw_shapes(random, labels):
     along, across = (abs((t / period + uniform(0, 1)) % 1 - 0.5) * 4 - 1 for t in (u, v))
     texture = np.clip(1.5 * np.where(labels[:, None, None] % 2, along * across * 2, along), -1, 1)[..., None]
 
-    foreground = uniform(0.15, 0.85, 1, 1, 3) + uniform(-0.22, 0.22, 1, 1, 3) * texture
+    hue = np.array(HUES, dtype=np.float32)[labels][:, None, None, :]
+    colour = np.float32(0.6) * hue + np.float32(0.4) * uniform(0, 1, 1, 1, 3)
+    foreground = colour + uniform(0.12, 0.25, 1, 1, 1) * texture
     slope = uniform(-0.012, 0.012, 1, 1, 3) * x[..., None] + uniform(-0.012, 0.012, 1, 1, 3) * y[..., None]
-    background = uniform(0.15, 0.85, 1, 1, 3) + slope
-    noise = uniform(-0.3, 0.3, 32, 32, 3) + uniform(-0.3, 0.3, 32, 32, 3)
+    background = uniform(0.1, 0.9, 1, 1, 3) + slope
+    noise = uniform(-0.2, 0.2, 32, 32, 3) + uniform(-0.2, 0.2, 32, 32, 3)
     image = background + (foreground - background) * inside + noise
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 

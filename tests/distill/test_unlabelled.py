@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from distill.unlabelled import load_images
+from train import data
 from train.recipe import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
@@ -103,3 +104,10 @@ def test_missing_empty_and_damaged_files(tmp_path):
         load_images(tmp_path / "folder")
     with pytest.raises(UserError, match="does not exist"):
         load_images(tmp_path / "nothing")
+
+
+def test_the_generated_test_images_are_there_by_name():
+    images, ids = load_images("synthetic")
+    dataset = data.load("synthetic", "test")
+    assert images.shape == (2_000, 32, 32, 3) and images.dtype == np.uint8 and list(ids) == list(dataset.ids)
+    np.testing.assert_array_equal(images.transpose(0, 3, 1, 2), dataset.images.numpy())

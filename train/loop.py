@@ -463,6 +463,12 @@ def run(recipe, loss=cross_entropy, prepare=lambda train, model: (train, ()), te
     return weights
 
 
+def cores():
+    """The processor in words: `x86_64 cpu, 2 threads`."""
+    count = torch.get_num_threads()
+    return f"{platform.machine()} cpu, {count} thread{'s' * (count > 1)}"
+
+
 def times(hardware):
     """`4 x hardware` for four ranks."""
     return hardware if parallel.size() == 1 else f"{parallel.size()} x {hardware}"
@@ -479,7 +485,7 @@ def typed():
 def finished(recipe, state, train):
     """The content of a weights file: tensors and plain values only."""
     params = models.parameter_count(state.model)
-    hardware = torch.cuda.get_device_name() if state.device.type == "cuda" else f"{platform.machine()} cpu"
+    hardware = torch.cuda.get_device_name() if state.device.type == "cuda" else cores()
     return {
         "model": recipe.model, "options": state.model.options, "state": state.model.state_dict(),
         "ema": state.average and state.average.state_dict(), "recipe": recipe.identity, "data": state.data_digest,

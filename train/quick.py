@@ -49,12 +49,12 @@ def triangle(step, steps, warmup, peak, floor):
 
 
 def groups(recipe):
-    """The shifts learn faster, with the same decay per step: weight decay counts times the learning rate."""
+    """The normalizations' shifts learn faster, with the same decay per step: it counts times the learning rate."""
 
     def of(model):
         learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        shifts = [p for name, p in learned if name.endswith("bias")]
-        others = [p for name, p in learned if not name.endswith("bias")]
+        shifts = [p for name, p in learned if name.startswith("stage") and name.endswith("bias")]
+        others = [p for _, p in learned if all(p is not shift for shift in shifts)]
         decay = recipe.weight_decay / SHIFT_LR
         return [{"params": others}, {"params": shifts, "lr_scale": SHIFT_LR, "weight_decay": decay}]
 

@@ -134,44 +134,52 @@ benchmark: | $(installed) $(images) ## images per second of the step, the loop a
 # ---------------------------------------------------------------- the demo
 
 # The pipeline in miniature, on the generated images: the same scripts with other sizes, one thread for each job.
-demo := weights/demo$(SEED:%=-seed%)
-cores := $(shell nproc 2>/dev/null || echo 2)
-small := --data synthetic --limit 1200 -b 32 --augment flip --mix none --device $(or $(DEVICE),cpu) --seed $(or $(SEED),0)
-demo_teachers := $(demo)/shakeshake.pt $(demo)/all.pt $(foreach fold,0 1 2 3 4,$(demo)/fold$(fold).pt)
+# As in the full recipe, a teacher trains half as long again as the student.
+demo     := weights/demo$(SEED:%=-seed%)
+cores    := $(shell nproc 2>/dev/null || echo 2)
+demo_on  := --data synthetic --device $(or $(DEVICE),cpu)
+small    := $(demo_on) --limit 1200 -b 32 --augment flip --mix none --seed $(or $(SEED),0)
+narrow   := --width 8 --wd 5e-4
+learners := $(addprefix $(demo)/,shakeshake.pt all.pt fold0.pt fold1.pt fold2.pt fold3.pt fold4.pt)
+singles  := $(addprefix $(demo)/,baseline.pt control.pt)
 
-# $(call stage,what it is,command): runs the command with its output in a log, and shows the last line of that.
+# $(call stage,what it is,script and flags): keeps the output in a log and shows its last line.
 define stage
 @mkdir -p $(demo)
-@$(2) > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }
-@printf '%-34s %s\n' "$(1)" "$$(tail -n 1 $(@:.pt=.log) | sed 's/^[^:]*: //')"
+@$(PYTHON) $(2) $(small) --out $@ > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }
+@printf '%-36s %s\n' "$(1)" "$$(tail -n 1 $(@:.pt=.log) | sed 's/^[^:]*: //')"
 endef
 
 $(demo)/shakeshake.pt: | $(installed)
-	$(call stage,teacher: Shake-Shake-26 on all,$(PYTHON) train/shakeshake.py $(small) --noval --width 8 --lr 0.03 --epochs 12 --out $@)
+	$(call stage,teacher: Shake-Shake-26 on all,train/shakeshake.py --noval --width 8 --lr 0.03 --epochs 14)
 
 $(demo)/all.pt: | $(installed)
-	$(call stage,teacher: SEResNet-20 on all,$(PYTHON) train/seresnet.py $(small) --noval --depth 20 --width 4 --wd 5e-4 --epochs 12 --out $@)
+	$(call stage,teacher: SEResNet-20 on all,train/seresnet.py --noval --depth 20 $(narrow) --epochs 9)
 
 $(demo)/fold%.pt: | $(installed)
-	$(call stage,teacher: SEResNet-20 without fold $*,$(PYTHON) train/seresnet.py $(small) --fold $* --depth 20 --width 4 --wd 5e-4 --epochs 12 --out $@)
+	$(call stage,teacher: SEResNet-20 without fold $*,train/seresnet.py --fold $* --depth 20 $(narrow) --epochs 9)
 
 $(demo)/baseline.pt: | $(installed)
-	$(call stage,baseline: ResNet-18,$(PYTHON) train/baseline.py $(small) --noval --stage basic --augment none --width 4 --epochs 8 --out $@)
+	$(call stage,baseline: ResNet-18,train/baseline.py --noval --stage basic --width 4 --epochs 6)
 
 $(demo)/control.pt: | $(installed)
-	$(call stage,control: SEResNet-20 from labels,$(PYTHON) distill/student.py $(small) --noval --alpha 0 --model seresnet20 --width 4 --wd 5e-4 --epochs 8 --out $@)
+	$(call stage,control: SEResNet-20 from the labels,distill/student.py --noval --alpha 0 --model seresnet20 $(narrow) --epochs 6)
 
-$(demo)/student.pt: | $(demo_teachers)
-	@$(PYTHON) distill/labels.py $(demo_teachers) --data synthetic --device $(or $(DEVICE),cpu) --limit 1200 --out $(demo)/labels.csv
-	$(call stage,student: SEResNet-20 from teachers,$(PYTHON) distill/student.py $(small) --noval --labels $(demo)/labels.csv --model seresnet20 --width 4 --wd 5e-4 --epochs 8 --out $@)
+$(demo)/labels.csv: | $(learners)
+	$(PYTHON) distill/labels.py $(learners) $(demo_on) --limit 1200 --out $@
 
-demo: | $(installed) ## the whole pipeline in miniature, offline, in about 4 minutes on 2 cores
-	@echo "baseline, seven teachers, labels, control and student on 1,200 generated images, $(cores) jobs at once"
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $(demo_teachers) $(demo)/baseline.pt $(demo)/control.pt $(demo)/student.pt
+$(demo)/student.pt: | $(demo)/labels.csv
+	$(call stage,student: SEResNet-20 from the teachers,distill/student.py --noval --labels $(demo)/labels.csv --model seresnet20 $(narrow) --epochs 6)
+
+demo: | $(installed) ## the whole pipeline in miniature, offline, in about four minutes on two cores
+	@echo "Baseline, seven teachers, labels, control and student on 1,200 generated images, $(cores) jobs at once:"
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $(learners) $(singles) $(demo)/student.pt
 	@$(PYTHON) distill/submission.py $(demo)/student.pt --images synthetic --out $(demo)/submission.csv | tail -n 1
-	@$(PYTHON) train/report.py $(demo)/*.pt --data synthetic --out $(demo)/report > $(demo)/report.log
-	@echo; $(PYTHON) distill/compare.py --baseline $(demo)/baseline.pt --teachers $(demo_teachers) --control $(demo)/control.pt --student $(demo)/student.pt --data synthetic
-	@echo; echo "Look at $(demo)/report/report.html, $(demo)/*.csv and $(demo)/submission.csv."
+	@$(PYTHON) train/report.py $(learners) $(singles) $(demo)/student.pt $(demo_on) --out $(demo)/report > $(demo)/report.log
+	@echo
+	@$(PYTHON) distill/compare.py --baseline $(demo)/baseline.pt --teachers $(learners) --control $(demo)/control.pt \
+	  --student $(demo)/student.pt $(demo_on)
+	@echo; echo "Now look at $(demo)/report/report.html, and at the logs, curves and answers in $(demo)."
 
 # ---------------------------------------------------------------- housekeeping
 

@@ -1,0 +1,121 @@
+"""The Makefile, with a stand-in for Python that notes its arguments and writes the file that it was asked for."""
+
+import os
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from distill import student
+from train import baseline, quick, recipe, seresnet, shakeshake
+from train.recipe import ROOT
+
+SCRIPTS = {
+    "train/baseline.py": lambda words: recipe.parse(baseline.Baseline, baseline.__doc__, words, stage=baseline.STAGES),
+    "train/seresnet.py": lambda words: recipe.parse(seresnet.SEResNet, seresnet.__doc__, words),
+    "train/shakeshake.py": lambda words: recipe.parse(shakeshake.ShakeShake, shakeshake.__doc__, words),
+    "train/quick.py": lambda words: recipe.parse(quick.Quick, quick.__doc__, words),
+    "distill/student.py": lambda words: recipe.parse(student.Student, student.__doc__, words),
+}
+STAND_IN = """#!/bin/bash
+echo "$@" >> calls
+while [ $# -gt 0 ]; do [ "$1" = --out ] && touch "$2"; shift; done
+echo "stand-in: done"
+"""
+TEACHERS = [f"seresnet164-fold{fold}" for fold in range(5)] + ["seresnet164-noval", "shakeshake26-64-se-noval"]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(words...): run make in a copy; returns (exit code, output, [words of every Python call])."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "weights").mkdir()
+
+    def run(*words):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        line = ["make", "VENV=", f"PYTHON={tmp_path}/python", "DATA=synthetic", *words]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=clean)
+        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+        return done.returncode, done.stdout + done.stderr, [shlex.split(call) for call in calls]
+
+    return run
+
+
+def understood(call):
+    """The recipe that a training call describes; the real parser exits on a flag that it does not know."""
+    return SCRIPTS[call[0]](call[1:])
+
+
+def test_help_lists_every_phony_target_with_what_it_does(make):
+    code, out, _ = make("help")
+    phony = (ROOT / "Makefile").read_text().replace("\\\n", " ").split(".PHONY:")[1].splitlines()[0].split()
+    listed = {line.split()[1]: line.split()[2:] for line in out.splitlines() if line.startswith("  make ")}
+    assert code == 0 and set(listed) == set(phony) and all(listed.values())
+
+
+def test_teachers_are_built_when_missing_and_never_again(make, tmp_path):
+    _, _, calls = make("teachers")
+    assert [call[-1] for call in calls] == [f"weights/{name}.pt" for name in TEACHERS]
+    recipes = [understood(call) for call in calls]
+    assert [r.fold for r in recipes] == [0, 1, 2, 3, 4, None, None] and {r.epochs for r in recipes[:6]} == {300}
+    assert (recipes[6].width, recipes[6].se) == (64, True)
+
+    (tmp_path / "requirements.txt").touch()
+    assert make("teachers")[2] == []
+    (tmp_path / "weights/seresnet164-fold3.pt").unlink()
+    assert [call[-1] for call in make("teachers")[2]] == ["weights/seresnet164-fold3.pt"]
+    assert [call[0] for call in make("distill")[2]] == ["distill/labels.py", "distill/student.py", "train/evaluate.py"]
+    assert [call[0] for call in make("distill")[2]] == ["train/evaluate.py"]
+
+
+def test_a_variable_becomes_a_flag_only_when_it_is_set(make):
+    (bare, *_), (full, *_) = make("quick")[2], make("-B", "quick", "EPOCHS=3", "SEED=2", "LIMIT=70", "DEVICE=cpu",
+                                                   "ARGS=--mix ricap -b 64")[2]
+    assert bare == "train/quick.py --noval --data synthetic --out weights/fastnet-noval.pt".split()
+    got = understood(full)
+    assert (got.epochs, got.seed, got.limit, got.device, got.mix, got.batch_size) == (3, 2, 70, "cpu", "ricap", 64)
+    assert understood(make("baseline", "STAGE=basic", "ARGS=--noval")[2][0]).lr == 0.1
+
+
+@pytest.mark.parametrize("words", [("DEVICE=gpu",), ("STAGE=best",), ("evaluate",), ("submission",)])
+def test_a_wrong_or_missing_value_runs_nothing(make, words):
+    code, out, calls = make(*words)
+    assert code == 2 and not calls and words[0].split("=")[0].lower() in out.lower()
+
+
+def test_the_demo_asks_for_what_the_scripts_know(make, tmp_path):
+    code, out, calls = make("demo", "SEED=4")
+    assert code == 0, out
+    training = {call[-1]: understood(call) for call in calls if call[0] in SCRIPTS}
+    folder = "weights/demo-seed4"
+    roles = ["shakeshake", "all", *(f"fold{fold}" for fold in range(5)), "baseline", "control", "student"]
+    assert set(training) == {f"{folder}/{role}.pt" for role in roles}
+    assert all(r.seed == 4 and r.data == "synthetic" and r.limit == 1200 for r in training.values())
+    student, control = (dict(vars(training[f"{folder}/{role}.pt"])) for role in ("student", "control"))
+    assert {key for key in student if student[key] != control[key]} <= {"labels", "alpha", "out", "identity"}
+    others = [call for call in calls if call[0] not in SCRIPTS]
+    assert [call[0] for call in others] == ["distill/labels.py", "distill/submission.py", "train/report.py",
+                                            "distill/compare.py"]
+    assert [call[0] for call in make("demo", "SEED=4")[2]] == [call[0] for call in others[1:]]  # nothing trains again
+
+
+def test_a_stage_of_the_demo_that_fails_shows_its_output_and_ends_it(make, tmp_path):
+    (tmp_path / "python").write_text("#!/bin/bash\necho some trouble >&2\nexit 3\n")
+    code, out, _ = make("demo")
+    assert code == 2 and "some trouble" in out and not list(tmp_path.rglob("*.pt"))
+
+
+def test_several_jobs_share_gpus_without_ever_sharing_one(make, tmp_path):
+    (tmp_path / "python").write_text(STAND_IN.replace("while", 'echo "$CUDA_VISIBLE_DEVICES in" >> gpus; sleep 0.2; '
+                                                      'echo "$CUDA_VISIBLE_DEVICES out" >> gpus\nwhile'))
+    code, out, calls = make("-j5", "GPUS=2", "teachers")
+    assert code == 0 and len(calls) == 7, out
+    busy = {"0": 0, "1": 0}
+    for line in (tmp_path / "gpus").read_text().splitlines():
+        gpu, event = line.split()
+        busy[gpu] += 1 if event == "in" else -1
+        assert 0 <= busy[gpu] <= 1

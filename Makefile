@@ -138,7 +138,7 @@ benchmark: | $(installed) $(images) ## images per second of the step, the loop a
 demo     := weights/demo$(SEED:%=-seed%)
 cores    := $(shell nproc 2>/dev/null || echo 2)
 demo_on  := --data synthetic --device $(or $(DEVICE),cpu)
-small    := $(demo_on) --limit 900 -b 32 --augment flip --mix none --seed $(or $(SEED),0)
+small    := $(demo_on) --limit 1000 -b 32 --augment flip --mix none --seed $(or $(SEED),0)
 narrow   := --width 8 --wd 5e-4
 learners := $(addprefix $(demo)/,shakeshake.pt all.pt fold0.pt fold1.pt fold2.pt fold3.pt fold4.pt)
 singles  := $(addprefix $(demo)/,baseline.pt control.pt)
@@ -151,7 +151,7 @@ define stage
 endef
 
 $(demo)/shakeshake.pt: | $(installed)
-	$(call stage,teacher: Shake-Shake-26 on all,train/shakeshake.py --noval --width 8 --lr 0.03 --epochs 10)
+	$(call stage,teacher: Shake-Shake-26 on all,train/shakeshake.py --noval --width 8 --lr 0.03 --epochs 12)
 
 $(demo)/all.pt: | $(installed)
 	$(call stage,teacher: SEResNet-20 on all,train/seresnet.py --noval --depth 20 $(narrow) --epochs 8)
@@ -166,7 +166,7 @@ $(demo)/control.pt: | $(installed)
 	$(call stage,control: SEResNet-20 from the labels,distill/student.py --noval --alpha 0 --model seresnet20 $(narrow) --epochs 6)
 
 $(demo)/labels.csv: | $(learners)
-	$(PYTHON) distill/labels.py $(learners) $(demo_on) --limit 900 --out $@
+	$(PYTHON) distill/labels.py $(learners) $(demo_on) --limit 1000 --out $@
 
 $(demo)/student.pt: | $(demo)/labels.csv
 	$(call stage,student: SEResNet-20 from the teachers,distill/student.py --noval --labels $(demo)/labels.csv --model seresnet20 $(narrow) --epochs 6)
@@ -184,7 +184,7 @@ $(demo)/comparison.txt: | $(learners) $(singles) $(demo)/student.pt
 results := $(addprefix $(demo)/,submission.csv report/report.html comparison.txt)
 
 demo: | $(installed) ## the whole pipeline in miniature, offline, in about four minutes on two cores
-	@echo "Baseline, seven teachers, labels, control and student on 900 generated images, $(cores) jobs at once:"
+	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, $(cores) jobs at once:"
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $(learners) $(singles) $(demo)/student.pt $(results)
 	@echo; cat $(demo)/comparison.txt
 	@echo; echo "Now look at $(demo)/report/report.html, and at the logs, curves and answers in $(demo)."

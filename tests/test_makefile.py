@@ -94,7 +94,7 @@ def test_the_demo_asks_for_what_the_scripts_know(make, tmp_path):
     folder = "weights/demo-seed4"
     roles = ["shakeshake", "all", *(f"fold{fold}" for fold in range(5)), "baseline", "control", "student"]
     assert set(training) == {f"{folder}/{role}.pt" for role in roles}
-    assert all(r.seed == 4 and r.data == "synthetic" and r.limit == 900 for r in training.values())
+    assert all(r.seed == 4 and r.data == "synthetic" and r.limit == 1000 for r in training.values())
     student, control = (dict(vars(training[f"{folder}/{role}.pt"])) for role in ("student", "control"))
     assert {key for key in student if student[key] != control[key]} <= {"labels", "alpha", "out", "identity"}
     others = [call for call in calls if call[0] not in SCRIPTS]

@@ -190,7 +190,7 @@ def row_of(runs):
         "epochs": first["recipe"]["epochs"], "protocol": protocol(first), "tta": first["tta"],
         "top1": scores.mean(), "deviation": scores.std(), "n": len(runs), "low": None, "high": None,
         "images": first.get("images"), "hardware": ", ".join(dict.fromkeys(run["hardware"] for run in runs)),
-        "seconds": sum(run["seconds"] for run in runs) / len(runs), "command": first["command"],
+        "seconds": sum(run["seconds"] for run in runs) / len(runs), "command": first["command"] or "",
         "runs": " ".join(run["run"] for run in runs),
     }
     if not first["include_test"]:

@@ -163,6 +163,11 @@ def test_a_row_says_what_the_design_asks_for():
         "hardware": "abacus", "time": "2 min", "command": "`a | b`"}
 
 
+def test_a_run_of_which_no_command_is_known_has_an_empty_cell():
+    rows = [summary("a", 95.0, command=None), summary("b", 96.0, recipe={"lr": 2})]
+    assert report.in_words(report.group(rows))["command"].tolist() == ["`a | b`", ""]
+
+
 def test_markdown_has_one_line_a_row_and_escapes_its_bars():
     lines = report.markdown(pd.DataFrame({"model": ["a|b"], "n": [1]})).splitlines()
     assert lines == ["| model | n |", "| --- | ---: |", "| a\\|b | 1 |"]

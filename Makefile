@@ -166,7 +166,7 @@ $(demo)/control.pt: | $(installed)
 	$(call stage,control: SEResNet-20 from the labels,distill/student.py --noval --alpha 0 --model seresnet20 $(narrow) --epochs 6)
 
 $(demo)/labels.csv: | $(learners)
-	$(PYTHON) distill/labels.py $(learners) $(demo_on) --limit 1000 --out $@
+	@$(PYTHON) distill/labels.py $(learners) $(demo_on) --limit 1000 --out $@
 
 $(demo)/student.pt: | $(demo)/labels.csv
 	$(call stage,student: SEResNet-20 from the teachers,distill/student.py --noval --labels $(demo)/labels.csv --model seresnet20 $(narrow) --epochs 6)

@@ -27,7 +27,7 @@ AUGMENTATIONS = {
 
 MIXES = {"none": none, "ricap": ricap, "cutmix": cutmix, "mixup": mixup}
 
-CHUNK = 1024  # images per call: every operation finds a group, and temporaries fit the cache
+CHUNK = 2048  # images per call: every operation finds a group; measured against 512, 1024 and 4096
 
 
 def pipeline(names):

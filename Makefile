@@ -28,8 +28,8 @@ $(if $(filter-out basic optimized augmented,$(STAGE)),$(error STAGE=$(STAGE): sh
 
 installed := $(if $(VENV),$(VENV)/installed)
 
-.PHONY: help setup data demo quick baseline teachers labels distill evaluate submission report benchmark test \
-        test-faults clean
+.PHONY: help setup data demo quick baseline teachers labels distill evaluate submission report benchmark study \
+        test test-faults clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -188,6 +188,71 @@ demo: | $(installed) ## the whole pipeline in miniature, offline, in about four 
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $(learners) $(singles) $(demo)/student.pt $(results)
 	@echo; cat $(demo)/comparison.txt
 	@echo; echo "Now look at $(demo)/report/report.html, and at the logs, curves and answers in $(demo)."
+
+# ---------------------------------------------------------------- the study
+
+# The recipes on the real images, as small as two CPU cores can train them at three seeds: baseline stages, fold
+# teachers and a student on all images; then every way to distil, on 10,000. One thread for each job; an answer is
+# a file, so that a study that was stopped goes on.
+study   := weights/study
+studied := $(common) --epochs 4
+few     := $(common) --limit 10000 --epochs 10 -b 64
+plain   := --augment crop,flip --mix none
+seeds   := 0 1 2
+folds5  := 0 1 2 3 4
+# $(call runs,names,seeds or folds) are the weights of every name with every number behind it.
+runs     = $(foreach number,$(2),$(foreach name,$(1),$(study)/$(name)$(number).pt))
+masters := $(call runs,teacher-fold,$(folds5))
+tutors  := $(call runs,few-teacher-fold,$(folds5))
+stages  := $(call runs,basic-seed optimized-seed augmented-seed,$(seeds))
+pupils  := $(call runs,control-seed student-seed,$(seeds))
+ways    := $(call runs,few-control-seed few-mean-seed few-oof-seed few-view-seed,$(seeds))
+
+define trained
+@mkdir -p $(study)
+$(PYTHON) $(1) --out $@ > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }
+@tail -n 1 $(@:.pt=.log)
+endef
+
+$(stages): $(study)/%.pt: | $(installed) $(images)
+	$(call trained,train/baseline.py --stage $(subst -seed, --seed ,$*) --width 8 --noval $(studied))
+
+$(study)/teacher-fold%.pt: | $(installed) $(images)
+	$(call trained,train/seresnet.py --depth 20 --fold $* $(studied) $(plain))
+
+$(study)/labels.csv: | $(masters)
+	$(PYTHON) distill/labels.py $(masters) $(common) --out $@
+
+$(study)/student-seed%.pt: | $(study)/labels.csv
+	$(call trained,distill/student.py --labels $(study)/labels.csv --model seresnet20 --width 8 --noval $(studied) $(plain) --seed $*)
+
+$(study)/control-seed%.pt: | $(installed) $(images)
+	$(call trained,distill/student.py --alpha 0 --model seresnet20 --width 8 --noval $(studied) $(plain) --seed $*)
+
+pupil := --model resnet18 --width 8 --noval --wd 5e-4 $(few) $(plain)
+
+$(study)/few-teacher-fold%.pt: | $(installed) $(images)
+	$(call trained,train/baseline.py --stage optimized --width 16 --fold $* $(few))
+
+$(study)/few-mean.csv $(study)/few-oof.csv: | $(tutors)
+	$(PYTHON) distill/labels.py $(tutors) $(common) --limit 10000 --average $(patsubst few-%.csv,%,$(@F)) --out $@
+
+$(study)/few-control-seed%.pt: | $(installed) $(images)
+	$(call trained,distill/student.py --alpha 0 $(pupil) --seed $*)
+
+$(study)/few-mean-seed%.pt: | $(study)/few-mean.csv
+	$(call trained,distill/student.py --labels $(study)/few-mean.csv $(pupil) --seed $*)
+
+$(study)/few-oof-seed%.pt: | $(study)/few-oof.csv
+	$(call trained,distill/student.py --labels $(study)/few-oof.csv $(pupil) --seed $*)
+
+$(study)/few-view-seed%.pt: | $(tutors)
+	$(call trained,distill/student.py --teachers $(tutors) $(pupil) --seed $*)
+
+study: | $(installed) $(images) ## small networks on the real images at three seeds, in two hours on two cores
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $(tutors) $(ways) $(masters) $(pupils) $(stages)
+	$(PYTHON) train/report.py $(study) $(common) --out $(study)/report \
+	  --ensemble teachers $(masters) --ensemble few-teachers $(tutors) $(ARGS)
 
 # ---------------------------------------------------------------- housekeeping
 

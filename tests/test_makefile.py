@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +103,25 @@ def test_the_demo_asks_for_what_the_scripts_know(make, tmp_path):
     assert set(others[1:]) == {"distill/submission.py", "train/report.py", "distill/compare.py"}
     # A second time nothing trains again: the files that the stand-in did not write are asked for, no others.
     assert {call[0] for call in make("demo", "SEED=4")[2]} <= set(others[1:])
+
+
+def test_the_study_trains_each_network_at_three_seeds_and_its_teachers_first(make, tmp_path):
+    code, out, calls = make("study", "-j1")
+    assert code == 0, out
+    order = [Path(call[call.index("--out") + 1]).name for call in calls]
+    training = {Path(call[-1]).stem: understood(call) for call in calls if call[0] in SCRIPTS}
+    assert len(training) == 37 and all(call[call.index("--data") + 1] == "synthetic" for call in calls)
+    assert order.index("few-teacher-fold4.pt") < order.index("few-oof.csv") < order.index("few-oof-seed0.pt")
+    assert order.index("teacher-fold4.pt") < order.index("labels.csv") < order.index("student-seed0.pt")
+    for few, names in [("", ["student", "control"]), ("few-", ["control", "mean", "oof", "view"])]:
+        for seed in range(3):
+            alike = [{k: v for k, v in vars(training[f"{few}{name}-seed{seed}"]).items()
+                      if k not in ("labels", "teachers", "alpha", "out", "identity")} for name in names]
+            assert all(one == alike[0] for one in alike) and alike[0]["seed"] == seed
+    assert [training[f"{stage}-seed1"].augment for stage in ("basic", "optimized")] == [(), ("crop", "flip")]
+    assert {r.epochs for name, r in training.items() if "few" not in name} == {4}
+    assert calls[-1][0] == "train/report.py" and calls[-1].count("--ensemble") == 2
+    assert [call[0] for call in make("study")[2]] == ["train/report.py"]
 
 
 def test_a_stage_of_the_demo_that_fails_shows_its_output_and_ends_it(make, tmp_path):

@@ -3,7 +3,8 @@
     python train/report.py                                        all finished weights under weights/
     python train/report.py weights/seresnet164-fold?.pt --tta
     python train/report.py --compare weights/student.pt weights/seresnet164-noval.pt
-    python train/report.py --readme README.md                     put the table of results there
+    python train/report.py --ensemble teachers weights/seresnet164-fold?.pt     a row for their mean
+    python train/report.py weights/study --readme README.md --section study     put the table of a folder there
 
 Every weights file is scored on the test set once: its answers are kept beside the report and its figures in
 weights/results/, so a repeat takes seconds, and results whose weights are not here stay in the table. A first pass
@@ -16,7 +17,9 @@ import io
 import json
 import math
 import re
+import shlex
 import sys
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -34,10 +37,10 @@ from train.recipe import ROOT, UserError, command, device_of, parser
 
 FORMAT = "result/1"
 PUBLISHED = Path(__file__).with_name("published.csv")
-MARKERS = "<!-- results -->", "<!-- /results -->"
+MARKERS = "<!-- {} -->", "<!-- /{} -->"
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
         "seed only, ± their sample deviation. The interval is Wilson's for one run with that mean. Time is per run. "
-        "A teacher is above the budget.")
+        "A teacher is above the budget; a mean of several networks counts all of their parameters and time.")
 
 
 # ---------------------------------------------------------------- statistics
@@ -120,16 +123,52 @@ class TestPass:
             return result
         result = {"format": FORMAT, "weights": key(content), "data": self.digest, "tta": self.tta, **facts(content)}
         if not result["include_test"]:
-            logits = self.logits(file, content)
-            result |= {"images": len(self.dataset), **predict.figures(logits, self.dataset.labels),
-                       "reliability": reliability(logits, self.dataset.labels)}
-        kept.parent.mkdir(exist_ok=True)
-        write_text(kept, json.dumps(result) + "\n")
+            result |= self.score(self.logits(file, content))
+        keep(kept, result)
         return result
+
+    def ensemble(self, name, files):
+        """The summary of weights files that answer by the mean of their logits, put in results/ under `name`.
+
+        Raises UserError for weights that are there twice, saw the test images, or belong to other images.
+        """
+        contents = [checkpoint.load_weights(file) for file in files]
+        keys = [key(content) for content in contents]
+        for number, (file, content) in enumerate(zip(files, contents)):
+            if keys[number] in keys[:number]:
+                raise UserError(f"--ensemble {name}: {file} is there twice")
+            if content["provenance"]["include_test"]:
+                raise UserError(f"--ensemble {name}: {file} was trained with the test images; it has no test accuracy")
+            if not self.fits(content):
+                raise UserError(f"--ensemble {name}: {file} was trained on other images than those of {self.path}")
+        logits = torch.stack([self.logits(file, content) for file, content in zip(files, contents)]).mean(0)
+        command = shlex.join(["python", "train/evaluate.py", *map(nearby, files), *["--tta"] * self.tta])
+        result = {"format": FORMAT, "weights": checkpoint.digest(keys)[:16], "data": self.digest, "tta": self.tta,
+                  "run": name, "members": {content["provenance"]["run"]: mark for content, mark in zip(contents, keys)},
+                  "command": command, **facts_of_all(list(map(facts, contents))), **self.score(logits)}
+        keep(files[0].parent / "results" / f"{name}{'-tta' if self.tta else ''}.json", result)
+        return result
+
+    def score(self, logits):
+        """What a summary says about one set of answers."""
+        return {"images": len(self.dataset), **predict.figures(logits, self.dataset.labels),
+                "reliability": reliability(logits, self.dataset.labels)}
+
+
+def keep(file, result):
+    """Write a summary where later reports find it."""
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, json.dumps(result) + "\n")
 
 
 def key(content):
     return checkpoint.digest(content)[:16]
+
+
+def nearby(file):
+    """A path as a person in the repository would type it."""
+    file = file.resolve()
+    return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else file.name
 
 
 def facts(content):
@@ -139,6 +178,23 @@ def facts(content):
     return {"model": provenance["name"], **{name: provenance[name] for name in kept},
             "macs": models.macs(predict.restore(content)), "command": provenance.get("command"),
             "recipe": content["recipe"], "training_data": content["data"]}
+
+
+def facts_of_all(members):
+    """The `facts` of several networks that answer together: their sums, and of their recipes what they share."""
+    recipes = [member["recipe"] for member in members]
+    shared = {name: value for name, value in recipes[0].items()
+              if all(name in recipe and recipe[name] == value for recipe in recipes)}
+    models_used = Counter(member["model"] for member in members)
+    total = {name: sum(member[name] for member in members) for name in ("params", "macs", "seconds")}
+    return total | {
+        "model": " + ".join(f"{count} {model}" for model, count in models_used.items()),
+        "over_budget": total["params"] > models.BUDGET, "include_test": False,
+        "hardware": ", ".join(dict.fromkeys(member["hardware"] for member in members)),
+        "date": max(member["date"] for member in members),
+        "recipe": shared | {"seed": 0, "limit": shared.get("limit"), "epochs": max(r["epochs"] for r in recipes)},
+        "training_data": checkpoint.digest([member["training_data"] for member in members]),
+    }
 
 
 def read_result(file):
@@ -188,6 +244,7 @@ def row_of(runs):
         "model": first["model"], "family": family(first["run"]), "parameters": first["params"], "macs": first["macs"],
         "over_budget": first["over_budget"], "contaminated": first["include_test"],
         "epochs": first["recipe"]["epochs"], "protocol": protocol(first), "tta": first["tta"],
+        "networks": len(first.get("members", [first])),
         "top1": scores.mean(), "deviation": scores.std(), "n": len(runs), "low": None, "high": None,
         "images": first.get("images"), "hardware": ", ".join(dict.fromkeys(run["hardware"] for run in runs)),
         "seconds": sum(run["seconds"] for run in runs) / len(runs), "command": first["command"] or "",
@@ -206,7 +263,10 @@ def family(run):
 
 def protocol(result):
     recipe = result["recipe"]
-    words = ["noval" if recipe["fold"] is None else f"fold {recipe['fold']}"]
+    if "members" in result:
+        words = [f"mean of {len(result['members'])}"]
+    else:
+        words = ["noval" if recipe["fold"] is None else f"fold {recipe['fold']}"]
     words += [f"{recipe['limit']:,} images"] if recipe["limit"] else []
     words += ["with the test images"] if result["include_test"] else []
     return ", ".join(words + (["TTA"] if result["tta"] else []))
@@ -243,9 +303,12 @@ def markdown(words):
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def into_readme(file, text):
-    """Replace what stands between the markers of a Markdown file. Raises UserError unless it has both, in order."""
-    begin, end = MARKERS
+def into_readme(file, text, section="results"):
+    """Replace what stands between a section's markers in a Markdown file.
+
+    Raises UserError unless it has both, in order.
+    """
+    begin, end = (marker.format(section) for marker in MARKERS)
     try:
         before, rest = file.read_text().split(begin)
         _, after = rest.split(end)
@@ -276,8 +339,11 @@ def draw(folder, table, results, logs, official):
         " The circles are the figures of others, each under its own protocol." if official else "")
 
     # The two pictures of a single run show the best one that keeps the budget.
-    within = scored[~scored["over_budget"]]
-    best = (scored if within.empty else within).iloc[0]
+    single = scored[scored["networks"] == 1]
+    within = single[~single["over_budget"]]
+    if single.empty:
+        return pictures
+    best = (single if within.empty else within).iloc[0]
     run = next(run for run in results if (run["run"], run["tta"]) == (best["runs"].split()[0], best["tta"]))
     name = run["run"] + (", TTA" if run["tta"] else "")
     title = f"{name}: {run['top1']:.2f} % of {run['images']:,} images"
@@ -399,14 +465,18 @@ def compare(files, test):
 def flags():
     arguments = parser(__doc__)
     arguments.add_argument("weights", nargs="*", type=Path, metavar="WEIGHTS",
-                           help="weights files (default: all under weights/, and weights/results/)")
+                           help="weights files, or folders of them with their results/ (default: weights)")
     group = arguments.add_argument_group("data")
     group.add_argument("--data", default=str(ROOT / "data"), metavar="PATH", help="folder of the images, or synthetic")
     group.add_argument("--tta", action="store_true", help="score the mean of the image and its mirror image")
+    group.add_argument("--ensemble", nargs="+", action="append", default=[], metavar=("NAME", "WEIGHTS"),
+                       help="also a row for the mean of these weights' logits; may be repeated")
     group = arguments.add_argument_group("what is written")
     group.add_argument("--out", "--output", type=Path, default=ROOT / "weights/report", metavar="DIR", help="folder")
     group.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="McNemar's exact test of two weights")
-    group.add_argument("--readme", type=Path, metavar="FILE", help=f"put the table between {' and '.join(MARKERS)}")
+    group.add_argument("--readme", type=Path, metavar="FILE", help="put the table between the markers of --section")
+    group.add_argument("--section", default="results", metavar="NAME",
+                       help=f"markers in the README, {' and '.join(MARKERS).format('NAME', 'NAME')}")
     group = arguments.add_argument_group("run")
     group.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
     return arguments
@@ -418,23 +488,38 @@ def everything(folder):
     return weights, sorted(folder.glob("*.csv")), sorted((folder / "results").glob("*.json"))
 
 
+def gathered(paths):
+    """(weights files, logs, summaries) of files and folders. What is named itself is never left out silently."""
+    weights, logs, summaries = [], [], []
+    for path in paths:
+        if path.is_dir():
+            found = everything(path)
+        else:
+            checkpoint.load_weights(path)
+            found = [path], [path.with_suffix(".csv")], []
+        weights, logs, summaries = weights + found[0], logs + found[1], summaries + found[2]
+    return weights, logs, summaries
+
+
 @command
 def main():
     args = flags().parse_args()
-    weights, logs, summaries = everything(ROOT / "weights")
-    if args.weights:
-        weights, summaries = args.weights, []
-        logs = [file.with_suffix(".csv") for file in weights]
-        for file in weights:
-            checkpoint.load_weights(file)  # what was asked for by name is never left out silently
+    weights, logs, summaries = gathered(args.weights or [ROOT / "weights"])
+    ensembles = {name: [Path(file) for file in files] for name, *files in args.ensemble}
+    if not all(ensembles.values()):
+        raise UserError("--ensemble: give it a name, and after it two weights files or more")
     if args.out.is_file() or not args.out.parent.is_dir():
         raise UserError(f"--out {args.out}: it should be a folder, in a folder that exists")
     test = TestPass(args.data, device_of(args.device), args.tta, args.out / "answers")
 
     results = collect(weights, test)
-    here = {(result["run"], result["tta"]) for result in results}
+    results += [test.ensemble(name, files) for name, files in ensembles.items()]
+    here = {(result["run"], result["tta"]): result["weights"] for result in results}
     for result in filter(None, map(read_result, summaries)):
-        if result["data"] == test.digest and (result["run"], result["tta"]) not in here:
+        known = (result["run"], result["tta"]) in here
+        # A mean of weights that have been trained anew since is a figure of the past.
+        past = any(here.get((run, result["tta"]), mark) != mark for run, mark in result.get("members", {}).items())
+        if result["data"] == test.digest and not known and not past:
             results.append(result)
     if not results:
         raise UserError("no finished weights and no results: train first (`make baseline`), or name weights files")
@@ -453,7 +538,7 @@ def main():
     write_text(args.out / "results.csv", table.to_csv(index=False))
     write_text(args.out / "report.html", page(words, note, summary, args.out, pictures, compared, official))
     if args.readme:
-        into_readme(args.readme, text)
+        into_readme(args.readme, text, args.section)
     print(text)
     if compared:
         print(f"{compared}\n")

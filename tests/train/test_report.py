@@ -56,6 +56,7 @@ def run(folder, monkeypatch, capsys):
 def add(folder, name, log=True, **recipe):
     """A weights file, and its log."""
     file = folder / "weights" / f"{name}.pt"
+    file.parent.mkdir(exist_ok=True)
     content = write_weights(file, folder / "data", **recipe)
     if log:
         rows = [{"epoch": epoch, "lr": 0.1, "train_loss": 2 / epoch, "train_accuracy": 40.0 + epoch, "seconds": 1.0,
@@ -344,6 +345,15 @@ def test_the_readme_keeps_all_but_the_table(folder, run, blank):
     assert readme.read_text() == text
 
 
+def test_a_section_has_markers_of_its_own(folder, run, blank):
+    add(folder, "net-fold0")
+    readme = folder / "README.md"
+    readme.write_text("<!-- results -->\nkept\n<!-- /results -->\n<!-- study -->\nbefore\n<!-- /study -->\n")
+    assert run("--data", folder / "data", "--readme", readme, "--section", "study")[0] == 0
+    text = readme.read_text()
+    assert "kept" in text and "before" not in text and "<!-- study -->\n| model |" in text
+
+
 @pytest.mark.parametrize("text", ["", "<!-- results -->", "<!-- /results --><!-- results -->",
                                   "<!-- results --><!-- results --><!-- /results -->"])
 def test_a_readme_without_its_markers_is_refused_and_kept(tmp_path, text):
@@ -351,6 +361,48 @@ def test_a_readme_without_its_markers_is_refused_and_kept(tmp_path, text):
     with pytest.raises(UserError, match="once each"):
         report.into_readme(tmp_path / "README.md", "table")
     assert (tmp_path / "README.md").read_text() == text
+
+
+def test_a_folder_stands_for_its_runs_and_their_summaries(folder, run, blank):
+    add(folder, "net-fold0")
+    file = add(folder, "study/other-fold0", seed=1)
+    gone = add(folder, "study/gone-noval", seed=2, fold=None)
+    assert run(gone, "--data", folder / "data")[0] == 0
+    gone.unlink()
+    code, out, _ = run(folder / "weights/study", "--data", folder / "data")
+    assert code == 0 and re.findall(r"^\| \S+ \((\S+)\)", out, re.M) in (["other", "gone"], ["gone", "other"])
+    assert (file.parent / "results/other-fold0.json").exists()
+
+
+# ---------------------------------------------------------------- ensembles
+
+
+def test_an_ensemble_is_a_row_and_stays_one(folder, run, blank):
+    files = [add(folder, f"net-fold{fold}", fold=fold, seed=fold) for fold in (0, 1, 2)]
+    code, out, _ = run("--data", folder / "data", "--ensemble", "teachers", *files)
+    mean = torch.stack([logits_of(file, folder) for file in files]).mean(0)
+    test = data.load(folder / "data", "test")
+    result = json.loads((folder / "weights/results/teachers.json").read_text())
+    assert code == 0 and result["nll"] == predict.nll(mean, test.labels) and result["images"] == len(test)
+    one = json.loads((folder / "weights/results/net-fold0.json").read_text())
+    assert (result["params"], result["macs"], result["seconds"]) == (3 * one["params"], 3 * one["macs"], 183.0)
+    [row] = [line for line in out.splitlines() if "(teachers)" in line]
+    assert row.startswith("| 3 resnet18-2 (teachers) | 8,964 |") and "| mean of 3 |" in row
+    assert f"| {predict.accuracy(mean, test.labels):.2f} | 1 |" in row
+    assert "`python train/evaluate.py weights/net-fold0.pt weights/net-fold1.pt weights/net-fold2.pt`" in row
+    assert row in run("--data", folder / "data")[1]
+    # It is a figure of the past once a member has been trained anew.
+    add(folder, "net-fold1", fold=1, seed=7)
+    assert "(teachers)" not in run("--data", folder / "data")[1]
+
+
+def test_an_ensemble_that_cannot_be_is_one_line(folder, run, blank):
+    file, other = add(folder, "net-fold0"), add(folder, "other-fold0", include_test=True)
+    for words, told in [((), "two weights files"), ((file, file), "there twice"), ((file, other), "test images"),
+                        ((file, folder / "none.pt"), "does not exist")]:
+        code, out, err = run("--data", folder / "data", "--ensemble", "teachers", *words)
+        assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+    assert not (folder / "weights/results/teachers.json").exists()
 
 
 def test_nothing_to_report_is_one_line(folder, run):

@@ -75,20 +75,10 @@ def test_the_step_trains(toy_set, small):
     assert all(not torch.equal(p, q) for p, q in zip(before, subject.model.parameters()))
 
 
-def call(monkeypatch, capsys, *words):
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *map(str, words)])
-    try:
-        benchmark.main()
-        code = 0
-    except SystemExit as error:
-        code = error.code
-    return code, *capsys.readouterr()
-
-
-def test_the_command_writes_a_table_and_the_same_figures_as_json(toy_set, small, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_table_and_the_same_figures_as_json(toy_set, small, tmp_path, typed):
     words = ("--data", toy_set, "--device", "cpu", "--models", "resnet18:2,seresnet20:2", "--batch-size", 5,
              "--repeats", 1, "--workers", 0, "--json", tmp_path / "b.json")
-    code, out, _ = call(monkeypatch, capsys, *words)
+    code, out, _ = typed(benchmark.main, *words)
     figures = json.loads((tmp_path / "b.json").read_text())
     lines = [line.split("|") for line in out.splitlines() if line.startswith("| ")]
     assert code == 0 and [row["model"] for row in figures["rows"]] == ["resnet18-2", "seresnet20-2"]
@@ -109,8 +99,8 @@ def test_the_command_writes_a_table_and_the_same_figures_as_json(toy_set, small,
     (("--models", "pyramidnet:4"), "no option width"),
     (("--json", "b.txt"), "should end in .json"),
 ])
-def test_a_mistake_is_one_line(monkeypatch, capsys, words, told):
-    code, out, err = call(monkeypatch, capsys, "--data", "synthetic", "--device", "cpu", *words)
+def test_a_mistake_is_one_line(typed, words, told):
+    code, out, err = typed(benchmark.main, "--data", "synthetic", "--device", "cpu", *words)
     assert code == 2 and not out and told in err and err.count("\n") == 1
 
 

@@ -19,22 +19,6 @@ from train.recipe import ROOT
 pytestmark = pytest.mark.usefixtures("toy_set")
 
 
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """typed(main, words...): run a command in this process; returns (exit code, stdout, stderr)."""
-
-    def call(main, *words):
-        monkeypatch.setattr(sys, "argv", [main.__module__.split(".")[-1] + ".py", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return call
-
-
 def small(toy_set, weights):
     return ("--data", toy_set, "--out", weights, "--width", 2, "--epochs", 1, "--batch-size", 20, "--device", "cpu")
 

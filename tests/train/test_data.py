@@ -347,27 +347,23 @@ def test_an_archive_already_beside_the_data_is_taken(tmp_path, monkeypatch, offl
 
 
 @pytest.mark.parametrize("kind", ["archive", "npz"])
-def test_a_local_source_is_verified_and_taken(toy_set, tmp_path, monkeypatch, capsys, offline, kind):
+def test_a_local_source_is_verified_and_taken(toy_set, tmp_path, monkeypatch, typed, offline, kind):
     source = toy_set / "cifar10.npz" if kind == "npz" else tarball(tmp_path / "made", monkeypatch)
-    monkeypatch.setattr("sys.argv", ["data.py", "--data", str(tmp_path / "new" / "data"), "--src", str(source)])
-    data.main()
-    out = capsys.readouterr().out
-    assert "60 train images" in out and "20 test images" in out and not offline
+    words = ("--data", tmp_path / "new" / "data", "--src", source)
+    code, out, _ = typed(data.main, *words)
+    assert code == 0 and "60 train images" in out and "20 test images" in out and not offline
     assert os.listdir(tmp_path / "new" / "data") == ["cifar10.npz" if kind == "npz" else CIFAR10.base_folder]
-    data.main()  # once more: it is there
+    assert typed(data.main, *words)[0] == 0  # once more: it is there
 
 
 @pytest.mark.parametrize(
     "content, told", [(None, "does not exist"), (b"something else", "is not the official cifar-10-python")]
 )
-def test_another_source_is_refused(tmp_path, monkeypatch, capsys, content, told):
+def test_another_source_is_refused(tmp_path, typed, content, told):
     source = tmp_path / "source.tar.gz"
     source.write_bytes(content) if content else None
-    monkeypatch.setattr("sys.argv", ["data.py", "--data", str(tmp_path / "new"), "--src", str(source)])
-    with pytest.raises(SystemExit) as caught:
-        data.main()
-    error = capsys.readouterr().err
-    assert caught.value.code == 2 and told in error and error.count("\n") == 1 and not os.listdir(tmp_path / "new")
+    code, _, error = typed(data.main, "--data", tmp_path / "new", "--src", source)
+    assert code == 2 and told in error and error.count("\n") == 1 and not os.listdir(tmp_path / "new")
 
 
 def test_litter_of_a_killed_fetch_goes(toy_set, tmp_path):

@@ -1,7 +1,6 @@
 """`train/evaluate.py`: ensembles, calibration, corruptions and mistakes, as the person at the terminal sees them."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -23,18 +22,9 @@ def images(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(images, monkeypatch, capsys):
-    """run(*argv) -> (exit code, stdout, stderr) of the command on the toy set."""
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, argv), "--data", images, "--device", "cpu"])
-        try:
-            code = evaluate.main()
-        except SystemExit as stop:
-            code = stop.code
-        return code or 0, *capsys.readouterr()
-
-    return run
+def run(images, typed):
+    """run(*words) -> (exit code, stdout, stderr) of the command on the toy set."""
+    return lambda *words: typed(evaluate.main, *words, "--data", images, "--device", "cpu")
 
 
 def networks(tmp_path, images, *recipes):

@@ -1,7 +1,6 @@
 """`train/export.py`: the exported file answers bytes as the network answers normalized images."""
 
 import importlib.util
-import sys
 
 import pytest
 import torch
@@ -22,18 +21,9 @@ def weights(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run(*argv) -> (exit code, stdout, stderr) of the command."""
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, argv)])
-        try:
-            code = export.main()
-        except SystemExit as stop:
-            code = stop.code
-        return code or 0, *capsys.readouterr()
-
-    return run
+def run(typed):
+    """run(*words) -> (exit code, stdout, stderr) of the command."""
+    return lambda *words: typed(export.main, *words)
 
 
 def test_the_network_behind_bytes_is_the_network(weights):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from fractions import Fraction
 from html.parser import HTMLParser
 from itertools import product
@@ -39,18 +38,9 @@ def blank(monkeypatch):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
-    """run(*argv) -> (exit code, stdout, stderr) of the command."""
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, argv), "--device", "cpu"])
-        try:
-            code = report.main()
-        except SystemExit as stop:
-            code = stop.code
-        return code or 0, *capsys.readouterr()
-
-    return run
+def run(folder, typed):
+    """run(*words) -> (exit code, stdout, stderr) of the command."""
+    return lambda *words: typed(report.main, *words, "--device", "cpu")
 
 
 def add(folder, name, log=True, **recipe):

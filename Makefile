@@ -94,13 +94,19 @@ endef
 folds    := $(foreach fold,0 1 2 3 4,weights/seresnet164-fold$(fold).pt)
 teachers := $(folds) weights/seresnet164-noval.pt weights/shakeshake26-64-se-noval.pt
 
+# Before each of them: how long all of them still take.
+left = @$(PYTHON) train/remaining.py $(teachers) $(if $(GPUS),--jobs $(GPUS))
+
 weights/seresnet164-fold%.pt: | $(installed) $(images)
+	$(left)
 	$(strip $(free_gpu)) $(PYTHON) train/seresnet.py --fold $* $(flags) --out $@
 
 weights/seresnet164-noval.pt: | $(installed) $(images)
+	$(left)
 	$(strip $(free_gpu)) $(PYTHON) train/seresnet.py --noval $(flags) --out $@
 
 weights/shakeshake26-64-se-noval.pt: | $(installed) $(images)
+	$(left)
 	$(strip $(free_gpu)) $(PYTHON) train/shakeshake.py --width 64 --se --noval $(flags) --out $@
 
 teachers: $(teachers) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs

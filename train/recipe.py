@@ -8,6 +8,7 @@ trained network's meaning, so a run may be resumed with others; all the rest mus
 import argparse
 import math
 import os
+import re
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
@@ -175,6 +176,11 @@ class Recipe:
         """What a resumed run must agree on, as plain values; no path is in it."""
         ranks = {"ranks": parallel.size()} if parallel.size() > 1 else {}
         return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.metadata.get("what", True)} | ranks
+
+
+def family(run):
+    """The name of a run without its fold and seed, as in seresnet164-fold3 or student-s1."""
+    return re.sub(r"-(fold\d|noval|s(eed)?-?\d+)(?=-|$)", "", run)
 
 
 def plain(value):

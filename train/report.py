@@ -33,7 +33,7 @@ import models
 from train import checkpoint, data, plots, predict
 from train.checkpoint import write, write_text
 from train.progress import duration
-from train.recipe import ROOT, UserError, command, device_of, parser
+from train.recipe import ROOT, UserError, command, device_of, family, parser
 
 FORMAT = "result/1"
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -254,11 +254,6 @@ def row_of(runs):
         interval = wilson(scores.mean() / 100 * first["images"], first["images"])
         row |= {"low": 100 * interval[0], "high": 100 * interval[1]}
     return row
-
-
-def family(run):
-    """The name of a run without its fold and seed, as in seresnet164-fold3 or student-s1."""
-    return re.sub(r"-(fold\d|noval|s(eed)?-?\d+)(?=-|$)", "", run)
 
 
 def protocol(result):

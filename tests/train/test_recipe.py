@@ -239,3 +239,10 @@ def test_a_script_may_add_fields_of_its_own():
 
     made = parse(Own, "Own.", ["--depth", "11"])
     assert made.options == {"depth": 11} and made.identity["depth"] == 11
+
+
+@pytest.mark.parametrize("run, family", [
+    ("seresnet164-fold3", "seresnet164"), ("student-s12", "student"), ("resnet18-basic-noval", "resnet18-basic"),
+    ("shakeshake26-64-se-fold0-seed2", "shakeshake26-64-se"), ("seresnet164", "seresnet164"), ("net-s1-noval", "net")])
+def test_a_family_is_a_run_without_fold_and_seed(run, family):
+    assert recipe.family(run) == family

@@ -164,13 +164,6 @@ def test_markdown_has_one_line_a_row_and_escapes_its_bars():
     assert lines == ["| model | n |", "| --- | ---: |", "| a\\|b | 1 |"]
 
 
-@pytest.mark.parametrize("run, family", [
-    ("seresnet164-fold3", "seresnet164"), ("student-s12", "student"), ("resnet18-basic-noval", "resnet18-basic"),
-    ("shakeshake26-64-se-fold0-seed2", "shakeshake26-64-se"), ("seresnet164", "seresnet164"), ("net-s1-noval", "net")])
-def test_a_family_is_a_run_without_fold_and_seed(run, family):
-    assert report.family(run) == family
-
-
 def test_the_published_facts_are_whole():
     table = pd.read_csv(report.PUBLISHED)
     assert len(table) >= 15 and table[["model", "parameters", "test_accuracy_percent", "source"]].notna().all(axis=None)

@@ -3,6 +3,7 @@
     python train/benchmark.py                                   under 3 minutes on two CPU cores; writes the JSON too
     python train/benchmark.py --models seresnet164 --batch-size 512
     python train/benchmark.py --models seresnet164 --folds 5    also five trainings at once against one
+    python train/benchmark.py --bounds                          no measurement: what an H200 takes at least
 
 Images per second of (a) the step alone, on a batch that stays on the device, (b) the loop, with augmentation and
 mixing, (c) the same step fed with torchvision's v2 transforms, image by image, in a DataLoader, and on CUDA (d) the
@@ -296,6 +297,16 @@ def table(rows):
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
+def bounds(chosen):
+    """What the `roofline` leaves of an epoch of 50,000 images, as Markdown."""
+    yield "| model | MACs | an epoch's arithmetic | its memory traffic |"
+    yield "| --- | ---: | ---: | ---: |"
+    for name in chosen:
+        model = build(name)
+        compute, memory = (50_000 / rate for rate in roofline(name).values())
+        yield f"| {model.name} | {models.macs(model) / 1e6:,.0f} M | {compute:.2f} s | {memory:.2f} s |"
+
+
 def told(folds):
     ratio = folds["together"] / folds["alone"]
     return (f"{folds['model']}: {folds['processes']} trainings at once {folds['together']:,.0f} images/s, one alone "
@@ -314,6 +325,7 @@ def flags():
     add("--repeats", type=whole(1), default=5, metavar="N", help="measurements of which the median counts")
     add("--workers", type=whole(0), default=min(8, os.cpu_count()), metavar="N", help="of the DataLoader of (c)")
     add("--folds", type=whole(2), metavar="N", help="also N trainings at once, against one after the other")
+    add("--bounds", action="store_true", help="only print what an epoch takes an H200 at least")
     add("--json", "--output", type=Path, default=ROOT / "weights" / "benchmark.json", metavar="FILE",
         help="also write the figures there")
     return arguments
@@ -324,9 +336,12 @@ def main():
     args = flags().parse_args()
     check_target("--json", args.json, ".json")
     device = device_of(args.device)
-    chosen = (args.models or MODELS[device.type]).split(",")
+    chosen = (args.models or MODELS["cuda" if args.bounds else device.type]).split(",")
     for name in chosen:
         build(name)
+    if args.bounds:
+        print(*bounds(chosen), sep="\n")
+        return
     torch.set_float32_matmul_precision("high")
     compiling = device.type == "cuda" if args.compile is None else args.compile
     recipe = Recipe(batch_size=args.batch_size, augment=args.augment, mix=args.mix)

@@ -111,3 +111,11 @@ def test_trainings_at_once_are_summed(toy_set, small, monkeypatch):
     assert row["processes"] == 2 and row["alone"] > 0 and row["together"] > 0
     text = benchmark.told({"model": "m", "processes": 5, "alone": 100.0, "together": 250.0})
     assert "5 trainings at once 250 images/s, one alone 100" in text and "0.40 of the time" in text
+
+
+def test_bounds_of_an_epoch_need_no_data(typed):
+    """resnet18 by hand: 6 x 421 M x 50,000 operations; 8 passes over 2 bytes of each convolution's output."""
+    code, out, err = typed(benchmark.main, "--bounds", "--models", "resnet18,seresnet164", "--data", "/nowhere")
+    outputs = 32 * 32 * 64 * 5 + 16 * 16 * 128 * 5 + 8 * 8 * 256 * 5
+    memory = 50_000 * 8 * 2 * outputs / 4.3e12
+    assert code == 0 and not err and f"| resnet18 | 421 M | 0.16 s | {memory:.2f} s |" in out and out.count("\n") == 4

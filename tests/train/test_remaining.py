@@ -42,7 +42,8 @@ def test_in_words(runs, words):
 def test_the_files_of_finished_begun_and_planned_runs(toy_set, tmp_path, typed):
     done, begun, planned = (tmp_path / f"net-fold{fold}.pt" for fold in range(3))
     write_weights(done, toy_set, seed=40)  # took 60 + 40 seconds
-    checkpoint.save(checkpoint.Run(begun).last, {"rows": [{"seconds": 20.0}, {"seconds": 30.0}], "recipe": {"epochs": 5}})
+    state = {"rows": [{"seconds": 20.0}, {"seconds": 30.0}], "recipe": {"epochs": 5}}
+    checkpoint.save(checkpoint.Run(begun).last, state)
     assert remaining.pace(done) == (100, 0) and remaining.pace(begun) == (125, 75)
     assert remaining.pace(planned) == (None, None)
     code, out, err = typed(remaining.main, done, begun, planned)

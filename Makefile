@@ -256,7 +256,9 @@ $(study)/few-view-seed%.pt: | $(tutors)
 	$(call trained,distill/student.py --teachers $(tutors) $(pupil) --seed $*)
 
 study: | $(installed) $(images) ## small networks on the real images at three seeds, in two hours on two cores
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $(tutors) $(ways) $(masters) $(pupils) $(stages)
+	for part in "$(tutors)" "$(ways) $(masters)" "$(pupils) $(stages)"; do \
+	  OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $$part || exit 1; \
+	done
 	$(PYTHON) train/report.py $(study) $(common) --out $(study)/report \
 	  --ensemble teachers $(masters) --ensemble few-teachers $(tutors) $(ARGS)
 

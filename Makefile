@@ -224,7 +224,7 @@ $(stages): $(study)/%.pt: | $(installed) $(images)
 	$(call trained,train/baseline.py --stage $(subst -seed, --seed ,$*) --width 8 --noval $(studied))
 
 $(study)/teacher-fold%.pt: | $(installed) $(images)
-	$(call trained,train/seresnet.py --depth 20 --fold $* $(studied) $(plain))
+	$(call trained,train/seresnet.py --depth 20 --width 8 --fold $* $(studied) $(plain))
 
 $(study)/labels.csv: | $(masters)
 	$(PYTHON) distill/labels.py $(masters) $(common) --out $@

@@ -386,7 +386,7 @@ th {{ font-weight: 600; border-bottom: 1px solid #7d8b99; vertical-align: bottom
 th, td {{ padding: 5px 14px 5px 0; white-space: nowrap }}
 td {{ border-bottom: 1px solid #e6eaee; vertical-align: top }}
 .number {{ text-align: right }}
-td code {{ font-size: 12px; white-space: normal; display: block; min-width: 240px }}
+td code {{ font-size: 12px; white-space: normal; display: block; min-width: 400px }}
 figure {{ margin: 0 }}
 img {{ max-width: 100%; height: auto; display: block }}
 .pair {{ display: flex; flex-wrap: wrap; gap: 24px }}

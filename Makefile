@@ -68,7 +68,8 @@ $(data)/cifar-10-batches-py/batches.meta: | $(installed)
 # ---------------------------------------------------------------- training
 
 # A weights file is built when it is missing, never because something is newer: every prerequisite is order-only.
-split    := $(if $(findstring --noval,$(ARGS)),noval,fold0)
+chosen   := $(shell echo '$(ARGS)' | sed -nE 's/.*--fold[ =]([0-4]).*/\1/p')
+split    := $(if $(findstring --noval,$(ARGS)),noval,fold$(or $(chosen),0))
 baseline := weights/resnet18$(if $(filter-out augmented,$(STAGE)),-$(STAGE))-$(split).pt
 
 $(baseline): | $(installed) $(images)
@@ -95,7 +96,8 @@ folds    := $(foreach fold,0 1 2 3 4,weights/seresnet164-fold$(fold).pt)
 teachers := $(folds) weights/seresnet164-noval.pt weights/shakeshake26-64-se-noval.pt
 
 # Before each of them: how long all of them still take.
-left = @$(PYTHON) train/remaining.py $(teachers) $(if $(GPUS),--jobs $(GPUS))
+jobs = $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))) $(GPUS)
+left = @$(PYTHON) train/remaining.py $(teachers) $(if $(strip $(jobs)),--jobs $(jobs))
 
 weights/seresnet164-fold%.pt: | $(installed) $(images)
 	$(left)
@@ -198,21 +200,21 @@ demo: | $(installed) ## the whole pipeline in miniature, offline, in about four 
 # ---------------------------------------------------------------- the study
 
 # The recipes on the real images, as small as two CPU cores can train them at three seeds: baseline stages, fold
-# teachers and a student on all images; then every way to distil, on 10,000. One thread for each job; an answer is
-# a file, so that a study that was stopped goes on.
-study   := weights/study
-studied := $(common) --epochs 4
-few     := $(common) --limit 10000 --epochs 10 -b 64
-plain   := --augment crop,flip --mix none
-seeds   := 0 1 2
-folds5  := 0 1 2 3 4
+# teachers and students on all images, and every way to distil on few of them, 10,000. Of the variables DATA and
+# DEVICE count. One thread for each job.
+study    := weights/study
+study_on := --data "$(DATA)" --device $(or $(DEVICE),cpu)
+all      := $(study_on) --epochs 4
+few      := $(study_on) --limit 10000 --epochs 10 -b 64
+plain    := --augment crop,flip --mix none
+seeds    := 0 1 2
 # $(call runs,names,seeds or folds) are the weights of every name with every number behind it.
-runs     = $(foreach number,$(2),$(foreach name,$(1),$(study)/$(name)$(number).pt))
-masters := $(call runs,teacher-fold,$(folds5))
-tutors  := $(call runs,few-teacher-fold,$(folds5))
-stages  := $(call runs,basic-seed optimized-seed augmented-seed,$(seeds))
-pupils  := $(call runs,control-seed student-seed,$(seeds))
-ways    := $(call runs,few-control-seed few-mean-seed few-oof-seed few-view-seed,$(seeds))
+runs      = $(foreach number,$(2),$(foreach name,$(1),$(study)/$(name)$(number).pt))
+teachers_all := $(call runs,teacher-fold,0 1 2 3 4)
+teachers_few := $(call runs,few-teacher-fold,0 1 2 3 4)
+stages       := $(call runs,basic-seed optimized-seed augmented-seed,$(seeds))
+students_all := $(call runs,control-seed student-seed,$(seeds))
+students_few := $(call runs,few-control-seed few-mean-seed few-oof-seed few-view-seed,$(seeds))
 
 define trained
 @mkdir -p $(study)
@@ -221,46 +223,46 @@ $(PYTHON) $(1) --out $@ > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1;
 endef
 
 $(stages): $(study)/%.pt: | $(installed) $(images)
-	$(call trained,train/baseline.py --stage $(subst -seed, --seed ,$*) --width 8 --noval $(studied))
+	$(call trained,train/baseline.py --stage $(subst -seed, --seed ,$*) --width 8 --noval $(all))
 
 $(study)/teacher-fold%.pt: | $(installed) $(images)
-	$(call trained,train/seresnet.py --depth 20 --width 8 --fold $* $(studied) $(plain))
+	$(call trained,train/seresnet.py --depth 20 --width 8 --fold $* $(all) $(plain))
 
-$(study)/labels.csv: | $(masters)
-	$(PYTHON) distill/labels.py $(masters) $(common) --out $@
+$(study)/labels.csv: | $(teachers_all)
+	$(PYTHON) distill/labels.py $(teachers_all) $(study_on) --out $@
 
 $(study)/student-seed%.pt: | $(study)/labels.csv
-	$(call trained,distill/student.py --labels $(study)/labels.csv --model seresnet20 --width 8 --noval $(studied) $(plain) --seed $*)
+	$(call trained,distill/student.py --labels $(study)/labels.csv --model seresnet20 --width 8 --noval $(all) $(plain) --seed $*)
 
 $(study)/control-seed%.pt: | $(installed) $(images)
-	$(call trained,distill/student.py --alpha 0 --model seresnet20 --width 8 --noval $(studied) $(plain) --seed $*)
+	$(call trained,distill/student.py --alpha 0 --model seresnet20 --width 8 --noval $(all) $(plain) --seed $*)
 
-pupil := --model resnet18 --width 8 --noval --wd 5e-4 $(few) $(plain)
+few_student := --model resnet18 --width 8 --noval --wd 5e-4 $(few) $(plain)
 
 $(study)/few-teacher-fold%.pt: | $(installed) $(images)
 	$(call trained,train/baseline.py --stage optimized --width 16 --fold $* $(few))
 
-$(study)/few-mean.csv $(study)/few-oof.csv: | $(tutors)
-	$(PYTHON) distill/labels.py $(tutors) $(common) --limit 10000 --average $(patsubst few-%.csv,%,$(@F)) --out $@
+$(study)/few-mean.csv $(study)/few-oof.csv: | $(teachers_few)
+	$(PYTHON) distill/labels.py $(teachers_few) $(study_on) --limit 10000 --average $(patsubst few-%.csv,%,$(@F)) --out $@
 
 $(study)/few-control-seed%.pt: | $(installed) $(images)
-	$(call trained,distill/student.py --alpha 0 $(pupil) --seed $*)
+	$(call trained,distill/student.py --alpha 0 $(few_student) --seed $*)
 
 $(study)/few-mean-seed%.pt: | $(study)/few-mean.csv
-	$(call trained,distill/student.py --labels $(study)/few-mean.csv $(pupil) --seed $*)
+	$(call trained,distill/student.py --labels $(study)/few-mean.csv $(few_student) --seed $*)
 
 $(study)/few-oof-seed%.pt: | $(study)/few-oof.csv
-	$(call trained,distill/student.py --labels $(study)/few-oof.csv $(pupil) --seed $*)
+	$(call trained,distill/student.py --labels $(study)/few-oof.csv $(few_student) --seed $*)
 
-$(study)/few-view-seed%.pt: | $(tutors)
-	$(call trained,distill/student.py --teachers $(tutors) $(pupil) --seed $*)
+$(study)/few-view-seed%.pt: | $(teachers_few)
+	$(call trained,distill/student.py --teachers $(teachers_few) $(few_student) --seed $*)
 
 study: | $(installed) $(images) ## small networks on the real images at three seeds, in two hours on two cores
-	for part in "$(tutors)" "$(ways) $(masters)" "$(pupils) $(stages)"; do \
+	for part in "$(teachers_few)" "$(students_few) $(teachers_all)" "$(students_all) $(stages)"; do \
 	  OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $$part || exit 1; \
 	done
-	$(PYTHON) train/report.py $(study) $(common) --out $(study)/report \
-	  --ensemble teachers $(masters) --ensemble few-teachers $(tutors) $(ARGS)
+	$(PYTHON) train/report.py $(study) $(study_on) --out $(study)/report \
+	  --ensemble teachers $(teachers_all) --ensemble few-teachers $(teachers_few) $(ARGS)
 
 # ---------------------------------------------------------------- housekeeping
 
@@ -273,6 +275,6 @@ test-faults: | $(installed) ## kill a run a hundred times and more (slow)
 clean: ## remove caches and the resume states of finished runs, never weights
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	rm -rf .pytest_cache
-	for last in weights/*.last.pt; do \
+	for last in weights/*.last.pt weights/*/*.last.pt; do \
 	  run=$${last%.last.pt}; [ -f "$$run.pt" ] && rm -f "$$run.last.pt" "$$run.last.bak"; \
 	done; true

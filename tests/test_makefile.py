@@ -59,9 +59,10 @@ def test_help_lists_every_phony_target_with_what_it_does(make):
 
 
 def test_teachers_are_built_when_missing_and_never_again(make, tmp_path):
-    _, _, calls = make("teachers", "GPUS=3")
+    _, _, calls = make("teachers", "GPUS=3", "-j1")
     asked, calls = calls[::2], calls[1::2]  # before each training the time left over all of them
-    assert all(call == ["train/remaining.py", *(f"weights/{n}.pt" for n in TEACHERS), "--jobs", "3"] for call in asked)
+    files = [f"weights/{name}.pt" for name in TEACHERS]
+    assert all(call == ["train/remaining.py", *files, "--jobs", "1", "3"] for call in asked)
     assert [call[-1] for call in calls] == [f"weights/{name}.pt" for name in TEACHERS]
     recipes = [understood(call) for call in calls]
     assert [r.fold for r in recipes] == [0, 1, 2, 3, 4, None, None] and {r.epochs for r in recipes[:6]} == {300}
@@ -82,6 +83,9 @@ def test_a_variable_becomes_a_flag_only_when_it_is_set(make):
     got = understood(full)
     assert (got.epochs, got.seed, got.limit, got.device, got.mix, got.batch_size) == (3, 2, 70, "cpu", "ricap", 64)
     assert understood(make("baseline", "STAGE=basic", "ARGS=--noval")[2][0]).lr == 0.1
+    for words in ("--fold 2", "-b 64 --fold=2"):
+        call = make("-B", "baseline", f"ARGS={words}")[2][0]
+        assert understood(call).fold == 2 and call[-1] == "weights/resnet18-fold2.pt"
 
 
 @pytest.mark.parametrize("words", [("DEVICE=gpu",), ("STAGE=best",), ("evaluate",), ("submission",)])
@@ -122,7 +126,11 @@ def test_the_study_trains_each_network_at_three_seeds_and_its_teachers_first(mak
             assert all(one == alike[0] for one in alike) and alike[0]["seed"] == seed
     assert [training[f"{stage}-seed1"].augment for stage in ("basic", "optimized")] == [(), ("crop", "flip")]
     assert {r.epochs for name, r in training.items() if "few" not in name} == {4}
-    assert calls[-1][0] == "train/report.py" and calls[-1].count("--ensemble") == 2
+    assert calls[-1][0] == "train/report.py"
+    for name in ("teacher", "few-teacher"):
+        place = calls[-1].index(f"{name}s")
+        assert calls[-1][place - 1:place + 6] == ["--ensemble", f"{name}s", *(
+            f"weights/study/{name}-fold{fold}.pt" for fold in range(5))]
     assert [call[0] for call in make("study")[2]] == ["train/report.py"]
 
 
@@ -137,10 +145,10 @@ def test_several_jobs_share_gpus_without_ever_sharing_one(make, tmp_path):
                                                       'echo "$CUDA_VISIBLE_DEVICES out" >> gpus\nwhile'))
     code, out, calls = make("-j5", "GPUS=2", "teachers")
     assert code == 0 and len(calls) == 14, out
-    busy = {"0": 0, "1": 0}
-    for line in (tmp_path / "gpus").read_text().splitlines():
-        gpu, _, event = line.partition(" ")
+    busy, events = {"0": 0, "1": 0}, [line.partition(" ") for line in (tmp_path / "gpus").read_text().splitlines()]
+    assert {gpu for gpu, *_ in events} == {"", "0", "1"} and sum(gpu == "" for gpu, *_ in events) == 14  # remaining.py
+    for gpu, _, event in events:
         if not gpu:
-            continue  # what runs on no GPU
+            continue
         busy[gpu] += 1 if event == "in" else -1
         assert 0 <= busy[gpu] <= 1

@@ -97,9 +97,10 @@ class TestPass:
         """That of the test images, which without loading them can only be the official one."""
         return self.dataset.digest if self.path == "synthetic" else data.OFFICIAL["test"]
 
-    def fits(self, content):
-        """Whether weights were trained on images of the same kind."""
-        return content["provenance"]["source"].startswith("synthetic") == (self.path == "synthetic")
+    def check(self, file, content):
+        """UserError for weights that were trained on images of another kind."""
+        if content["provenance"]["source"].startswith("synthetic") != (self.path == "synthetic"):
+            raise UserError(f"{file} was trained on other images than those of {self.path}")
 
     def logits(self, file, content):
         """The answers, float32 (N, 10), of a weights file: kept ones, or those of a pass that is then kept."""
@@ -128,24 +129,15 @@ class TestPass:
         return result
 
     def ensemble(self, name, files):
-        """The summary of weights files that answer by the mean of their logits, put in results/ under `name`.
-
-        Raises UserError for weights that are there twice, saw the test images, or belong to other images.
-        """
-        contents = [checkpoint.load_weights(file) for file in files]
-        keys = [key(content) for content in contents]
-        for number, (file, content) in enumerate(zip(files, contents)):
-            if keys[number] in keys[:number]:
-                raise UserError(f"--ensemble {name}: {file} is there twice")
-            if content["provenance"]["include_test"]:
-                raise UserError(f"--ensemble {name}: {file} was trained with the test images; it has no test accuracy")
-            if not self.fits(content):
-                raise UserError(f"--ensemble {name}: {file} was trained on other images than those of {self.path}")
+        """The summary of weights files that answer by the mean of their logits, put in results/ under `name`."""
+        contents = list(map(checkpoint.load_weights, files))
         logits = torch.stack([self.logits(file, content) for file, content in zip(files, contents)]).mean(0)
-        command = shlex.join(["python", "train/evaluate.py", *map(nearby, files), *["--tta"] * self.tta])
-        result = {"format": FORMAT, "weights": checkpoint.digest(keys)[:16], "data": self.digest, "tta": self.tta,
-                  "run": name, "members": {content["provenance"]["run"]: mark for content, mark in zip(contents, keys)},
-                  "command": command, **facts_of_all(list(map(facts, contents))), **self.score(logits)}
+        members = sorted([content["provenance"]["run"], key(content)] for content in contents)
+        words = ["python", "train/evaluate.py", *map(nearby, files), *["--tta"] * self.tta]
+        words += ["--data", "synthetic"] * (self.path == "synthetic")
+        result = {"format": FORMAT, "weights": checkpoint.digest(members)[:16], "data": self.digest, "tta": self.tta,
+                  "run": name, "members": members, "command": shlex.join(words),
+                  **facts_of_all(list(map(facts, contents))), **self.score(logits)}
         keep(files[0].parent / "results" / f"{name}{'-tta' if self.tta else ''}.json", result)
         return result
 
@@ -198,7 +190,7 @@ def facts_of_all(members):
 
 
 def read_result(file):
-    """A summary that `TestPass.result` wrote, or None where there is none or one of another version."""
+    """A summary that a TestPass wrote, or None where there is none or one of another version."""
     try:
         result = json.loads(file.read_text())
         return result if result["format"] == FORMAT else None
@@ -212,8 +204,7 @@ def collect(files, test):
     for file in files:
         try:
             content = checkpoint.load_weights(file)
-            if not test.fits(content):
-                raise UserError(f"{file} was trained on other images than those of {test.path}")
+            test.check(file, content)
             results.append(test.result(file, content))
         except UserError as error:
             print(f"report.py: left out: {error}", file=sys.stderr)
@@ -230,7 +221,8 @@ def group(results):
         if (result["weights"], result["tta"]) not in seen:  # the same weights under two names are one run
             seen.add((result["weights"], result["tta"]))
             same = {name: value for name, value in result["recipe"].items() if name != "seed"}
-            name = json.dumps([result["model"], result["tta"], result["training_data"], same], sort_keys=True)
+            name = json.dumps([result["model"], result["tta"], result["training_data"], same, result.get("members")],
+                              sort_keys=True)
             alike.setdefault(name, []).append(result)
     table = pd.DataFrame([row_of(runs) for runs in alike.values()])
     return table.sort_values(["top1", "model"], ascending=[False, True], na_position="last", ignore_index=True)
@@ -248,7 +240,7 @@ def row_of(runs):
         "top1": scores.mean(), "deviation": scores.std(), "n": len(runs), "low": None, "high": None,
         "images": first.get("images"), "hardware": ", ".join(dict.fromkeys(run["hardware"] for run in runs)),
         "seconds": sum(run["seconds"] for run in runs) / len(runs), "command": first["command"] or "",
-        "runs": " ".join(run["run"] for run in runs),
+        "runs": " ".join(run["run"] for run in runs), "weights": first["weights"],
     }
     if not first["include_test"]:
         interval = wilson(scores.mean() / 100 * first["images"], first["images"])
@@ -267,7 +259,7 @@ def protocol(result):
     return ", ".join(words + (["TTA"] if result["tta"] else []))
 
 
-def shown(row):
+def worded(row):
     """A row of `group` in words, under the headings of the table."""
     deviation = f" ± {row['deviation']:.2f}" if row["n"] > 1 else ""
     remarks = [row["family"]] if row["family"] != row["model"] else []
@@ -288,7 +280,7 @@ LEFT = ("model", "protocol", "hardware", "command")  # the other columns are num
 
 def in_words(table):
     """The table of `group` as people read it: a DataFrame of texts."""
-    return pd.DataFrame([shown(row) for row in table.to_dict("records")])
+    return pd.DataFrame([worded(row) for row in table.to_dict("records")])
 
 
 def markdown(words):
@@ -301,7 +293,7 @@ def markdown(words):
 def into_readme(file, text, section="results"):
     """Replace what stands between a section's markers in a Markdown file.
 
-    Raises UserError unless it has both, in order.
+    text None only looks. Raises UserError unless it has both, in order.
     """
     begin, end = (marker.format(section) for marker in MARKERS)
     try:
@@ -309,7 +301,8 @@ def into_readme(file, text, section="results"):
         _, after = rest.split(end)
     except (OSError, ValueError):
         raise UserError(f"--readme {file}: it should hold {begin} and after it {end}, once each")
-    write_text(file, f"{before}{begin}\n{text}\n{end}{after}")
+    if text is not None:
+        write_text(file, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 # ---------------------------------------------------------------- pictures and the page
@@ -339,7 +332,7 @@ def draw(folder, table, results, logs, official):
     if single.empty:
         return pictures
     best = (single if within.empty else within).iloc[0]
-    run = next(run for run in results if (run["run"], run["tta"]) == (best["runs"].split()[0], best["tta"]))
+    run = next(run for run in results if (run["weights"], run["tta"]) == (best["weights"], best["tta"]))
     name = run["run"] + (", TTA" if run["tta"] else "")
     title = f"{name}: {run['top1']:.2f} % of {run['images']:,} images"
     plots.confusion(folder / "confusion.png", run["confusion"], title)
@@ -440,14 +433,7 @@ def html_table(words, left=LEFT):
 
 def compare(files, test):
     """McNemar's test between two weights files, as a sentence."""
-    right = []
-    for file in files:
-        content = checkpoint.load_weights(file)
-        if content["provenance"]["include_test"]:
-            raise UserError(f"--compare: {file} was trained with the test images; it has no test accuracy")
-        if not test.fits(content):
-            raise UserError(f"--compare: {file} was trained on other images than those of {test.path}")
-        right.append(test.logits(file, content).argmax(1) == test.dataset.labels)
+    right = [test.logits(file, checkpoint.load_weights(file)).argmax(1) == test.dataset.labels for file in files]
     first, second = (right[0] & ~right[1]).sum().item(), (right[1] & ~right[0]).sum().item()
     a, b = (file.stem for file in files)
     return (f"{a} is right on {right[0].sum():,} and {b} on {right[1].sum():,} of {len(right[0]):,} test images: "
@@ -496,25 +482,47 @@ def gathered(paths):
     return weights, logs, summaries
 
 
+def check(args, test):
+    """UserError for whatever can be refused before the work."""
+    if args.out.is_file() or not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: it should be a folder, in a folder that exists")
+    if args.readme:
+        into_readme(args.readme, None, args.section)
+    names = [name for name, *_ in args.ensemble]
+    for name, *files in args.ensemble:
+        if not re.fullmatch(r"[\w.-]+", name) or name.endswith(".pt") or names.count(name) > 1 or len(files) < 2:
+            raise UserError("--ensemble takes a name, each a different one, and after it two weights files or more")
+        if any((Path(file).parent / f"{name}.pt").exists() for file in files):
+            raise UserError(f"--ensemble {name}: there are weights of that name")
+    for flag, files in [*((f"--ensemble {name}", files) for name, *files in args.ensemble),
+                        ("--compare", args.compare or [])]:
+        seen = set()
+        for file in files:
+            content = checkpoint.load_weights(file)
+            if content["provenance"]["include_test"]:
+                raise UserError(f"{flag}: {file} was trained with the test images; it has no test accuracy")
+            if key(content) in seen and flag != "--compare":
+                raise UserError(f"{flag}: {file} is there twice")
+            test.check(file, content)
+            seen.add(key(content))
+
+
 @command
 def main():
     args = flags().parse_args()
-    weights, logs, summaries = gathered(args.weights or [ROOT / "weights"])
-    ensembles = {name: [Path(file) for file in files] for name, *files in args.ensemble}
-    if not all(ensembles.values()):
-        raise UserError("--ensemble: give it a name, and after it two weights files or more")
-    if args.out.is_file() or not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: it should be a folder, in a folder that exists")
     test = TestPass(args.data, device_of(args.device), args.tta, args.out / "answers")
+    check(args, test)
+    weights, logs, summaries = gathered(args.weights or [ROOT / "weights"])
 
     results = collect(weights, test)
-    results += [test.ensemble(name, files) for name, files in ensembles.items()]
-    here = {(result["run"], result["tta"]): result["weights"] for result in results}
+    results += [test.ensemble(name, list(map(Path, files))) for name, *files in args.ensemble]
+    here = {result["run"]: result["weights"] for result in results}
+    shown = {(result["run"], result["tta"]) for result in results}
     for result in filter(None, map(read_result, summaries)):
-        known = (result["run"], result["tta"]) in here
-        # A mean of weights that have been trained anew since is a figure of the past.
-        past = any(here.get((run, result["tta"]), mark) != mark for run, mark in result.get("members", {}).items())
-        if result["data"] == test.digest and not known and not past:
+        # Weights of that name, or of a member's, that were trained anew since make it a figure of the past.
+        sources = result.get("members", [[result["run"], result["weights"]]])
+        past = any(here.get(run, mark) != mark for run, mark in sources)
+        if result["data"] == test.digest and not past and (result["run"], result["tta"]) not in shown:
             results.append(result)
     if not results:
         raise UserError("no finished weights and no results: train first (`make baseline`), or name weights files")

@@ -374,18 +374,58 @@ def test_an_ensemble_is_a_row_and_stays_one(folder, run, blank):
     assert f"| {predict.accuracy(mean, test.labels):.2f} | 1 |" in row
     assert "`python train/evaluate.py weights/net-fold0.pt weights/net-fold1.pt weights/net-fold2.pt`" in row
     assert row in run("--data", folder / "data")[1]
-    # It is a figure of the past once a member has been trained anew.
+    # With mirrored images it is a row beside it; both are figures of the past once a member has been trained anew.
+    _, out, _ = run("--data", folder / "data", "--tta", "--ensemble", "teachers", *reversed(files))
+    assert row in out and "| mean of 3, TTA |" in out and "net-fold0.pt --tta`" in out
+    mirrored = torch.stack([predict.logits(predict.load_model(f)[0], test.images, tta=True) for f in files]).mean(0)
+    result = json.loads((folder / "weights/results/teachers-tta.json").read_text())
+    assert result["nll"] == pytest.approx(predict.nll(mirrored, test.labels), rel=1e-6)
     add(folder, "net-fold1", fold=1, seed=7)
-    assert "(teachers)" not in run("--data", folder / "data")[1]
+    for words in ((), ("--tta",)):
+        assert "(teachers)" not in run("--data", folder / "data", *words)[1]
 
 
-def test_an_ensemble_that_cannot_be_is_one_line(folder, run, blank):
+def test_ensembles_are_never_averaged(folder, run, blank):
+    a, b, c = (add(folder, f"net-noval-s{seed}", fold=None, seed=seed) for seed in (0, 1, 2))
+    _, out, _ = run("--data", folder / "data", "--ensemble", "one", a, b, "--ensemble", "two", b, c,
+                    "--ensemble", "same", b, a)
+    rows = [line.split("|") for line in out.splitlines() if "mean of 2" in line]
+    assert len(rows) == 2 and all(row[7].strip() == "1" and "±" not in row[6] for row in rows)
+
+
+def test_an_ensemble_that_cannot_be_is_one_line_before_any_pass(folder, run, blank, monkeypatch):
+    monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("a test pass"))
     file, other = add(folder, "net-fold0"), add(folder, "other-fold0", include_test=True)
-    for words, told in [((), "two weights files"), ((file, file), "there twice"), ((file, other), "test images"),
-                        ((file, folder / "none.pt"), "does not exist")]:
-        code, out, err = run("--data", folder / "data", "--ensemble", "teachers", *words)
+    more = add(folder, "more-fold0", seed=1)
+    for words, told in [(("mean",), "two weights files"), (("mean", file), "two weights files"),
+                        (("mean", file, file), "there twice"), (("mean", file, other), "test images"),
+                        (("mean", file, folder / "none.pt"), "does not exist"), ((file, more, file), "takes a name"),
+                        (("net-fold0", file, more), "weights of that name"),
+                        (("a", file, more, "--ensemble", "a", file, more), "a different one")]:
+        code, out, err = run("--data", folder / "data", "--ensemble", *words)
         assert (code, out) == (2, "") and told in err and err.count("\n") == 1
-    assert not (folder / "weights/results/teachers.json").exists()
+    assert not (folder / "weights/results").exists()
+
+
+def test_weights_trained_anew_leave_no_row_of_the_old_ones(folder, run, blank):
+    add(folder, "net-fold0", log=False)
+    run("--data", folder / "data", "--tta")
+    assert "fold 0, TTA" in run("--data", folder / "data")[1]
+    add(folder, "net-fold0", log=False, seed=4)
+    assert "fold 0, TTA" not in run("--data", folder / "data")[1]
+
+
+def test_a_name_with_a_space_is_a_name(folder, run, blank):
+    add(folder, "my net")
+    assert run("--data", folder / "data")[0] == 0
+
+
+def test_a_missing_section_is_told_before_any_pass(folder, run, blank, monkeypatch):
+    monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("a test pass"))
+    add(folder, "net-fold0")
+    (folder / "README.md").write_text("<!-- results --><!-- /results -->")
+    code, out, err = run("--data", folder / "data", "--readme", folder / "README.md", "--section", "studdy")
+    assert (code, out) == (2, "") and "<!-- studdy -->" in err and err.count("\n") == 1
 
 
 def test_nothing_to_report_is_one_line(folder, run):

@@ -22,6 +22,7 @@ def scores(files, dataset, device):
     """([(name, parameters, accuracy in percent), ...], mean logits) of weights files on a Dataset."""
     rows, total = [], 0
     for file, model, content in load_teachers(files, device):
+        data.check_kind(file, content, dataset.source)
         logits = predict.logits(model, dataset.images, label=file.stem)
         rows.append((file.stem, content["provenance"]["params"], predict.accuracy(logits, dataset.labels)))
         total = total + logits / len(files)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from distill.unlabelled import load_images
+from distill.unlabelled import UNLABELLED, load_images
 from train import checkpoint, data, predict
 from train.recipe import ROOT, UserError, add_common, check_target, command, device_of, parser, whole
 
@@ -109,7 +109,7 @@ def load_teachers(files, device, include_test=False):
         if mark in seen:
             raise UserError(f"{file} repeats {seen[mark]}: a teacher counts once")
         if content["provenance"]["include_test"] and not include_test:
-            raise UserError(f"{file} was trained with the test images: its labels would leak them into the student")
+            raise UserError(f"{file} was trained with the test images: its answers would leak them")
         seen[mark] = file
         teachers.append((Path(file), model, content))
     return teachers
@@ -126,6 +126,19 @@ def unseen(dataset, content, file):
         raise UserError(f"{file} was trained on other images than fold {recipe['fold']} of these")
     folds = data.fold_of(dataset.ids, dataset.labels.numpy())
     return folds == recipe["fold"] if recipe["fold"] is not None else np.zeros(len(dataset), dtype=bool)
+
+
+def unseen_too(mask, tested, content):
+    """The mask of `unseen` continued over what was added after the training images.
+
+    tested: (N,) bool, the added test images, which are new to a teacher unless it was trained with them. Images without
+    labels are new to all. Only fold teachers take part in oof.
+    """
+    longer = np.full(len(tested), content["recipe"]["fold"] is not None)
+    if content["provenance"]["include_test"]:
+        longer &= ~tested
+    longer[: len(mask)] = mask
+    return longer
 
 
 def average(answers, masks, how, ids):
@@ -186,12 +199,8 @@ def main():
     teachers = load_teachers(args.weights, device_of(args.device), args.include_test)
     whole_set = data.load(args.data)
     masks = [unseen(whole_set, content, file)[: args.limit] for file, _, content in teachers]
-    dataset = extended(whole_set.select(slice(args.limit)), args)
-    # What was added after the training images is new to every teacher; only fold teachers take part in oof.
-    masks = [
-        np.pad(mask, (0, len(dataset) - len(mask)), constant_values=content["recipe"]["fold"] is not None)
-        for mask, (_, _, content) in zip(masks, teachers)
-    ]
+    dataset, tested = extended(whole_set.select(slice(args.limit)), args)
+    masks = [unseen_too(mask, tested, content) for mask, (_, _, content) in zip(masks, teachers)]
     known = (dataset.labels >= 0).numpy()
 
     print(f"{len(dataset):,} images, {args.average} of {len(teachers)} teachers\n")
@@ -217,15 +226,21 @@ def main():
 
 
 def extended(dataset, args):
-    """The labelled images with those that --include-test and --images add; a label that is not known is -1."""
+    """(the images with those that --include-test and --images add, the mask of the test images among them).
+
+    A label that is not known is -1.
+    """
+    tested = np.zeros(len(dataset), dtype=bool)
     if args.include_test:
         dataset = data.join(dataset, data.load(args.data, "test"))
+        tested = np.pad(tested, (0, len(dataset) - len(tested)), constant_values=True)
     if args.images:
         images, _ = load_images(args.images)
-        dataset = data.join(dataset, data.as_dataset(images, np.full(len(images), -1), args.images))
+        dataset = data.join(dataset, data.as_dataset(images, np.full(len(images), -1), args.images), UNLABELLED)
+        tested = np.pad(tested, (0, len(dataset) - len(tested)))
     if len(set(dataset.ids)) != len(dataset):
         raise UserError(f"--images {args.images}: {len(dataset) - len(set(dataset.ids)):,} of them are training images")
-    return dataset
+    return dataset, tested
 
 
 if __name__ == "__main__":

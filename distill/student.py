@@ -21,7 +21,7 @@ import torch
 
 from distill.labels import load_teachers, read_labels
 from distill.loss import OBJECTIVES, criterion, soft_targets_of
-from distill.unlabelled import load_images
+from distill.unlabelled import UNLABELLED, load_images
 from models import MODELS
 from train import checkpoint, data
 from train.loop import run
@@ -107,7 +107,7 @@ def prepare(recipe):
     def with_targets(train, model):
         if recipe.images:
             images, _ = load_images(recipe.images)
-            train = data.join(train, data.as_dataset(images, np.full(len(images), -1), recipe.images))
+            train = data.join(train, data.as_dataset(images, np.full(len(images), -1), recipe.images), UNLABELLED)
         if not recipe.labels:
             return train, ()
         only = None if recipe.include_test else np.concatenate([data.load(recipe.data).ids, train.ids])

@@ -9,6 +9,8 @@ import numpy as np
 from train import data
 from train.recipe import UserError
 
+UNLABELLED = "images without labels"
+
 # What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
 ARRAYS = {
     (f"numpy.{core}.{module}", name)

@@ -157,10 +157,10 @@ def one_hot(labels):
     return torch.nn.functional.one_hot(labels.clamp(min=0), len(CLASSES)).float() * (labels >= 0)[:, None]
 
 
-def join(first, second):
-    """The images of two Datasets as one, in that order."""
+def join(first, second, what="its test images"):
+    """The images of two Datasets as one, in that order; `what` the second is goes into the name of its source."""
     return Dataset(torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]),
-                   np.concatenate([first.ids, second.ids]), f"{first.source} with its test images")
+                   np.concatenate([first.ids, second.ids]), f"{first.source} with {what}")
 
 
 # ---------------------------------------------------------------- reading
@@ -204,6 +204,12 @@ def check_arrays(images, labels, part, source):
         raise UserError(f"{source}: {part}_labels should be whole numbers and are {labels.dtype}")
     if labels.min() < 0 or labels.max() >= len(CLASSES):
         raise UserError(f"{source}: {part}_labels should be 0 to 9 and go from {labels.min()} to {labels.max()}")
+
+
+def check_kind(file, content, path):
+    """UserError for weights trained on the synthetic images when `path` holds the real ones, or the other way round."""
+    if content["provenance"]["source"].startswith("synthetic") != (str(path) == "synthetic"):
+        raise UserError(f"{file} was trained on other images than those of {path}")
 
 
 def statistics(images):

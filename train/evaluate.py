@@ -164,6 +164,14 @@ def mean(values):
 # ---------------------------------------------------------------- the command
 
 
+def show_trained(network):
+    """How a network came about: what a score without it may be mistaken for."""
+    recipe, provenance = network.content["recipe"], network.content["provenance"]
+    held_out = "none held out" if network.fold is None else f"fold {network.fold} held out"
+    print(f"{network.file.name}: trained for {recipe['epochs']:,} epoch{'s' * (recipe['epochs'] > 1)} on "
+          f"{provenance['images']:,} images, {held_out}, seed {recipe['seed']}")
+
+
 def show(figures):
     print(f"{figures['model']}: {figures['params']:,} parameters, {figures['macs'] / 1e6:,.0f} M multiply-accumulates")
     print(f"test top-1 {figures['top1']:.2f} % of {figures['images']:,} images, "
@@ -210,10 +218,14 @@ def main():
     check_target("--json", args.json, ".json")
     check_target("--mistakes", args.mistakes, ".png")
     networks = load(args.weights, device_of(args.device), args.budget)
+    for network in networks:
+        data.check_kind(network.file, network.content, args.data)
     val = held_out(networks, data.load(args.data, "train")) if args.calibrate else None
     dataset = data.load(args.data, "test").select(slice(args.limit))
 
     figures, logits = score(networks, dataset, args.tta)
+    for network in networks:
+        show_trained(network)
     show(figures)
     if args.calibrate:
         figures["calibrated"] = calibrate(networks, val, logits, dataset.labels, args.tta)

@@ -141,7 +141,8 @@ class Recipe:
                              "augmentation", metavar="NAME[,NAME...]")
     mix: str = setting("none", "how images of a batch are mixed", str, "augmentation", choices=tuple(MIXES))
 
-    alternate_flip: bool = setting(False, "mirror each image in every other epoch (leave flip out)", group="augmentation")
+    alternate_flip: bool = setting(False, "mirror each image in every other epoch (leave flip out)",
+                                   group="augmentation")
 
     out: str | None = setting(None, "weights file to write (default: weights/<run>.pt)", group="run", what=False,
                               metavar="FILE", alias="--output")

@@ -97,11 +97,6 @@ class TestPass:
         """That of the test images, which without loading them can only be the official one."""
         return self.dataset.digest if self.path == "synthetic" else data.OFFICIAL["test"]
 
-    def check(self, file, content):
-        """UserError for weights that were trained on images of another kind."""
-        if content["provenance"]["source"].startswith("synthetic") != (self.path == "synthetic"):
-            raise UserError(f"{file} was trained on other images than those of {self.path}")
-
     def logits(self, file, content):
         """The answers, float32 (N, 10), of a weights file: kept ones, or those of a pass that is then kept."""
         name = [file.stem, key(content), *(["tta"] if self.tta else []), self.digest[:8]]
@@ -204,7 +199,7 @@ def collect(files, test):
     for file in files:
         try:
             content = checkpoint.load_weights(file)
-            test.check(file, content)
+            data.check_kind(file, content, test.path)
             results.append(test.result(file, content))
         except UserError as error:
             print(f"report.py: left out: {error}", file=sys.stderr)
@@ -503,7 +498,7 @@ def check(args, test):
                 raise UserError(f"{flag}: {file} was trained with the test images; it has no test accuracy")
             if key(content) in seen and flag != "--compare":
                 raise UserError(f"{flag}: {file} is there twice")
-            test.check(file, content)
+            data.check_kind(file, content, test.path)
             seen.add(key(content))
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distill import student
-from distill.labels import load_teachers, unseen
+from distill.labels import load_teachers, unseen, unseen_too
 from distill.student import Student
 from train import checkpoint, data
 from train.recipe import UserError
@@ -127,6 +127,31 @@ def test_teachers_are_refused_by_name(folder, tmp_path):
         load_teachers([tmp_path / "marked.pt"], "cpu")
 
 
+def test_teachers_trained_with_the_test_images_label_them_for_marked_students(tmp_path):
+    """Teachers and images as the commands leave them; what such a teacher has trained on is no out-of-fold answer."""
+    teacher = tmp_path / "teacher.pt"
+    command("train/baseline.py", *TINY, "--width", 2, "--include-test", "--noval", "--out", teacher)
+    plain = trained(tmp_path / "plain.pt", 0)
+    common = ("--data", "synthetic", "--limit", 60, "--device", "cpu", "--out", tmp_path / "labels.csv")
+    _, error = command("distill/labels.py", teacher, plain, *common, code=2)
+    assert "teacher.pt was trained with the test images" in error
+    printed, _ = command("distill/labels.py", teacher, plain, "--include-test", *common)
+    tests = len(data.load("synthetic", "test"))
+    assert f"{60 + tests:,} images" in printed and len(pd.read_csv(tmp_path / "labels.csv")) == 60 + tests
+    [row] = [line.split() for line in printed.splitlines() if line.startswith("teacher ")][1:]
+    assert row[2] == "-", "nothing is held out for the marked teacher"
+
+
+def test_what_was_added_is_new_to_fold_teachers_that_have_not_seen_it():
+    mask, tested = np.array([True, False]), np.array([False, False, True, True, False])
+    content = {"recipe": {"fold": 1}, "provenance": {"include_test": False}}
+    assert unseen_too(mask, tested, content).tolist() == [True, False, True, True, True]
+    content["provenance"]["include_test"] = True
+    assert unseen_too(mask, tested, content).tolist() == [True, False, False, False, True]
+    content["recipe"]["fold"] = None
+    assert unseen_too(mask & False, tested, content).tolist() == [False] * 5
+
+
 def test_a_teacher_that_trained_on_other_images_than_it_says_is_refused(folder, tmp_path):
     content = checkpoint.load_weights(folder / "fold2.pt")
     content["recipe"]["fold"] = 3
@@ -179,7 +204,7 @@ def test_student_from_teachers_as_a_command_and_the_control(folder, tmp_path):
         "distill/student.py", "--teachers", folder / "fold0.pt", folder / "noval.pt", "--out", tmp_path / "s.pt", *tiny
     )
     command("distill/student.py", "--alpha", 0, "--out", tmp_path / "c.pt", *tiny)
-    # The same teachers in another order are another recipe: their marks are part of it.
+    # Other teachers are another recipe: their marks are part of it.
     _, error = command(
         "distill/student.py", "--teachers", folder / "fold1.pt", "--out", tmp_path / "s.pt", *tiny, code=2
     )

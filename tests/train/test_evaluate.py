@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import toy
-from train import data, evaluate, plots, predict
+from train import checkpoint, data, evaluate, plots, predict
 from train.corruptions import corrupt
 from train.recipe import UserError
 from untrained import write_weights
@@ -47,6 +47,23 @@ def test_the_json_of_one_network(tmp_path, images, run):
     logits = predict.logits(predict.load_model(file)[0], test.images)
     assert figures["top1"] == predict.accuracy(logits, test.labels) and figures["images"] == 20
     assert np.sum(figures["confusion"]) == 20 and f"test top-1 {figures['top1']:.2f} %" in out
+
+
+def test_a_score_comes_with_what_was_trained(tmp_path, images, run):
+    files = networks(tmp_path, images, {"epochs": 3}, {"fold": None, "epochs": 1})
+    _, out, _ = run(*files)
+    held = len(data.split(data.load(images), 0)[0])
+    assert f"net0.pt: trained for 3 epochs on {held} images, fold 0 held out, seed 0" in out
+    assert "net1.pt: trained for 1 epoch on 60 images, none held out, seed 1" in out
+
+
+def test_weights_of_the_synthetic_set_are_not_scored_on_the_real_one(tmp_path, images, run):
+    [file] = networks(tmp_path, images, {})
+    content = checkpoint.load(file)
+    content["provenance"]["source"] = "synthetic"
+    checkpoint.save(file, content)
+    code, out, err = run(file)
+    assert (code, out) == (2, "") and "net0.pt was trained on other images" in err and err.count("\n") == 1
 
 
 def test_an_ensemble_answers_by_the_mean_of_its_logits(tmp_path, images, run):

@@ -11,6 +11,7 @@ PATH/cifar10.npz or PATH/cifar-10-batches-py, or draws pictures itself. A few se
 import argparse
 import sys
 from pathlib import Path
+from zipfile import BadZipFile
 
 import matplotlib
 
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from augment import AUGMENTATIONS, MIXES
 from augment.ops import OPS
@@ -90,7 +92,7 @@ def draw(panels, out):
     for column, rows in zip(axes.T, panels):
         for axis, (label, images) in zip(column, rows):
             strip = F.pad(images, (1, 1, 1, 1), value=255).permute(2, 0, 3, 1).flatten(1, 2)
-            axis.imshow(strip, interpolation="nearest")
+            axis.imshow(strip.numpy(), interpolation="nearest")
             axis.text(-4, 17, label, ha="right", va="center", fontsize=9)
     figure.subplots_adjust(left=0.09, right=0.99, top=0.99, bottom=0.01, hspace=0.05, wspace=0.2)
     figure.savefig(out, dpi=110)
@@ -99,16 +101,16 @@ def draw(panels, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="data", help="folder, or synthetic (default: data)")
+    parser.add_argument("--data", default=str(ROOT / "data"), help="folder, or synthetic (default: data)")
     parser.add_argument("--out", default="augment.png", help="picture to write (augment.png)")
     parser.add_argument("--seed", type=int, default=0, help="of the random rows (0)")
     args = parser.parse_args()
     try:
         images = load(args.data, COLUMNS)
-    except FileNotFoundError as error:
-        parser.exit(2, f"preview: {error}\n")
-    operations = [("original", images), *operation_rows(images)]
-    draw([operations, list(random_rows(images, args.seed))], args.out)
+        operations = [("original", images), *operation_rows(images)]
+        draw([operations, list(random_rows(images, args.seed))], args.out)
+    except (OSError, ValueError, KeyError, RuntimeError, BadZipFile) as error:  # no data, damaged data, no such folder
+        parser.exit(2, f"preview: {' '.join(str(error).split())}\n")
     print(f"wrote {args.out}")
 
 

@@ -1,6 +1,6 @@
 """One table of test accuracy: baseline, each teacher, their ensemble, the control and the student.
 
-    python distill/compare.py --baseline weights/resnet18-fold0.pt --teachers weights/seresnet164-*.pt \
+    python distill/compare.py --baseline weights/resnet18-fold0.pt --teachers weights/seresnet164-fold?.pt \
         --control weights/student-control.pt --student weights/student.pt
 
 Each role takes one or several weights; with several controls or students (of other seeds) the row is their mean.

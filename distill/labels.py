@@ -1,6 +1,6 @@
 """Average the teachers' logits over the training images into distillation_labels.csv.
 
-    python distill/labels.py weights/seresnet164-*.pt weights/shakeshake26-64-se-noval.pt
+    python distill/labels.py weights/seresnet164-fold?.pt weights/shakeshake26-64-se-noval.pt
     python distill/labels.py weights/seresnet164-fold?.pt --average oof
 
 `mean` averages all teachers. `oof` (out of fold) uses for each image only the fold teachers that have not trained

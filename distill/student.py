@@ -1,7 +1,7 @@
 """Train one student within the budget from its teachers' answers.
 
     python distill/student.py --labels distillation_labels.csv --noval       from the averaged logits
-    python distill/student.py --teachers weights/seresnet164-*.pt --noval    from the teachers' answers on its own batch
+    python distill/student.py --teachers weights/seresnet164-fold?.pt --noval    from the teachers' answers on its own batch
     python distill/student.py --alpha 0 --noval                              the control: labels only
 
 The student is SEResNet-164 unless --model names another within 5,000,000 parameters; T = 4, alpha = 0.9. With

@@ -1,7 +1,7 @@
 """Answer a set of unlabelled images: a CSV of `ID,Labels`.
 
     python distill/submission.py weights/student.pt --images cifar_test_nolabel.pkl --out submission.csv
-    python distill/submission.py weights/*.pt --images folder/ --tta --compare earlier.csv
+    python distill/submission.py weights/seresnet164-fold?.pt --images folder/ --tta --compare earlier.csv
 
 Several weights answer by the mean of their logits. The images are a pickle with b'data' (N, 32, 32, 3) and b'ids', an
 npz with `data` and `ids`, or a folder of PNGs. Seconds on a GPU.

@@ -3,7 +3,7 @@
     python train/benchmark.py                                   under 3 minutes on two CPU cores; writes the JSON too
     python train/benchmark.py --models seresnet164 --batch-size 512
     python train/benchmark.py --models seresnet164 --folds 5    also five trainings at once against one
-    python train/benchmark.py --bounds                          no measurement: what an H200 takes at least
+    python train/benchmark.py --bounds                          no measurement: an epoch by an H200's speed
 
 Images per second of (a) the step alone, on a batch that stays on the device, (b) the loop, with augmentation and
 mixing, (c) the same step fed with torchvision's v2 transforms, image by image, in a DataLoader, and on CUDA (d) the
@@ -44,7 +44,7 @@ from train.recipe import ROOT, Recipe, UserError, add_common, check_target, comm
 MODELS = {"cpu": "resnet18:8,resnet18:16,seresnet20:8", "cuda": "resnet18,seresnet164,shakeshake26-64-se"}
 STEPS = {"cpu": 8, "cuda": 200}  # in one measurement; rounded up to whole chunks of augmentation
 AUGMENT = ("crop", "flip", "autoaugment", "erase")  # as the teachers have it, with RICAP
-FLOPS, BYTES = 790e12, 4.3e12  # per second, of one H200 in bfloat16
+FLOPS, BYTES = 790e12, 4.3e12  # per second, as reached on an H200 in bfloat16; its data sheet has 989e12, 4.8e12
 PASSES = 8  # over a convolution's output: written, read and written by a fused normalization, read; its gradient too
 SETTLE = 0.3  # seconds for the workers to fill their queues, before a measurement
 
@@ -219,9 +219,9 @@ def peak(device):
 
 
 def roofline(name):
-    """Images per second that an H200 cannot exceed in training, by arithmetic and by memory traffic.
+    """Images per second of training that an H200 could reach, by arithmetic and by memory traffic, each for itself.
 
-    Backward costs twice the forward pass. Of the traffic, that of the convolutions' outputs in bfloat16 is counted.
+    Backward costs twice the forward pass. The traffic is that of PASSES over the convolutions' outputs in bfloat16.
     """
     model, sizes = build(name), []
     for layer in model.modules():
@@ -298,7 +298,7 @@ def table(rows):
 
 
 def bounds(chosen):
-    """What the `roofline` leaves of an epoch of 50,000 images, as Markdown."""
+    """Seconds that an epoch of 50,000 images takes by the `roofline`, as Markdown."""
     yield "| model | MACs | an epoch's arithmetic | its memory traffic |"
     yield "| --- | ---: | ---: | ---: |"
     for name in chosen:
@@ -325,7 +325,7 @@ def flags():
     add("--repeats", type=whole(1), default=5, metavar="N", help="measurements of which the median counts")
     add("--workers", type=whole(0), default=min(8, os.cpu_count()), metavar="N", help="of the DataLoader of (c)")
     add("--folds", type=whole(2), metavar="N", help="also N trainings at once, against one after the other")
-    add("--bounds", action="store_true", help="only print what an epoch takes an H200 at least")
+    add("--bounds", action="store_true", help="only print what an epoch takes by an H200's speed")
     add("--json", "--output", type=Path, default=ROOT / "weights" / "benchmark.json", metavar="FILE",
         help="also write the figures there")
     return arguments

@@ -66,13 +66,18 @@ def nll(logits, labels):
     return F.cross_entropy(logits.double(), labels).item()
 
 
-def ece(logits, labels, bins=15):
-    """Expected calibration error (Guo et al. 2017, eq. 3), 0..1: `bins` equal intervals of confidence, (low, high]."""
+def reliability(logits, labels, bins=15):
+    """[(images, mean confidence, share right), ...] of `bins` equal intervals (low, high] of confidence, 0..1."""
     confidence, answer = logits.double().softmax(1).max(1)
-    right = (answer == labels).double()
     slot = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, slot, right - confidence)
-    return gap.abs().sum().item() / len(labels)
+    count, sure, right = (torch.zeros(bins, dtype=torch.float64).index_add_(0, slot, values)
+                          for values in (torch.ones_like(confidence), confidence, (answer == labels).double()))
+    return torch.stack([count, sure / count.clamp(min=1), right / count.clamp(min=1)], 1).tolist()
+
+
+def ece(logits, labels, bins=15):
+    """Expected calibration error (Guo et al. 2017, eq. 3), 0..1, over the intervals of `reliability`."""
+    return sum(count * abs(right - sure) for count, sure, right in reliability(logits, labels, bins)) / len(labels)
 
 
 def confusion(logits, labels, classes=10):

@@ -65,15 +65,6 @@ def mcnemar(first, second):
     return min(1.0, 2 * tail / 2**total)
 
 
-def reliability(logits, labels, bins=15):
-    """[(images, mean confidence, share right), ...] of equal intervals (low, high] of confidence, as in predict.ece."""
-    confidence, answer = logits.double().softmax(1).max(1)
-    slot = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    count, sure, right = (torch.zeros(bins, dtype=torch.float64).index_add_(0, slot, values)
-                          for values in (torch.ones_like(confidence), confidence, (answer == labels).double()))
-    return torch.stack([count, sure / count.clamp(min=1), right / count.clamp(min=1)], 1).tolist()
-
-
 # ---------------------------------------------------------------- one test pass per weights file
 
 
@@ -139,7 +130,7 @@ class TestPass:
     def score(self, logits):
         """What a summary says about one set of answers."""
         return {"images": len(self.dataset), **predict.figures(logits, self.dataset.labels),
-                "reliability": reliability(logits, self.dataset.labels)}
+                "reliability": predict.reliability(logits, self.dataset.labels)}
 
 
 def keep(file, result):

@@ -72,6 +72,15 @@ def test_a_confidence_on_the_edge_belongs_to_the_lower_bin():
     assert predict.ece(logits, labels, bins=2) == pytest.approx((0.5 + 0.75) / 2)
 
 
+def test_reliability_bins_hold_every_image_and_give_the_ece():
+    random = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(500, 10, generator=random), torch.randint(10, (500,), generator=random)
+    bins = torch.tensor(predict.reliability(logits, labels))
+    assert tuple(bins.shape) == (15, 3) and bins[:, 0].sum() == 500
+    assert ((bins[:, 0] * (bins[:, 1] - bins[:, 2]).abs()).sum() / 500).item() == pytest.approx(predict.ece(logits, labels))
+    assert all(k / 15 < sure <= (k + 1) / 15 + 1e-6 for k, (count, sure, _) in enumerate(bins) if count)
+
+
 def test_answers_depend_on_neither_order_nor_batch_size(model, monkeypatch):
     images = data.as_dataset(*toy.arrays("train"), "toy").images
     whole = predict.logits(model, images)

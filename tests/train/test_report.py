@@ -92,16 +92,6 @@ def test_mcnemar_of_many_is_exact_and_of_none_is_one():
     assert report.mcnemar(10, 2) == report.mcnemar(2, 10) == pytest.approx(2 * (1 + 12 + 66) / 4096)
 
 
-def test_reliability_bins_hold_every_image_and_give_the_ece():
-    random = torch.Generator().manual_seed(0)
-    logits, labels = 3 * torch.randn(500, 10, generator=random), torch.randint(10, (500,), generator=random)
-    bins = np.array(report.reliability(logits, labels))
-    assert bins.shape == (15, 3) and bins[:, 0].sum() == 500
-    assert (bins[:, 0] * abs(bins[:, 1] - bins[:, 2])).sum() / 500 == pytest.approx(predict.ece(logits, labels))
-    edges = np.arange(15) / 15
-    assert all(low < sure <= low + 1 / 15 + 1e-9 for low, (count, sure, _) in zip(edges, bins) if count)
-
-
 # ---------------------------------------------------------------- the table
 
 

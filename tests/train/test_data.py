@@ -384,3 +384,15 @@ def test_of_two_fetching_at_once_the_second_finds_the_data(toy_set, tmp_path, mo
     monkeypatch.setattr(data, "place_local", None)
     data.fetch(folder, toy_set / "cifar10.npz")
     assert os.listdir(folder) == ["cifar10.npz"]
+
+
+@pytest.mark.parametrize("source, path, fits", [
+    ("cifar10.npz", "data", True), ("synthetic", "synthetic", True), ("synthetic with its test images", "synthetic", True),
+    ("synthetic", "data", False), ("cifar-10-batches-py", "synthetic", False)])
+def test_weights_belong_to_the_images_of_their_kind(source, path, fits):
+    content = {"provenance": {"source": source}}
+    if fits:
+        data.check_kind("net.pt", content, path)
+    else:
+        with pytest.raises(UserError, match=f"net.pt was trained on other images than those of {path}"):
+            data.check_kind("net.pt", content, path)

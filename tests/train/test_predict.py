@@ -77,7 +77,8 @@ def test_reliability_bins_hold_every_image_and_give_the_ece():
     logits, labels = 3 * torch.randn(500, 10, generator=random), torch.randint(10, (500,), generator=random)
     bins = torch.tensor(predict.reliability(logits, labels))
     assert tuple(bins.shape) == (15, 3) and bins[:, 0].sum() == 500
-    assert ((bins[:, 0] * (bins[:, 1] - bins[:, 2]).abs()).sum() / 500).item() == pytest.approx(predict.ece(logits, labels))
+    gap = (bins[:, 0] * (bins[:, 1] - bins[:, 2]).abs()).sum().item() / 500
+    assert gap == pytest.approx(predict.ece(logits, labels))
     assert all(k / 15 < sure <= (k + 1) / 15 + 1e-6 for k, (count, sure, _) in enumerate(bins) if count)
 
 

@@ -201,10 +201,11 @@ demo: | $(installed) ## the whole pipeline in miniature, offline, in about four 
 
 # The recipes on the real images, as small as two CPU cores can train them at three seeds: baseline stages, fold
 # teachers and students on all images, and every way to distil on few of them, 10,000. Of the variables DATA and
-# DEVICE count. One thread for each job.
+# DEVICE count. One thread for each job. half: students that train half as long as their teachers.
 study    := weights/study
 study_on := --data "$(DATA)" --device $(or $(DEVICE),cpu)
 all      := $(study_on) --epochs 4
+half     := $(study_on) --epochs 2
 few      := $(study_on) --limit 10000 --epochs 10 -b 64
 plain    := --augment crop,flip --mix none
 seeds    := 0 1 2
@@ -213,7 +214,7 @@ runs      = $(foreach number,$(2),$(foreach name,$(1),$(study)/$(name)$(number).
 teachers_all := $(call runs,teacher-fold,0 1 2 3 4)
 teachers_few := $(call runs,few-teacher-fold,0 1 2 3 4)
 stages       := $(call runs,basic-seed optimized-seed augmented-seed,$(seeds))
-students_all := $(call runs,control-seed student-seed,$(seeds))
+students_all := $(call runs,control-seed student-seed half-control-seed half-student-seed,$(seeds))
 students_few := $(call runs,few-control-seed few-mean-seed few-oof-seed few-view-seed,$(seeds))
 
 define trained
@@ -231,11 +232,19 @@ $(study)/teacher-fold%.pt: | $(installed) $(images)
 $(study)/labels.csv: | $(teachers_all)
 	$(PYTHON) distill/labels.py $(teachers_all) $(study_on) --out $@
 
+student := --model seresnet20 --width 8 --noval $(plain)
+
 $(study)/student-seed%.pt: | $(study)/labels.csv
-	$(call trained,distill/student.py --labels $(study)/labels.csv --model seresnet20 --width 8 --noval $(all) $(plain) --seed $*)
+	$(call trained,distill/student.py --labels $(study)/labels.csv $(student) $(all) --seed $*)
 
 $(study)/control-seed%.pt: | $(installed) $(images)
-	$(call trained,distill/student.py --alpha 0 --model seresnet20 --width 8 --noval $(all) $(plain) --seed $*)
+	$(call trained,distill/student.py --alpha 0 $(student) $(all) --seed $*)
+
+$(study)/half-student-seed%.pt: | $(study)/labels.csv
+	$(call trained,distill/student.py --labels $(study)/labels.csv $(student) $(half) --seed $*)
+
+$(study)/half-control-seed%.pt: | $(installed) $(images)
+	$(call trained,distill/student.py --alpha 0 $(student) $(half) --seed $*)
 
 few_student := --model resnet18 --width 8 --noval --wd 5e-4 $(few) $(plain)
 

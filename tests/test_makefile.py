@@ -116,16 +116,16 @@ def test_the_study_trains_each_network_at_three_seeds_and_its_teachers_first(mak
     assert code == 0, out
     order = [Path(call[call.index("--out") + 1]).name for call in calls]
     training = {Path(call[-1]).stem: understood(call) for call in calls if call[0] in SCRIPTS}
-    assert len(training) == 37 and all(call[call.index("--data") + 1] == "synthetic" for call in calls)
+    assert len(training) == 43 and all(call[call.index("--data") + 1] == "synthetic" for call in calls)
     assert order.index("few-teacher-fold4.pt") < order.index("few-oof.csv") < order.index("few-oof-seed0.pt")
     assert order.index("teacher-fold4.pt") < order.index("labels.csv") < order.index("student-seed0.pt")
-    for few, names in [("", ["student", "control"]), ("few-", ["control", "mean", "oof", "view"])]:
+    for few, names in [("", ["student", "control"]), ("half-", ["student", "control"]), ("few-", ["control", "mean", "oof", "view"])]:
         for seed in range(3):
             alike = [{k: v for k, v in vars(training[f"{few}{name}-seed{seed}"]).items()
                       if k not in ("labels", "teachers", "alpha", "out", "identity")} for name in names]
             assert all(one == alike[0] for one in alike) and alike[0]["seed"] == seed
     assert [training[f"{stage}-seed1"].augment for stage in ("basic", "optimized")] == [(), ("crop", "flip")]
-    assert {r.epochs for name, r in training.items() if "few" not in name} == {4}
+    assert {r.epochs for name, r in training.items() if "few" not in name and "half" not in name} == {4}
     assert calls[-1][0] == "train/report.py"
     for name in ("teacher", "few-teacher"):
         place = calls[-1].index(f"{name}s")

@@ -142,7 +142,7 @@ benchmark: | $(installed) $(images) ## images per second of the step, the loop a
 # ---------------------------------------------------------------- the demo
 
 # The pipeline in miniature, on the generated images: the same scripts with other sizes, one thread for each job.
-# A teacher trains twice as long as the student: with as many epochs the control, on all images, outgrows the teachers.
+# A teacher trains for longer than the student: at as many epochs the control, on all images, outgrows the teachers.
 demo     := weights/demo$(SEED:%=-seed%)
 cores    := $(shell nproc 2>/dev/null || echo 2)
 demo_on  := --data synthetic --device $(or $(DEVICE),cpu)
@@ -171,13 +171,13 @@ $(demo)/baseline.pt: | $(installed)
 	$(call stage,baseline: ResNet-18,train/baseline.py --noval --stage basic --width 4 --epochs 6)
 
 $(demo)/control.pt: | $(installed)
-	$(call stage,control: SEResNet-20 from the labels,distill/student.py --noval --alpha 0 --model seresnet20 $(narrow) --epochs 4)
+	$(call stage,control: SEResNet-20 from the labels,distill/student.py --noval --alpha 0 --model seresnet20 $(narrow) --lr 0.05 --epochs 5)
 
 $(demo)/labels.csv: | $(learners)
 	@$(PYTHON) distill/labels.py $(learners) $(demo_on) --limit 1000 --out $@
 
 $(demo)/student.pt: | $(demo)/labels.csv
-	$(call stage,student: SEResNet-20 from the teachers,distill/student.py --noval --labels $(demo)/labels.csv --model seresnet20 $(narrow) --epochs 4)
+	$(call stage,student: SEResNet-20 from the teachers,distill/student.py --noval --labels $(demo)/labels.csv --model seresnet20 $(narrow) --lr 0.05 --epochs 5)
 
 $(demo)/submission.csv: | $(demo)/student.pt
 	@$(PYTHON) distill/submission.py $(demo)/student.pt --images synthetic --out $@ | tail -n 1

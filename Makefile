@@ -191,7 +191,7 @@ $(demo)/comparison.txt: | $(learners) $(singles) $(demo)/student.pt
 
 results := $(addprefix $(demo)/,submission.csv report/report.html comparison.txt)
 
-demo: | $(installed) ## the whole pipeline in miniature, offline, in about four minutes on two cores
+demo: | $(installed) ## the whole pipeline in miniature, offline, in two to four minutes on two cores
 	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, $(cores) jobs at once:"
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) $(learners) $(singles) $(demo)/student.pt $(results)
 	@echo; cat $(demo)/comparison.txt

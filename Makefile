@@ -183,7 +183,8 @@ $(demo)/submission.csv: | $(demo)/student.pt
 	@$(PYTHON) distill/submission.py $(demo)/student.pt --images synthetic --out $@ | tail -n 1
 
 $(demo)/report/report.html: | $(learners) $(singles) $(demo)/student.pt
-	@$(PYTHON) train/report.py $(learners) $(singles) $(demo)/student.pt $(demo_on) --out $(@D) > $(demo)/report.log
+	@$(PYTHON) train/report.py $(learners) $(singles) $(demo)/student.pt $(demo_on) --out $(@D) \
+	  --ensemble ensemble $(learners) > $(demo)/report.log
 
 $(demo)/comparison.txt: | $(learners) $(singles) $(demo)/student.pt
 	@$(PYTHON) distill/compare.py --baseline $(demo)/baseline.pt --teachers $(learners) --control $(demo)/control.pt \

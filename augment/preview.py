@@ -92,7 +92,7 @@ def draw(panels, out):
     for column, rows in zip(axes.T, panels):
         for axis, (label, images) in zip(column, rows):
             strip = F.pad(images, (1, 1, 1, 1), value=255).permute(2, 0, 3, 1).flatten(1, 2)
-            axis.imshow(strip.numpy(), interpolation="nearest")
+            axis.imshow(strip.round().to(torch.uint8).numpy(), interpolation="nearest")  # mixup gives floats
             axis.text(-4, 17, label, ha="right", va="center", fontsize=9)
     figure.subplots_adjust(left=0.09, right=0.99, top=0.99, bottom=0.01, hspace=0.05, wspace=0.2)
     figure.savefig(out, dpi=110)

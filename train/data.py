@@ -377,11 +377,13 @@ def main():
     arguments.add_argument("--data", type=Path, default=ROOT / "data", metavar="PATH", help="folder of the images")
     arguments.add_argument("--src", type=Path, metavar="FILE", help="a local cifar-10-python.tar.gz or cifar10.npz")
     args = arguments.parse_args()
-    if not present(args.data):
+    generated = str(args.data) == "synthetic"
+    if not generated and not present(args.data):
         fetch(args.data, args.src)
     for part in SIZES:
         dataset = load(args.data, part)
-        print(f"{len(dataset):,} {part} images from {dataset.source}, the official ones to the last byte")
+        kind = "generated whenever they are needed" if generated else "the official ones to the last byte"
+        print(f"{len(dataset):,} {part} images from {dataset.source}, {kind}")
 
 
 if __name__ == "__main__":

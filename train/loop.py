@@ -460,7 +460,7 @@ def run(recipe, loss=cross_entropy, prepare=lambda train, model: (train, ()), te
     last = state.rows[-1]
     held_out = "" if val is None else f", validation {last['val_accuracy']:.2f} % of {len(val):,} images"
     say(f"{weights}: training {last['train_accuracy']:.2f} %{held_out}, "
-        f"{duration(sum(row['seconds'] for row in state.rows))} for {recipe.epochs} epochs")
+        f"{duration(sum(row['seconds'] for row in state.rows))} for {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}")
     return weights
 
 

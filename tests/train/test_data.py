@@ -386,9 +386,15 @@ def test_of_two_fetching_at_once_the_second_finds_the_data(toy_set, tmp_path, mo
     assert os.listdir(folder) == ["cifar10.npz"]
 
 
+def test_the_synthetic_set_needs_no_fetching(tmp_path, monkeypatch, typed, offline):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = typed(data.main, "--data", "synthetic")
+    assert (code, err) == (0, "") and out.count("generated whenever") == 2 and not offline and "synthetic" not in os.listdir()
+
+
 @pytest.mark.parametrize("source, path, fits", [
-    ("cifar10.npz", "data", True), ("synthetic", "synthetic", True), ("synthetic with its test images", "synthetic", True),
-    ("synthetic", "data", False), ("cifar-10-batches-py", "synthetic", False)])
+    ("cifar10.npz", "data", True), ("synthetic", "synthetic", True),
+    ("synthetic with its test images", "synthetic", True), ("synthetic", "data", False), ("cifar-10-batches-py", "synthetic", False)])
 def test_weights_belong_to_the_images_of_their_kind(source, path, fits):
     content = {"provenance": {"source": source}}
     if fits:

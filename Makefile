@@ -153,31 +153,31 @@ singles  := $(addprefix $(demo)/,baseline.pt control.pt)
 
 # $(call stage,what it is,script and flags): keeps the output in a log and shows its last line.
 define stage
-@mkdir -p $(demo)
-@$(PYTHON) $(2) $(small) --out $@ > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }
+@mkdir -p $(@D)
+@$(PYTHON) $(2) --out $@ > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }
 @printf '%-36s %s\n' "$(1)" "$$(tail -n 1 $(@:.pt=.log) | sed 's/^[^:]*: //')"
 endef
 
 $(demo)/shakeshake.pt: | $(installed)
-	$(call stage,teacher: Shake-Shake-26 on all,train/shakeshake.py --noval --width 8 --lr 0.03 --epochs 12)
+	$(call stage,teacher: Shake-Shake-26 on all,train/shakeshake.py --noval --width 8 --lr 0.03 --epochs 12 $(small))
 
 $(demo)/all.pt: | $(installed)
-	$(call stage,teacher: SEResNet-20 on all,train/seresnet.py --noval --depth 20 $(narrow) --epochs 8)
+	$(call stage,teacher: SEResNet-20 on all,train/seresnet.py --noval --depth 20 $(narrow) --epochs 8 $(small))
 
 $(demo)/fold%.pt: | $(installed)
-	$(call stage,teacher: SEResNet-20 without fold $*,train/seresnet.py --fold $* --depth 20 $(narrow) --epochs 8)
+	$(call stage,teacher: SEResNet-20 without fold $*,train/seresnet.py --fold $* --depth 20 $(narrow) --epochs 8 $(small))
 
 $(demo)/baseline.pt: | $(installed)
-	$(call stage,baseline: ResNet-18,train/baseline.py --noval --stage basic --width 4 --epochs 6)
+	$(call stage,baseline: ResNet-18,train/baseline.py --noval --stage basic --width 4 --epochs 6 $(small))
 
 $(demo)/control.pt: | $(installed)
-	$(call stage,control: SEResNet-20 from the labels,distill/student.py --noval --alpha 0 --model seresnet20 $(narrow) --lr 0.05 --epochs 5)
+	$(call stage,control: SEResNet-20 from the labels,distill/student.py --noval --alpha 0 --model seresnet20 $(narrow) --lr 0.05 --epochs 5 $(small))
 
 $(demo)/labels.csv: | $(learners)
 	@$(PYTHON) distill/labels.py $(learners) $(demo_on) --limit 1000 --out $@
 
 $(demo)/student.pt: | $(demo)/labels.csv
-	$(call stage,student: SEResNet-20 from the teachers,distill/student.py --noval --labels $(demo)/labels.csv --model seresnet20 $(narrow) --lr 0.05 --epochs 5)
+	$(call stage,student: SEResNet-20 from the teachers,distill/student.py --noval --labels $(demo)/labels.csv --model seresnet20 $(narrow) --lr 0.05 --epochs 5 $(small))
 
 $(demo)/submission.csv: | $(demo)/student.pt
 	@$(PYTHON) distill/submission.py $(demo)/student.pt --images synthetic --out $@ | tail -n 1
@@ -218,17 +218,11 @@ stages       := $(call runs,basic-seed optimized-seed augmented-seed,$(seeds))
 students_all := $(call runs,control-seed student-seed half-control-seed half-student-seed,$(seeds))
 students_few := $(call runs,few-control-seed few-mean-seed few-oof-seed few-view-seed,$(seeds))
 
-define trained
-@mkdir -p $(study)
-$(PYTHON) $(1) --out $@ > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }
-@tail -n 1 $(@:.pt=.log)
-endef
-
 $(stages): $(study)/%.pt: | $(installed) $(images)
-	$(call trained,train/baseline.py --stage $(subst -seed, --seed ,$*) --width 8 --noval $(all))
+	$(call stage,$(@F:.pt=),train/baseline.py --stage $(subst -seed, --seed ,$*) --width 8 --noval $(all))
 
 $(study)/teacher-fold%.pt: | $(installed) $(images)
-	$(call trained,train/seresnet.py --depth 20 --width 8 --fold $* $(all) $(plain))
+	$(call stage,$(@F:.pt=),train/seresnet.py --depth 20 --width 8 --fold $* $(all) $(plain))
 
 $(study)/labels.csv: | $(teachers_all)
 	$(PYTHON) distill/labels.py $(teachers_all) $(study_on) --out $@
@@ -236,36 +230,36 @@ $(study)/labels.csv: | $(teachers_all)
 student := --model seresnet20 --width 8 --noval $(plain)
 
 $(study)/student-seed%.pt: | $(study)/labels.csv
-	$(call trained,distill/student.py --labels $(study)/labels.csv $(student) $(all) --seed $*)
+	$(call stage,$(@F:.pt=),distill/student.py --labels $(study)/labels.csv $(student) $(all) --seed $*)
 
 $(study)/control-seed%.pt: | $(installed) $(images)
-	$(call trained,distill/student.py --alpha 0 $(student) $(all) --seed $*)
+	$(call stage,$(@F:.pt=),distill/student.py --alpha 0 $(student) $(all) --seed $*)
 
 $(study)/half-student-seed%.pt: | $(study)/labels.csv
-	$(call trained,distill/student.py --labels $(study)/labels.csv $(student) $(half) --seed $*)
+	$(call stage,$(@F:.pt=),distill/student.py --labels $(study)/labels.csv $(student) $(half) --seed $*)
 
 $(study)/half-control-seed%.pt: | $(installed) $(images)
-	$(call trained,distill/student.py --alpha 0 $(student) $(half) --seed $*)
+	$(call stage,$(@F:.pt=),distill/student.py --alpha 0 $(student) $(half) --seed $*)
 
 few_student := --model resnet18 --width 8 --noval --wd 5e-4 $(few) $(plain)
 
 $(study)/few-teacher-fold%.pt: | $(installed) $(images)
-	$(call trained,train/baseline.py --stage optimized --width 16 --fold $* $(few))
+	$(call stage,$(@F:.pt=),train/baseline.py --stage optimized --width 16 --fold $* $(few))
 
 $(study)/few-mean.csv $(study)/few-oof.csv: | $(teachers_few)
 	$(PYTHON) distill/labels.py $(teachers_few) $(study_on) --limit 10000 --average $(patsubst few-%.csv,%,$(@F)) --out $@
 
 $(study)/few-control-seed%.pt: | $(installed) $(images)
-	$(call trained,distill/student.py --alpha 0 $(few_student) --seed $*)
+	$(call stage,$(@F:.pt=),distill/student.py --alpha 0 $(few_student) --seed $*)
 
 $(study)/few-mean-seed%.pt: | $(study)/few-mean.csv
-	$(call trained,distill/student.py --labels $(study)/few-mean.csv $(few_student) --seed $*)
+	$(call stage,$(@F:.pt=),distill/student.py --labels $(study)/few-mean.csv $(few_student) --seed $*)
 
 $(study)/few-oof-seed%.pt: | $(study)/few-oof.csv
-	$(call trained,distill/student.py --labels $(study)/few-oof.csv $(few_student) --seed $*)
+	$(call stage,$(@F:.pt=),distill/student.py --labels $(study)/few-oof.csv $(few_student) --seed $*)
 
 $(study)/few-view-seed%.pt: | $(teachers_few)
-	$(call trained,distill/student.py --teachers $(teachers_few) $(few_student) --seed $*)
+	$(call stage,$(@F:.pt=),distill/student.py --teachers $(teachers_few) $(few_student) --seed $*)
 
 study: | $(installed) $(images) ## small networks on the real images at three seeds, in two hours on two cores
 	for part in "$(teachers_few)" "$(students_few) $(teachers_all)" "$(students_all) $(stages)"; do \

@@ -1,31 +1,13 @@
 """The picture of every augmentation as a command."""
 
-import sys
-
 import numpy as np
 import pytest
 
 from augment import preview
 
 
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """typed(words...): run the command; returns (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["preview.py", *map(str, words)])
-        code = 0
-        try:
-            preview.main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
-
-
 def test_a_picture_of_generated_images(tmp_path, typed, caplog):
-    code, out, err = typed("--data", "synthetic", "--out", tmp_path / "augment.png")
+    code, out, err = typed(preview.main, "--data", "synthetic", "--out", tmp_path / "augment.png")
     assert (code, err) == (0, "") and "clipping" not in caplog.text.lower() and (tmp_path / "augment.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -35,12 +17,12 @@ def test_a_mistake_is_one_line(tmp_path, typed, content, told):
         np.savez(tmp_path / "cifar10.npz", other=np.zeros(1))
     elif content:
         (tmp_path / "cifar10.npz").write_bytes(content)
-    code, out, err = typed("--data", tmp_path, "--out", tmp_path / "x.png")
+    code, out, err = typed(preview.main, "--data", tmp_path, "--out", tmp_path / "x.png")
     assert (code, out) == (2, "") and err.startswith("preview: ") and told in err and err.count("\n") == 1
 
 
 def test_a_folder_that_does_not_exist_is_one_line(tmp_path, typed, monkeypatch):
     monkeypatch.setattr(preview, "operation_rows", lambda images: [])
     monkeypatch.setattr(preview, "random_rows", lambda images, seed: [("row", images)] * 2)
-    code, _, err = typed("--data", "synthetic", "--out", tmp_path / "no/where/x.png")
+    code, _, err = typed(preview.main, "--data", "synthetic", "--out", tmp_path / "no/where/x.png")
     assert code == 2 and "no/where" in err and err.count("\n") == 1

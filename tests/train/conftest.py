@@ -1,6 +1,4 @@
-"""The toy set in a folder, for the tests that train on it, and commands as people type them."""
-
-import sys
+"""The toy set in a folder, for the tests that train on it."""
 
 import pytest
 import toy
@@ -15,19 +13,3 @@ def toy_set(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     yield toy.write_npz(tmp_path / "data")
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """typed(main, words...): run a command in this process; returns (exit code, stdout, stderr)."""
-
-    def call(main, *words):
-        monkeypatch.setattr(sys, "argv", [main.__module__.split(".")[-1] + ".py", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call

@@ -1,13 +1,18 @@
 """The whole augmentation policy as pure functions on uint8 batches, on any device.
 
-    augmented = pipeline(("crop", "flip", "autoaugment", "erase"))(images, generator)
-    images, targets = MIXES["ricap"](generator, augmented, targets, batch=128)
+    augmented = pipeline(("crop", "flip", "autoaugment", "erase:0.5"))(images, generator)
+    images, targets = mixing("mixup:0.2")(generator, augmented, targets, batch=128)
     inputs = normalize(images)
 
 An augmentation takes (N, 3, 32, 32) uint8 images and a torch.Generator on their device and
 returns new ones; a mix also takes targets. Normalization comes last: bytes are cheaper to move.
+
+A name may carry strengths, NAME:STRENGTH:STRENGTH: the numeric keyword parameters of its function, in the order of
+its signature. `describe` lists them.
 """
 
+import inspect
+import math
 from functools import partial
 
 from augment.basic import crop, cutout, erase, flip, normalize
@@ -27,24 +32,72 @@ AUGMENTATIONS = {
 
 MIXES = {"none": none, "ricap": ricap, "cutmix": cutmix, "mixup": mixup}
 
+# The parameters that a name may carry, and their bounds.
+STRENGTHS = {
+    "p": (0, 1),  # a probability
+    "padding": (0, 16), "size": (1, 32),  # pixels
+    "smallest": (0, 1), "largest": (0, 1),  # shares of the image's area
+    "flattest": (0.01, 100), "tallest": (0.01, 100),  # height / width
+    "severity": (1, 10), "width": (1, 10),  # of AugMix
+    "alpha": (0.01, 100), "beta": (0.01, 100),  # of Beta distributions
+}
+
 CHUNK = 2048  # images per call: every operation finds a group; measured against 512, 1024 and 4096
 
 
 def pipeline(names):
     """The named augmentations as one function (images, generator) -> images, in that order.
 
-    names: an iterable of keys of AUGMENTATIONS; an empty one changes nothing. Raises
-    ValueError for an unknown name, listing the known ones.
+    names: an iterable of NAME[:STRENGTH...], NAME a key of AUGMENTATIONS; an empty one changes nothing.
+    Raises ValueError for a name or a strength that is not known or out of bounds, saying what is.
     """
-    names = tuple(names)
-    for name in names:
-        if name not in AUGMENTATIONS:
-            known = ", ".join(AUGMENTATIONS)
-            raise ValueError(f"unknown augmentation {name!r}: known are {known}")
+    chosen = [_strengthened(text, AUGMENTATIONS, "augmentation") for text in names]
 
     def augment(images, generator):
-        for name in names:
-            images = AUGMENTATIONS[name](images, generator)
+        for function in chosen:
+            images = function(images, generator)
         return images
 
     return augment
+
+
+def mixing(text):
+    """The mix (generator, images, *targets, batch=None) of NAME[:STRENGTH...]; errors as those of `pipeline`."""
+    return _strengthened(text, MIXES, "mix")
+
+
+def describe(functions):
+    """Every name of AUGMENTATIONS or MIXES with its strengths and their defaults: "flip[:p=0.5], autoaugment"."""
+    return ", ".join(name + _form(function) for name, function in functions.items())
+
+
+def _strengths(function):
+    """{parameter: default} of those parameters that a name may carry, in their order."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.name in STRENGTHS}
+
+
+def _form(function):
+    default = "".join(f":{parameter}={value}" for parameter, value in _strengths(function).items())
+    return f"[{default}]" if default else ""
+
+
+def _strengthened(text, functions, kind):
+    """The function called NAME in `functions`, with the strengths that follow the name in NAME[:STRENGTH...]."""
+    name, *given = text.split(":")
+    if name not in functions:
+        raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(functions)}")
+    function, strengths = functions[name], _strengths(functions[name])
+    if len(given) > len(strengths):
+        raise ValueError(f"{text!r} has too many strengths: it may be {name}{_form(function)}")
+    values = {}
+    for word, (parameter, default) in zip(given, strengths.items()):
+        low, high = STRENGTHS[parameter]
+        try:
+            values[parameter] = type(default)(word)
+        except ValueError:
+            values[parameter] = math.nan
+        if not low <= values[parameter] <= high:  # nor is NaN
+            what = "a whole number" if isinstance(default, int) else "a number"
+            raise ValueError(f"{parameter} of {text!r} should be {what} from {low} to {high}, not {word!r}")
+    return partial(function, **values) if values else function

@@ -5,6 +5,7 @@ and returns a new batch; the input is never written to. Every image draws its ow
 and nothing is read back to the host, so a batch of 128 and a whole epoch are the same call.
 """
 
+import hashlib
 import math
 from functools import lru_cache
 
@@ -18,6 +19,12 @@ SHIFT = tuple(-m / s for m, s in zip(MEAN, STD))
 
 MEAN_PIXEL = tuple(round(255 * m) for m in MEAN)  # what erase and cutout paint: 0 once normalized
 ERASE_TRIES = 10  # torchvision's RandomErasing gives up after so many
+
+
+def derive(seed, *use):
+    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "augment", epoch)."""
+    text = "/".join(map(str, (seed, *use)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def crop(images, generator, padding=4, mode="constant"):
@@ -49,12 +56,12 @@ def mirror(images, chosen):
     return torch.where(chosen.view(-1, 1, 1, 1), *both).view(torch.uint8)
 
 
-def erase(images, generator, p=0.25, area=(0.02, 0.4), ratio=(0.3, 3.3)):
+def erase(images, generator, p=0.25, smallest=0.02, largest=0.4, flattest=0.3, tallest=3.3):
     """Random erasing: with probability p, paint one rectangle with the mean pixel.
 
-    The rectangle's share of the image is uniform in `area`, its height / width log-uniform in
-    `ratio`. One that does not fit is drawn again, up to ten times, and then the image stays as
-    it is: the distribution of torchvision's RandomErasing. images: (N, 3, H, W) uint8.
+    The rectangle's share of the image is uniform from `smallest` to `largest`, its height / width
+    log-uniform from `flattest` to `tallest`. One that does not fit is drawn again, up to ten times, and then
+    the image stays as it is: the distribution of torchvision's RandomErasing. images: (N, 3, H, W) uint8.
     Zhong et al., Random Erasing Data Augmentation, 2017.
     """
     n, _, image_height, image_width = images.shape
@@ -62,8 +69,8 @@ def erase(images, generator, p=0.25, area=(0.02, 0.4), ratio=(0.3, 3.3)):
 
     # Ten rectangles for every image; the first that fits is the one a loop would stop at.
     tries = (n, ERASE_TRIES)
-    pixels = image_height * image_width * _uniform(generator, *area, tries)
-    aspect = torch.exp(_uniform(generator, math.log(ratio[0]), math.log(ratio[1]), tries))
+    pixels = image_height * image_width * _uniform(generator, smallest, largest, tries)
+    aspect = torch.exp(_uniform(generator, math.log(flattest), math.log(tallest), tries))
     height, width = (pixels * aspect).sqrt().round(), (pixels / aspect).sqrt().round()
     fits = (height < image_height) & (width < image_width)
     first = fits.int().argmax(1, keepdim=True)

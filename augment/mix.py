@@ -46,16 +46,18 @@ def ricap(generator, images, *targets, batch=None, beta=0.3):
     return mixed, *_average((area / (height * width))[member], partners, targets)
 
 
-def cutmix(generator, images, *targets, batch=None, alpha=1.0):
+def cutmix(generator, images, *targets, batch=None, alpha=1.0, p=1.0):
     """A box of another image pasted into each, at the same place: CutMix.
 
     The box has the image's proportions and, before it is clipped at the border, the share
-    1 - Beta(alpha, alpha) of its area; its centre is uniform. Yun et al., CutMix: Regularization
-    Strategy to Train Strong Classifiers, 2019.
+    1 - Beta(alpha, alpha) of its area; its centre is uniform. A batch is mixed with probability p, and
+    else gets an empty box. Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers, 2019.
     """
     height, width = images.shape[2:]
     member, batches = _batches(images, batch)
     side = (1 - _beta(generator, alpha, batches)).sqrt()[:, None]
+    if p < 1:
+        side = side * (torch.rand(side.shape, generator=generator, device=images.device) < p)
     y, x = _positions(images)
     inside_y, inside_x = _near(generator, y, height, side), _near(generator, x, width, side)
     itself = torch.arange(len(images), device=images.device)

@@ -15,13 +15,22 @@ import torch.nn.functional as F
 DKD_BETA = 8.0  # weight of the non-target classes (Zhao et al. 2022, table 1 of the CIFAR experiments)
 
 
-def distillation_loss(student_logits, soft_targets, hard_targets, temperature=4.0, alpha=0.9):
-    """The weighted sum above as a scalar; alpha weighs the teachers, 1 - alpha the labels.
+def distillation_loss(student_logits, soft_targets, hard_targets, temperature=4.0, alpha=0.9, objective="kd",
+                      smoothing=0.0):
+    """The weighted sum above, "loss", and its two parts unweighted, "soft" and "hard": a dict of scalars.
 
-    At alpha 0 it is the plain cross entropy with the hard targets.
+    alpha weighs the teachers, 1 - alpha the labels: at alpha 0 the loss is the plain cross entropy with the hard
+    targets. objective: how student and teachers are compared, a key of OBJECTIVES; smoothing: of the hard targets.
     """
-    soft = kl_divergence(student_logits, soft_targets, hard_targets, temperature)
-    return alpha * soft + (1 - alpha) * F.cross_entropy(student_logits, hard_targets)
+    transform, divergence = OBJECTIVES[objective]
+    soft = divergence(transform(student_logits), soft_targets, hard_targets, temperature)
+    hard = F.cross_entropy(student_logits, hard_targets, label_smoothing=smoothing)
+    return {"loss": alpha * soft + (1 - alpha) * hard, "soft": soft, "hard": hard}
+
+
+def soft_targets_of(teacher_logits, temperature=4.0, objective="kd"):
+    """The soft targets (N, K) that `distillation_loss` expects, from teacher logits (N, K)."""
+    return soften(OBJECTIVES[objective].transform(teacher_logits), temperature)
 
 
 def soften(logits, temperature):
@@ -83,27 +92,3 @@ OBJECTIVES = {
     "dkd": Objective(lambda logits: logits, decoupled),
     "standardized": Objective(standardize, kl_divergence),
 }
-
-
-def criterion(objective="kd", temperature=4.0, alpha=0.9, teach=None):
-    """The loss that train.loop.fit calls: (logits, images, hard, *soft) -> {"loss", "soft", "hard"}.
-
-    teach: None to learn from the soft targets that come with the batch, or a function from the student's own batch,
-    augmented and mixed, to teacher logits (Beyer et al. 2022). "soft" and "hard" are the two parts unweighted.
-    """
-    transform, divergence = OBJECTIVES[objective]
-
-    def loss(logits, images, hard, *soft):
-        soft_targets = soften(transform(teach(images)), temperature) if teach else soft[0]
-        parts = {
-            "soft": divergence(transform(logits), soft_targets, hard, temperature),
-            "hard": F.cross_entropy(logits, hard),
-        }
-        return {"loss": alpha * parts["soft"] + (1 - alpha) * parts["hard"], **parts}
-
-    return loss
-
-
-def soft_targets_of(logits, objective="kd", temperature=4.0):
-    """The soft targets (N, K) that `criterion` expects, from teacher logits (N, K)."""
-    return soften(OBJECTIVES[objective].transform(logits), temperature)

@@ -1,16 +1,17 @@
 """Train one student within the budget from its teachers' answers.
 
-    python distill/student.py --labels distillation_labels.csv --noval       from the averaged logits
-    python distill/student.py --teachers weights/seresnet164-fold?.pt --noval    from the teachers' answers on its own batch
-    python distill/student.py --alpha 0 --noval                              the control: labels only
+    python distill/student.py --labels distillation_labels.csv --noval           from the averaged logits
+    python distill/student.py --teachers weights/seresnet164-fold?.pt --noval    from their answers on its own batch
+    python distill/student.py --alpha 0 --noval                                  the control: labels only
+    python distill/student.py --model flatse --help                              another architecture, with its recipe
 
-The student is SEResNet-164 unless --model names another within 5,000,000 parameters; T = 4, alpha = 0.9. With
---teachers every teacher sees the student's augmented and mixed batch (Beyer et al. 2022), which costs its
-forward pass in each step.
+The student is SEResNet-164 unless --model names another within 5,000,000 parameters; it trains by the recipe of its
+architecture, with T = 4 and alpha = 0.9 on top. With --teachers every teacher sees the student's augmented and mixed
+batch (Beyer et al. 2022), which costs its forward pass in each step.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -19,55 +20,119 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from distill.labels import load_teachers, read_labels
-from distill.loss import OBJECTIVES, criterion, soft_targets_of
-from distill.unlabelled import UNLABELLED, load_images
+from distill.loss import OBJECTIVES, distillation_loss, soft_targets_of
+from distill.table import read_labels
+from distill.unlabelled import with_unlabelled
 from models import MODELS
-from train import checkpoint, data
-from train.loop import run
-from train.recipe import Recipe, UserError, command, device_of, number, parse, setting, whole
+from train.baseline import Baseline
+from train.engine import checkpoint, data, predict
+from train.engine.command import UserError, autocast, command, device_of, number
+from train.engine.loop import run
+from train.engine.recipe import Recipe, parse, peek, setting
+from train.flatse import FlatSE
+from train.pyramidnet import PyramidNet
+from train.quick import Quick
+from train.seresnet import SEResNet
+from train.shakeshake import ShakeShake
+
+RECIPES = (Baseline, SEResNet, ShakeShake, PyramidNet, FlatSE, Quick)
 
 
 @dataclass(frozen=True)
-class Student(Recipe):
-    model: str = setting("seresnet164", "architecture, within the budget", str, "model", choices=tuple(MODELS))
-    width: int | None = setting(None, "its width, where the family has one", whole(1), "model", model=True)
-    depth: int | None = setting(None, "its depth, where the family has one", whole(1), "model", model=True)
-    epochs: int = 200
-    weight_decay: float = 1e-4
-    augment: tuple = ("crop", "flip", "autoaugment", "erase")
-    mix: str = "ricap"
-    labels: str | None = setting(
-        None, "CSV that distill/labels.py wrote", group="distillation", what=False, metavar="FILE"
-    )
-    teachers: tuple = setting(
-        (),
-        "weights that answer on the student's own batch",
-        group="distillation",
-        what=False,
-        nargs="+",
-        metavar="WEIGHTS",
-    )
-    images: str | None = setting(
-        None, "also learn on these images without labels", group="distillation", what=False, metavar="FILE"
-    )
+class Distillation:
+    """What a student adds to the recipe of its architecture."""
+
+    labels: str | None = setting(None, "CSV that distill/labels.py wrote", None, "distillation", False, metavar="FILE")
+    teachers: tuple = setting((), "weights that answer on the student's own batch", None, "distillation", False,
+                              nargs="+", metavar="WEIGHTS")
+    images: str | None = setting(None, "also learn on these images without labels", None, "distillation", False,
+                                 metavar="FILE")
+    admit_test_images: bool = setting(False, "--images may hold test images (the student's score is then refused)",
+                                      group="distillation")
     objective: str = setting("kd", "how answers are compared", str, "distillation", choices=tuple(OBJECTIVES))
     temperature: float = setting(4.0, "softens teacher and student alike", number(0, above=True), "distillation")
     alpha: float = setting(0.9, "weight of the teachers, the labels have the rest", number(0, 1), "distillation")
 
     def run_name(self, model_name):
-        name = "student" if self.alpha else "student-control"
-        return name if self.fold is None else f"{name}-{self.split_name}"
+        return super().run_name("student" if self.alpha else "student-control").replace("-noval", "")
 
     @cached_property
     def identity(self):
         """With the teachers by content; the CSV's content is in the digest of the targets already."""
-        return super().identity | {"teachers": [mark_of(file) for file in self.teachers]}
+        marks = [checkpoint.digest(checkpoint.load_weights(file)["state"]) for file in self.teachers]
+        return super().identity | {"teachers": marks}
+
+    @property
+    def sees_test(self):
+        return super().sees_test or self.admit_test_images
+
+    @cached_property
+    def teach(self):
+        """The Teachers that answer on the student's own batch."""
+        device = device_of(self.device)
+        networks = predict.load(self.teachers, device)
+        for network in networks:
+            if network.provenance["include_test"] and not self.include_test:
+                raise UserError(f"{network.file} was trained with the test images: its answers would leak them")
+        compiling = device.type == "cuda" if self.compile is None else self.compile
+        return Teachers([network.model for network in networks], self.precision, compiling)
+
+    def prepare(self, train, model):
+        train, soft = super().prepare(train, model)
+        if self.images:
+            train = with_unlabelled(train, self.images, self.data, self.sees_test)
+        if self.alpha == 0:
+            return train, soft
+        if self.teachers:
+            self.teach  # whatever is wrong with them is told before the training
+            return train, soft
+        only = None if self.include_test else np.concatenate([data.load(self.data).ids, train.ids])
+        logits = read_labels(self.labels, train, only)
+        return train, (*soft, soft_targets_of(logits, self.temperature, self.objective))
+
+    def loss(self, logits, images, hard, *soft):
+        """alpha T^2 KL + (1 - alpha) CE (see distill/loss.py), or the architecture's own loss at alpha 0."""
+        if self.alpha == 0:
+            return super().loss(logits, images, hard, *soft)
+        soft = soft_targets_of(self.teach(images), self.temperature, self.objective) if self.teachers else soft[-1]
+        return distillation_loss(logits, soft, hard, self.temperature, self.alpha, self.objective, self.smoothing)
 
 
-def mark_of(file):
-    """What stands for a teacher in the student's recipe: the digest of its weights."""
-    return checkpoint.digest(checkpoint.load_weights(file)["state"])
+class Teachers:
+    """Frozen networks that answer together: normalized images (N, 3, H, W) to the mean of their logits (N, 10).
+
+    Their filters are cast to the precision once, not in every step. On CUDA they are compiled, without CUDA graphs of
+    their own: what they return must not lie in memory that the student's graphs reuse.
+    """
+
+    def __init__(self, networks, precision="float32", compiling=False):
+        self.networks, self.precision = [network.eval().requires_grad_(False) for network in networks], precision
+        for layer in (layer for network in self.networks for layer in network.modules()):
+            if precision == "bfloat16" and isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                layer.to(torch.bfloat16)
+        self.mean = torch.compile(self.mean, dynamic=False) if compiling else self.mean
+
+    def mean(self, images):
+        return sum(network(images).float() for network in self.networks) / len(self.networks)
+
+    @torch.no_grad()
+    def __call__(self, images):
+        with autocast(images.device, self.precision):
+            return self.mean(images)
+
+
+def student_of(name):
+    """The recipe class of a student: that of the architecture `name` of MODELS, with Distillation on top."""
+    kind = next((kind for kind in RECIPES if family(MODELS[kind.model]) is family(MODELS[name])), Recipe)
+    model = setting(name, "architecture, within the budget", str, "model", choices=tuple(MODELS))
+    defaults = {"model": model, **getattr(MODELS[name], "keywords", {})}  # of a partial, such as width=40
+    types = {f.name: f.type for f in fields(kind)}
+    return dataclass(frozen=True)(type("Student", (Distillation, kind), {
+        "__annotations__": {field: types[field] for field in defaults}, "__module__": __name__, **defaults}))
+
+
+def family(constructor):
+    return getattr(constructor, "func", constructor)
 
 
 def check_source(recipe):
@@ -76,56 +141,17 @@ def check_source(recipe):
     if recipe.alpha == 0 and named:
         raise UserError(f"--alpha 0 learns from the labels of the data alone: leave {named[0]} out")
     if recipe.alpha > 0 and len(named) != 1:
-        raise UserError(
-            "name one source of soft targets, --labels FILE or --teachers WEIGHTS... (--alpha 0 needs none)"
-        )
+        raise UserError("name one source of soft targets, --labels FILE or --teachers WEIGHTS... (--alpha 0 needs none)")
     if recipe.images and recipe.alpha < 1 and not named:
         raise UserError("--images have no labels: they need teachers")
 
 
-class Ensemble:
-    """Frozen teachers that answer together: normalized images (N, 3, 32, 32) to the mean of their logits (N, 10)."""
-
-    def __init__(self, teachers):
-        self.teachers = [model.eval().requires_grad_(False) for model in teachers]
-
-    @torch.no_grad()
-    def __call__(self, images):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
-            return sum(model(images).float() for model in self.teachers) / len(self.teachers)
-
-
-def ensemble(recipe):
-    """The Ensemble that a recipe names, on its device, or None."""
-    loaded = load_teachers(recipe.teachers, device_of(recipe.device), recipe.include_test)
-    return Ensemble([model for _, model, _ in loaded]) if loaded else None
-
-
-def prepare(recipe):
-    """The function that `run` asks for the images to train on and their soft targets."""
-
-    def with_targets(train, model):
-        if recipe.images:
-            images, _ = load_images(recipe.images)
-            train = data.join(train, data.as_dataset(images, np.full(len(images), -1), recipe.images), UNLABELLED)
-        if not recipe.labels:
-            return train, ()
-        only = None if recipe.include_test else np.concatenate([data.load(recipe.data).ids, train.ids])
-        logits = read_labels(recipe.labels, train, only)
-        return train, (soft_targets_of(logits, recipe.objective, recipe.temperature),)
-
-    return with_targets
-
-
 @command
 def main():
-    recipe = parse(Student, __doc__)
+    name = peek("--model", tuple(MODELS), "seresnet164")
+    recipe = parse(student_of(name), __doc__)
     check_source(recipe)
-    if recipe.alpha == 0:
-        run(recipe)
-    else:
-        loss = criterion(recipe.objective, recipe.temperature, recipe.alpha, ensemble(recipe))
-        run(recipe, loss, prepare(recipe))
+    run(recipe)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 import torch
 
-from distill.labels import load_teachers
 from distill.unlabelled import load_images
-from train import data, predict
-from train.checkpoint import write_text
-from train.recipe import UserError, add_common, check_target, command, device_of, parser
+from train.engine import data, predict
+from train.engine.checkpoint import write_text
+from train.engine.command import UserError, add_common, check_target, command, count_of, device_of, parser
 
 
 def agreement(submission, path):
@@ -40,9 +39,8 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("weights", nargs="+", metavar="WEIGHTS", help="one weights file, or several as an ensemble")
     arguments.add_argument("--images", required=True, metavar="FILE", help="pickle, npz or folder of PNGs")
-    arguments.add_argument(
-        "--out", "--output", "-o", type=Path, default=Path("submission.csv"), metavar="FILE", help="CSV to write"
-    )
+    arguments.add_argument("--out", "--output", "-o", type=Path, default=Path("submission.csv"), metavar="FILE",
+                           help="CSV to write")
     arguments.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
     arguments.add_argument("--compare", metavar="FILE", help="an earlier submission to compare with")
     add_common(arguments)
@@ -51,8 +49,8 @@ def main():
     images, ids = load_images(args.images)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     # Weights trained with a public test set are welcome here: these images have a hidden one.
-    models = load_teachers(args.weights, device_of(args.device), include_test=True)
-    logits = sum(predict.logits(model, batch, args.tta, file.stem) for file, model, _ in models) / len(models)
+    networks = predict.load(args.weights, device_of(args.device))
+    logits = predict.answers(networks, batch, args.tta)
     submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
 
     counts = submission["Labels"].value_counts().reindex(range(len(data.CLASSES)), fill_value=0)
@@ -61,7 +59,7 @@ def main():
     if args.compare:
         print(f"agrees with {args.compare} on {agreement(submission, args.compare):.2f} %")
     write_text(args.out, submission.to_csv(index=False))
-    print(f"{args.out}: {len(ids):,} answers of {len(models)} network{'s' * (len(models) > 1)}")
+    print(f"{args.out}: {count_of(len(ids), 'answer')} of {count_of(len(networks), 'network')}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from train import data
-from train.recipe import UserError
-
-UNLABELLED = "images without labels"
+from train.engine import data, sources
+from train.engine.command import UserError, one_line
 
 # What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
 ARRAYS = {
@@ -29,6 +27,23 @@ class ArraysOnly(pickle.Unpickler):
         return codecs.encode if module == "_codecs" else super().find_class(module, name)
 
 
+def with_unlabelled(dataset, path, data_path, admit_test=False):
+    """The Dataset with the images of `path` (see `load_images`) behind it, labelled -1.
+
+    data_path: where CIFAR-10 is. Raises UserError when some of them are training images, or test images unless
+    `admit_test`: learning on those, even without labels, is not what a test score means.
+    """
+    images, _ = load_images(path)
+    added = data.as_dataset(images, np.full(len(images), -1), str(path))
+    if len(known := np.intersect1d(added.ids, dataset.ids)):
+        raise UserError(f"--images {path}: {len(known):,} of them are training images, the first is {known[0]}")
+    tested = [] if admit_test else np.intersect1d(added.ids, data.load(data_path, "test").ids)
+    if len(tested):
+        raise UserError(f"--images {path}: {len(tested):,} of them are test images, the first is {tested[0]}; "
+                        f"--admit-test-images takes them and marks the weights, which then have no test accuracy")
+    return data.join(dataset, added, "images without labels")
+
+
 def load_images(path):
     """(images uint8 (N, 32, 32, 3), ids (N,) strings) of a file, in its own order.
 
@@ -42,14 +57,12 @@ def load_images(path):
     path = Path(path)
     if not path.exists():
         raise UserError(f"--images {path} does not exist")
-    content = read_folder(path) if path.is_dir() else read_npz(path) if path.suffix == ".npz" else read_pickle(path)
+    content = read_folder(path) if path.is_dir() else named(sources.read_npz(path)) if path.suffix == ".npz" else read_pickle(path)
     try:
         images, ids = np.asarray(content["data"]), content["ids"]
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]!r}: it should have `data` and `ids`")
-    ids = np.array(
-        [name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ids).ravel().tolist()]
-    )
+    ids = [name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ids).ravel().tolist()]
     if images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3072:
         images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # the official batches' rows are CHW
     if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or not len(images):
@@ -58,7 +71,7 @@ def load_images(path):
         raise UserError(f"{path}: {len(images):,} images, but {len(ids):,} ids")
     if len(set(ids)) != len(ids):
         raise UserError(f"{path}: {len(ids) - len(set(ids)):,} ids occur more than once")
-    return np.ascontiguousarray(images), ids
+    return np.ascontiguousarray(images), np.array(ids)
 
 
 def read_pickle(path):
@@ -67,18 +80,11 @@ def read_pickle(path):
             content = ArraysOnly(handle, encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     except Exception as error:  # whatever a hostile or damaged pickle runs into
-        raise UserError(
-            f"{path} is not a plain pickle of arrays: {str(error).splitlines()[0] if str(error) else error!r}"
-        )
+        raise UserError(f"{path} is not a plain pickle of arrays ({one_line(error)})")
 
 
-def read_npz(path):
-    try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            content = {name: arrays[name] for name in arrays.files}
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as an npz of plain arrays: {error}")
-    return {"data": content["images"], **content} if "images" in content else content
+def named(arrays):
+    return {"data": arrays["images"], **arrays} if "images" in arrays else arrays
 
 
 def read_folder(path):

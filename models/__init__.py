@@ -67,25 +67,7 @@ def check_budget(model):
         return count
     name = getattr(model, "name", type(model).__name__)
     stages = ", ".join(f"{stage} {parameter_count(part):,}" for stage, part in model.named_children())
-    message = f"{name} has {count:,} parameters, {count - BUDGET:,} above the budget of {BUDGET:,}: {stages}."
-    if hasattr(model, "scaled_by"):
-        message += f" The largest {model.scaled_by} that fits is {largest_fit(model)}."
-    raise BudgetError(message)
-
-
-def largest_fit(model):
-    """The largest value of the option that scales a model over BUDGET with which it would fit, or 0."""
-
-    def fits(size):
-        with torch.device("meta"):  # shapes only: no memory, no random numbers
-            return parameter_count(type(model)(**model.options | {model.scaled_by: size})) <= BUDGET
-
-    # Bisection between a size that fits and one that does not.
-    low, high = 0, model.options[model.scaled_by]
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    raise BudgetError(f"{name} has {count:,} parameters, {count - BUDGET:,} above the budget of {BUDGET:,}: {stages}.")
 
 
 @torch.no_grad()

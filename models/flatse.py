@@ -49,8 +49,6 @@ class FlatSE(nn.Module):
     `drop_path` in [0, 1) is the rate of the last block; it grows linearly from the first.
     """
 
-    scaled_by = "width"
-
     def __init__(self, num_classes=10, width=80, depth=30, drop_path=0.0):
         super().__init__()
         n, rest = divmod(depth - 2, 14)

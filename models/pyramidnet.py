@@ -63,27 +63,17 @@ class PyramidBlock(nn.Module):
 def basic_layers(channels_in, planes, stride):
     """No ReLU first, and a BN more at the end (Han et al. 2017, fig. 6d)."""
     return [
-        nn.BatchNorm2d(channels_in),
-        conv3x3(channels_in, planes, stride),
-        nn.BatchNorm2d(planes),
-        nn.ReLU(),
-        conv3x3(planes, planes),
-        nn.BatchNorm2d(planes),
+        nn.BatchNorm2d(channels_in), conv3x3(channels_in, planes, stride),
+        nn.BatchNorm2d(planes), nn.ReLU(), conv3x3(planes, planes), nn.BatchNorm2d(planes),
     ]
 
 
 def bottleneck_layers(channels_in, planes, stride):
     """The same idea with 1x1, 3x3 and 1x1 convolutions, of which the last has four times the channels."""
     return [
-        nn.BatchNorm2d(channels_in),
-        conv1x1(channels_in, planes),
-        nn.BatchNorm2d(planes),
-        nn.ReLU(),
-        conv3x3(planes, planes, stride),
-        nn.BatchNorm2d(planes),
-        nn.ReLU(),
-        conv1x1(planes, EXPANSION * planes),
-        nn.BatchNorm2d(EXPANSION * planes),
+        nn.BatchNorm2d(channels_in), conv1x1(channels_in, planes),
+        nn.BatchNorm2d(planes), nn.ReLU(), conv3x3(planes, planes, stride),
+        nn.BatchNorm2d(planes), nn.ReLU(), conv1x1(planes, EXPANSION * planes), nn.BatchNorm2d(EXPANSION * planes),
     ]
 
 
@@ -97,8 +87,6 @@ class PyramidNet(nn.Module):
     1 - k / N (1 - shakedrop), the linear decay of Yamada et al. (2019). At 1 there is no ShakeDrop.
     """
 
-    scaled_by = "alpha"
-
     def __init__(self, num_classes=10, depth=110, alpha=99, bottleneck=False, shakedrop=0.5):
         super().__init__()
         per_block = 9 if bottleneck else 6
@@ -108,13 +96,8 @@ class PyramidNet(nn.Module):
         if not 0 <= shakedrop <= 1:
             raise ValueError(f"shakedrop is a probability, not {shakedrop}")
         self.name = canonical_name(depth, alpha, bottleneck, shakedrop)
-        self.options = {
-            "num_classes": num_classes,
-            "depth": depth,
-            "alpha": alpha,
-            "bottleneck": bottleneck,
-            "shakedrop": shakedrop,
-        }
+        self.options = {"num_classes": num_classes, "depth": depth, "alpha": alpha, "bottleneck": bottleneck,
+                        "shakedrop": shakedrop}
         self.stem = nn.Sequential(conv3x3(3, STEM_CHANNELS), nn.BatchNorm2d(STEM_CHANNELS))
         pyramid = pyramid_blocks(3 * blocks, alpha, bottleneck, shakedrop)
         self.stage1 = nn.Sequential(*pyramid[:blocks])

@@ -40,8 +40,6 @@ class ResNet18(nn.Module):
     starts at zero, so that every block starts as its shortcut (Goyal et al. 2017, section 5.1).
     """
 
-    scaled_by = "width"
-
     def __init__(self, num_classes=10, width=64, zero_init=False):
         super().__init__()
         self.name = "resnet18" if width == 64 else f"resnet18-{width}"

@@ -92,8 +92,6 @@ class ShakeShake26(nn.Module):
     with `width`, 2 `width` and 4 `width` channels, and a last ReLU before the pooling.
     """
 
-    scaled_by = "width"
-
     def __init__(self, num_classes=10, width=32, se=False):
         super().__init__()
         self.name = f"shakeshake26-{width}" + ("-se" if se else "")

@@ -1,10 +1,13 @@
-"""What all tests share: the repository and its helpers on the path, the real packages, and commands as typed."""
+"""What the tests share: the repository and its helpers on the path, commands as typed, toy images and pictures."""
 
+import math
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "train")]
@@ -14,7 +17,10 @@ os.environ.setdefault("PYTHONPATH", str(ROOT))
 import augment  # noqa: E402, F401
 import distill  # noqa: E402, F401
 import models  # noqa: E402, F401
-import train  # noqa: E402, F401
+import toy  # noqa: E402
+import train.engine  # noqa: E402, F401
+
+torch.set_num_threads(1)  # all that is computed here is so small that a second thread costs more than it brings
 
 
 @pytest.fixture
@@ -31,3 +37,59 @@ def typed(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def toy_set(tmp_path, monkeypatch):
+    """The folder of a toy cifar10.npz that passes for the official one."""
+    toy.use(monkeypatch.setattr)
+    return toy.write_npz(tmp_path / "data")
+
+
+@pytest.fixture
+def handlers():
+    """A run that was stopped leaves signals ignored, for its process is about to end; ours is not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def chi_square():
+    """Asserts that counts fit probabilities: within four sigmas, and nothing impossible."""
+
+    def check(counts, probabilities):
+        assert counts.keys() <= {k for k, p in probabilities.items() if p > 0}
+        assert abs(sum(probabilities.values()) - 1) < 1e-9
+        total = sum(counts.values())
+        expected = {k: total * p for k, p in probabilities.items() if p > 0}
+        statistic = sum((counts.get(k, 0) - e) ** 2 / e for k, e in expected.items())
+        freedom = len(expected) - 1
+        assert min(expected.values()) > 5 and statistic <= freedom + 4 * math.sqrt(2 * freedom)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """(520, 3, 32, 32) uint8: noise, smooth textures, and edge cases at the end."""
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (100, 3, 32, 32), generator=g)
+    coarse = 255 * torch.rand(400, 3, 6, 6, generator=g)
+    smooth = torch.nn.functional.interpolate(coarse, 32, mode="bicubic")
+    smooth = smooth + 4 * torch.randn(400, 3, 32, 32, generator=g)
+    return torch.cat([noise, smooth.clamp(0, 255).round(), edge_cases()]).to(torch.uint8)
+
+
+def edge_cases():
+    """Twenty pictures with empty, full, constant, two-valued or barely varying channels."""
+    flat = [torch.full((3, 32, 32), v) for v in (0, 1, 127, 128, 254, 255)]
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    masks = [x < 16, y < 16, (x + y) % 2 == 0, (x == 0) & (y == 0), (x == 31) | (y == 31)]
+    binary = [255 * m.expand(3, 32, 32) for m in masks]
+    faint = [100 + m.expand(3, 32, 32) for m in masks]
+    ramps = [torch.stack([8 * x, 8 * y, 4 * (x + y)]), torch.stack([x, 100 + y, 0 * x])]
+    one_channel = [torch.stack([0 * x, 0 * x + 255, (y * 32 + x) // 4])]
+    two_peaks = [torch.where(x < 30, 0, 8 * y).expand(3, 32, 32)]
+    return torch.stack([*flat, *binary, *faint, *ramps, *one_channel, *two_peaks]).long()

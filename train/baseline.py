@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.loop import run
-from train.recipe import Recipe, command, parse, setting, whole
+from train.engine.command import command, integer
+from train.engine.loop import run
+from train.engine.recipe import Recipe, parse, setting
 
 OPTIMIZED = dict(lr=0.2, weight_decay=5e-4, warmup_epochs=5.0, augment=("crop", "flip"))
 STAGES = {
@@ -28,8 +29,10 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Baseline(Recipe):
+    lr: float = 0.2
+    augment: tuple = ("crop", "flip", "autoaugment", "erase", "cutout")
     stage: str = setting("augmented", "documented stage, which sets the other defaults", str, choices=tuple(STAGES))
-    width: int = setting(64, "channels of the first stage", whole(1), "model", model=True)
+    width: int = setting(64, "channels of the first stage", integer(1), "model", model=True)
     zero_init: bool = setting(True, "zero-initialise the last normalization of each block", None, "model", model=True)
 
     def run_name(self, model_name):

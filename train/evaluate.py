@@ -10,81 +10,25 @@ network on two CPU cores, seconds on a GPU; --corruptions is sixty passes more.
 """
 
 import json
-import math
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
 import models
-from train import data, plots, predict
-from train.checkpoint import write, write_text
-from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from train.progress import progress
-from train.recipe import ROOT, UserError, check_target, command, device_of, parser, whole
-
-COOLEST, HOTTEST = 0.01, 100.0  # bounds of the temperature
-
-
-class Contaminated(UserError):
-    """The weights have seen the test images."""
-
-    code = 3
-
-
-class Network(NamedTuple):
-    """A network in evaluation mode, with its file's name and content."""
-
-    file: Path
-    model: torch.nn.Module
-    content: dict
-
-    @property
-    def fold(self):
-        return self.content["recipe"]["fold"]
-
-
-# ---------------------------------------------------------------- answers
-
-
-def load(files, device="cpu", budget=False):
-    """The Networks of weights files, on `device`.
-
-    Raises Contaminated for weights trained with the test images, and UserError for one above the budget if `budget`.
-    """
-    networks = []
-    for file in map(Path, files):
-        model, content = predict.load_model(file, device)
-        if content["provenance"]["include_test"]:
-            raise Contaminated(f"CONTAMINATED: {file} was trained with the test images; it has no test accuracy")
-        if budget:
-            check_budget(model, file)
-        networks.append(Network(file, model, content))
-    return networks
-
-
-def check_budget(model, file):
-    try:
-        models.check_budget(model)
-    except ValueError as error:
-        raise UserError(f"{file}: {error}")
-
-
-def answers(networks, images, tta=False, bars=True):
-    """Logits float32 (N, 10) of uint8 images: the mean over the Networks. bars: show the progress of each."""
-    total = 0
-    for number, network in enumerate(networks, 1):
-        label = f"{network.file.stem} ({number}/{len(networks)})" if bars else None
-        total = total + predict.logits(network.model, images, tta, label) / len(networks)
-    return total
+from augment.basic import derive
+from augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from train.engine import data, plots, predict
+from train.engine.checkpoint import write, write_text
+from train.engine.command import UserError, add_common, check_target, command, count_of, device_of, integer, parser
+from train.engine.progress import progress
 
 
 def score(networks, dataset, tta=False):
     """(figures, logits) of Networks on a Dataset: the dict that --json writes, and float32 (N, 10)."""
-    logits = answers(networks, dataset.images, tta)
+    logits = predict.answers(networks, dataset.images, tta)
     figures = {
         "model": " + ".join(network.model.name for network in networks),
         "weights": [network.file.name for network in networks],
@@ -95,9 +39,6 @@ def score(networks, dataset, tta=False):
     return figures, logits
 
 
-# ---------------------------------------------------------------- calibration
-
-
 def held_out(networks, dataset):
     """The training images that every network has held out: the Dataset of their common fold.
 
@@ -105,60 +46,36 @@ def held_out(networks, dataset):
     images other than these.
     """
     parts = []
-    for file, _, content in networks:
-        fold, limit = content["recipe"]["fold"], content["recipe"]["limit"]
-        if fold is None:
-            raise UserError(f"--calibrate: {file} was trained without a held-out fold")
-        if fold != networks[0].fold:
-            raise UserError(f"--calibrate: {networks[0].file} holds out fold {networks[0].fold} and {file} fold "
-                            f"{fold}, so no image is new to both")
-        train, val = data.split(dataset, fold, limit)
-        if train.digest != content["provenance"]["train_digest"]:
-            raise UserError(f"--calibrate: {file} was not trained on the images of {dataset.source}")
-        if val is None:
-            raise UserError(f"--calibrate: {file} has no image in fold {fold} within its --limit {limit}")
-        parts.append(val)
+    for network in networks:
+        if network.fold is None:
+            raise UserError(f"--calibrate: {network.file} was trained without a held-out fold")
+        if network.fold != networks[0].fold:
+            raise UserError(f"--calibrate: {networks[0].file} holds out fold {networks[0].fold} and {network.file} "
+                            f"fold {network.fold}, so no image is new to both")
+        _, part = network.split(dataset)
+        if part is None:
+            raise UserError(f"--calibrate: {network.file} has no image in fold {network.fold} within its --limit "
+                            f"{network.content['recipe']['limit']}")
+        parts.append(part)
     return min(parts, key=len)  # what a smaller limit holds out is part of what a larger one does
-
-
-def temperature(logits, labels):
-    """The T > 0 that minimises the nll of logits / T (Guo et al. 2017), by bisection.
-
-    The nll is convex in 1 / T, and its slope there is mean(sum_k p_k z_k - z_label). Clamped to 0.01..100, which
-    only answers that are all right, or worse than none, reach.
-    """
-    logits = logits.double()
-    low, high = math.log(COOLEST), math.log(HOTTEST)
-    for _ in range(60):
-        middle = (low + high) / 2
-        expected = ((logits / math.exp(middle)).softmax(1) * logits).sum(1)
-        slope = (expected - logits.gather(1, labels[:, None])[:, 0]).mean()
-        low, high = (middle, high) if slope > 0 else (low, middle)
-    return math.exp((low + high) / 2)
 
 
 def calibrate(networks, val, logits, labels, tta=False):
     """{temperature, nll, ece, fold, fold_images}: fitted on the held-out images `val`, scored on the test logits."""
-    fitted = temperature(answers(networks, val.images, tta), val.labels)
+    fitted = predict.temperature(predict.answers(networks, val.images, tta), val.labels)
     cooled = logits.double() / fitted
     return {"temperature": fitted, "nll": predict.nll(cooled, labels), "ece": predict.ece(cooled, labels),
             "fold": networks[0].fold, "fold_images": len(val)}
-
-
-# ---------------------------------------------------------------- corruptions
 
 
 def corrupted(networks, dataset, tta=False):
     """{corruption: [top-1 in percent at severity 1 to 5]}."""
     accuracy = {name: [] for name in CORRUPTIONS}
     for name, severity in progress([(n, s) for n in CORRUPTIONS for s in SEVERITIES], "corruptions", unit="set"):
-        logits = answers(networks, corrupt(dataset.images, name, severity), tta, bars=False)
-        accuracy[name].append(predict.accuracy(logits, dataset.labels))
+        generator = torch.Generator().manual_seed(derive(0, "corruption", name, severity))
+        images = corrupt(dataset.images, name, severity, generator)
+        accuracy[name].append(predict.accuracy(predict.answers(networks, images, tta, bars=False), dataset.labels))
     return accuracy
-
-
-def mean(values):
-    return sum(values) / len(values)
 
 
 # ---------------------------------------------------------------- the command
@@ -166,10 +83,10 @@ def mean(values):
 
 def show_trained(network):
     """How a network came about: what a score without it may be mistaken for."""
-    recipe, provenance = network.content["recipe"], network.content["provenance"]
+    recipe, images = network.content["recipe"], network.provenance["images"]
     held_out = "none held out" if network.fold is None else f"fold {network.fold} held out"
-    print(f"{network.file.name}: trained for {recipe['epochs']:,} epoch{'s' * (recipe['epochs'] > 1)} on "
-          f"{provenance['images']:,} images, {held_out}, seed {recipe['seed']}")
+    print(f"{network.file.name}: trained for {count_of(recipe['epochs'], 'epoch')} on {count_of(images, 'image')}, "
+          f"{held_out}, seed {recipe['seed']}")
 
 
 def show(figures):
@@ -179,12 +96,10 @@ def show(figures):
     print("per class: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(data.CLASSES, figures["per_class"])))
 
 
-def show_calibrated(fit):
-    print(f"at temperature {fit['temperature']:.3f}, fitted on {fit['fold_images']:,} images of fold {fit['fold']}: "
-          f"nll {fit['nll']:.4f}, ece {fit['ece']:.4f}")
-
-
 def show_corrupted(accuracy):
+    def mean(values):
+        return sum(values) / len(values)
+
     print("\ntop-1 in percent on approximations of CIFAR-10-C, by severity")
     print(f"{'':16}" + "".join(f"{name:>7}" for name in [*SEVERITIES, "mean"]))
     for name, values in accuracy.items():
@@ -196,18 +111,15 @@ def show_corrupted(accuracy):
 def flags():
     arguments = parser(__doc__)
     arguments.add_argument("weights", nargs="+", metavar="WEIGHTS", help="one weights file, or several as an ensemble")
-    group = arguments.add_argument_group("data")
-    group.add_argument("--data", default=str(ROOT / "data"), metavar="PATH", help="folder of the images, or synthetic")
-    group.add_argument("--limit", type=whole(1), metavar="N", help="only the N test images of smallest id, for a trial")
-    group = arguments.add_argument_group("what is computed")
-    group.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
-    group.add_argument("--calibrate", action="store_true", help="fit a temperature on the held-out fold")
-    group.add_argument("--corruptions", action="store_true", help="also score approximations of CIFAR-10-C")
-    group.add_argument("--budget", action="store_true", help=f"refuse weights above {models.BUDGET:,} parameters")
-    group = arguments.add_argument_group("run")
-    group.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
-    group.add_argument("--json", "--output", type=Path, metavar="FILE", help="also write the figures there")
-    group.add_argument("--mistakes", type=Path, metavar="FILE", help="picture of the most confident mistakes, a .png")
+    add_common(arguments)
+    add = arguments.add_argument
+    add("--limit", type=integer(1), metavar="N", help="only the N test images of smallest id, for a trial")
+    add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
+    add("--calibrate", action="store_true", help="fit a temperature on the held-out fold")
+    add("--corruptions", action="store_true", help="also score approximations of CIFAR-10-C")
+    add("--budget", action="store_true", help=f"refuse weights above {models.BUDGET:,} parameters")
+    add("--json", "--output", type=Path, metavar="FILE", help="also write the figures there")
+    add("--mistakes", type=Path, metavar="FILE", help="picture of the most confident mistakes, a .png")
     return arguments
 
 
@@ -217,9 +129,12 @@ def main():
     # Whatever can be refused is refused before the work.
     check_target("--json", args.json, ".json")
     check_target("--mistakes", args.mistakes, ".png")
-    networks = load(args.weights, device_of(args.device), args.budget)
+    networks = predict.load(args.weights, device_of(args.device))
     for network in networks:
-        data.check_kind(network.file, network.content, args.data)
+        network.check_clean()
+        network.check_kind(args.data)
+        if args.budget:
+            network.check_budget()
     val = held_out(networks, data.load(args.data, "train")) if args.calibrate else None
     dataset = data.load(args.data, "test").select(slice(args.limit))
 
@@ -228,8 +143,9 @@ def main():
         show_trained(network)
     show(figures)
     if args.calibrate:
-        figures["calibrated"] = calibrate(networks, val, logits, dataset.labels, args.tta)
-        show_calibrated(figures["calibrated"])
+        figures["calibrated"] = fit = calibrate(networks, val, logits, dataset.labels, args.tta)
+        print(f"at temperature {fit['temperature']:.3f}, fitted on {fit['fold_images']:,} images of fold "
+              f"{fit['fold']}: nll {fit['nll']:.4f}, ece {fit['ece']:.4f}")
     if args.mistakes:
         write(args.mistakes, lambda handle: plots.mistakes(handle, dataset, logits))
         print(f"{args.mistakes}: the most confident mistakes")

@@ -23,9 +23,9 @@ import torch.nn as nn
 
 import models
 from augment.basic import MEAN, STD
-from train import predict
-from train.checkpoint import write
-from train.recipe import UserError, check_target, command, parser
+from train.engine import predict
+from train.engine.checkpoint import write
+from train.engine.command import UserError, check_target, command, parser
 
 TOLERANCE = 1e-5  # of the largest logit
 ANY_BATCH = {"images": {0: torch.export.Dim.DYNAMIC}}
@@ -103,7 +103,7 @@ def main():
     group.add_argument("--teacher", action="store_true", help=f"also above {models.BUDGET:,} parameters")
     args = arguments.parse_args()
 
-    network, _ = predict.load_model(args.weights)
+    network = predict.load([args.weights])[0].model
     try:
         count = models.parameter_count(network) if args.teacher else models.check_budget(network)
     except ValueError as error:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.loop import run
-from train.recipe import Recipe, command, number, parse, setting, whole
+from train.engine.command import command, integer, number
+from train.engine.loop import run
+from train.engine.recipe import Recipe, parse, setting
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class PyramidNet(Recipe):
     weight_decay: float = 1e-4
     augment: tuple = ("crop", "flip", "autoaugment", "erase")
     mix: str = "ricap"
-    depth: int = setting(110, "layers, 6n + 2 (with --bottleneck 9n + 2)", whole(8), "model", model=True)
-    alpha: int = setting(99, "channels added from the first block to the last", whole(1), "model", model=True)
+    depth: int = setting(110, "layers, 6n + 2 (with --bottleneck 9n + 2)", integer(8), "model", model=True)
+    alpha: int = setting(99, "channels added from the first block to the last", integer(1), "model", model=True)
     bottleneck: bool = setting(False, "bottleneck instead of basic blocks", None, "model", model=True)
     shakedrop: float = setting(0.5, "survival probability of the last block, 1 for no ShakeDrop", number(0, 1), "model",
                                model=True)

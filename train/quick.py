@@ -15,11 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch.nn.functional as F
-
 from augment.basic import normalize
-from train.loop import run
-from train.recipe import Recipe, command, number, parse, setting, whole
+from train.engine.command import command, integer
+from train.engine.loop import run
+from train.engine.recipe import Recipe, parse, setting
 
 SHIFT_LR = 64  # the normalizations' shifts learn so much faster (section 3.4)
 WHITENED = 5_000  # images that the first layer is computed from
@@ -28,54 +27,45 @@ WHITENED = 5_000  # images that the first layer is computed from
 @dataclass(frozen=True)
 class Quick(Recipe):
     model: str = "fastnet"
-    epochs: int = 10
+    epochs: int = 15
     batch_size: int = 1024
     lr: float = 1.5
     momentum: float = 0.85
     weight_decay: float = 1.3e-3
     warmup_epochs: float = 2.0
+    smoothing: float = 0.2
     augment: tuple = ("shift",)
     alternate_flip: bool = True
-    smoothing: float = setting(0.2, "of the labels", number(0, 1))
-    width: int = setting(64, "channels of the first stage, the second has four times as many", whole(1), "model",
-                         model=True)
-    top: int | None = setting(None, "channels of the third stage [as the second]", whole(1), "model", model=True)
+    small: float = 0.5
+    width: int = setting(64, "channels of the first stage", integer(1), "model", model=True)
+    middle: int | None = setting(None, "channels of the second stage [4 width]", integer(1), "model", model=True)
+    top: int | None = setting(None, "channels of the third stage [as the second]", integer(1), "model", model=True)
+    residual: bool = setting(False, "a third convolution a stage, with a shortcut", None, "model", model=True)
 
+    def learning_rate(self, step, steps):
+        """Straight up from a fifth of the peak during the warm-up, and straight down after it."""
+        warmup = self.warmup_steps(steps)
+        if step < warmup:
+            return self.lr * (0.2 + 0.8 * step / warmup)
+        return self.min_lr + (self.lr - self.min_lr) * (steps - step) / max(1, steps - warmup)
 
-def triangle(step, steps, warmup, peak, floor):
-    """The learning rate: straight up from a fifth of the peak during the warm-up, and straight down after it."""
-    if step < warmup:
-        return peak * (0.2 + 0.8 * step / warmup)
-    return floor + (peak - floor) * (steps - step) / max(1, steps - warmup)
+    def parameter_groups(self, model):
+        """The normalizations' shifts learn faster, with the same decay per step: it counts times the learning rate."""
+        learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        shifts = [name for name in learned if name.startswith("stage") and name.endswith("bias")]
+        return [{"params": [p for name, p in learned.items() if name not in shifts]},
+                {"params": [learned[name] for name in shifts], "lr_scale": SHIFT_LR,
+                 "weight_decay": self.weight_decay / SHIFT_LR if self.decay_all else 0.0}]
 
-
-def groups(recipe):
-    """The normalizations' shifts learn faster, with the same decay per step: it counts times the learning rate."""
-
-    def of(model):
-        learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        shifts = [p for name, p in learned if name.startswith("stage") and name.endswith("bias")]
-        others = [p for _, p in learned if all(p is not shift for shift in shifts)]
-        decay = recipe.weight_decay / SHIFT_LR
-        return [{"params": others}, {"params": shifts, "lr_scale": SHIFT_LR, "weight_decay": decay}]
-
-    return of
-
-
-def whiten(train, model):
-    """Compute the first layer from the first training images."""
-    model.whiten(normalize(train.images[:WHITENED]))
-    return train, ()
+    def prepare(self, train, model):
+        """Compute the first layer from the first training images."""
+        model.whiten(normalize(train.images[:WHITENED]))
+        return super().prepare(train, model)
 
 
 @command
 def main():
-    recipe = parse(Quick, __doc__)
-
-    def smoothed(logits, images, targets):
-        return {"loss": F.cross_entropy(logits, targets, label_smoothing=recipe.smoothing)}
-
-    run(recipe, smoothed, whiten, lr_at=triangle, groups=groups(recipe))
+    run(parse(Quick, __doc__))
 
 
 if __name__ == "__main__":

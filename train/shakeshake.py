@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.loop import run
-from train.recipe import Recipe, command, parse, setting, whole
+from train.engine.command import command, integer
+from train.engine.loop import run
+from train.engine.recipe import Recipe, parse, setting
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ShakeShake(Recipe):
     weight_decay: float = 1e-4
     augment: tuple = ("crop", "flip", "autoaugment", "erase")
     mix: str = "ricap"
-    width: int = setting(32, "channels of each branch in the first stage", whole(1), "model", model=True)
+    width: int = setting(32, "channels of each branch in the first stage", integer(1), "model", model=True)
     se: bool = setting(False, "squeeze and excitation on each branch", None, "model", model=True)
 
 

@@ -28,6 +28,16 @@ def chi_square(counts, probabilities):
     return ((counts - expected) ** 2 / expected).sum().item(), freedom + 4 * math.sqrt(2 * freedom)
 
 
+# ---- seeds ----
+
+
+def test_a_seed_is_of_its_use():
+    """Known values: a change would change every run."""
+    assert basic.derive(0, "augment", 3) == 604450161917222388
+    assert basic.derive(0, "augment", 3) != basic.derive(0, "augment", 4) != basic.derive(1, "augment", 4)
+    assert all(0 <= basic.derive(seed) < 2**63 for seed in range(1000))
+
+
 # ---- crop ----
 
 
@@ -131,8 +141,8 @@ def test_erase_has_the_distribution_of_torchvision():
 
 
 def test_erase_gives_up_after_ten_tries_that_do_not_fit(images):
-    assert torch.equal(basic.erase(images, generator(), p=1.0, area=(1.0, 1.0)), images)
-    sometimes = basic.erase(images.expand(N, 3, 32, 32), generator(), 1.0, (0.9, 0.9), (0.5, 2.0))
+    assert torch.equal(basic.erase(images, generator(), p=1.0, smallest=1.0, largest=1.0), images)
+    sometimes = basic.erase(images.expand(N, 3, 32, 32), generator(), 1.0, 0.9, 0.9, 0.5, 2.0)
     changed = (sometimes != images).flatten(1).any(1)
     fits = (math.log(31.5**2 / (0.9 * 1024)) * 2) / math.log(4)  # chance that one try fits
     assert abs(changed.double().mean() - (1 - (1 - fits) ** 10)) < 4 * 0.5 / math.sqrt(N)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from augment import MIXES, mix
+from augment import MIXES, mix, mixing
 
 N, K = 12, 10
 COPIES = [mix.ricap, mix.cutmix]
@@ -148,6 +148,33 @@ def test_cutmix_pastes_one_box_in_place(named, targets, monkeypatch, share, seed
     assert torch.equal(mixed, (1 - area) * targets + area * targets[partner])
 
 
+@pytest.mark.parametrize("batch", [None, 4])
+def test_cutmix_leaves_whole_batches_alone_with_the_probability_given(named, targets, batch):
+    size, mixed = batch or N, []
+    for seed in range(200):
+        images, shares = mix.cutmix(generator(seed), named, targets, batch=batch, p=0.3)
+        plain = [torch.equal(*pair) for pair in zip(shares.split(size), targets.split(size))]
+        assert all(torch.equal(a, b) for a, b, same in zip(images.split(size), named.split(size), plain) if same)
+        mixed.append(torch.tensor(plain).logical_not().double())
+    mixed = torch.stack(mixed)
+    assert abs(mixed.mean() - 0.3) < 4 * (0.3 * 0.7 / mixed.numel()) ** 0.5
+    assert batch is None or (mixed.var(1) > 0).double().mean() > 0.5  # each batch has a draw of its own
+
+
+def test_cutmix_at_the_ends_of_the_probability(named, targets):
+    images, shares = mix.cutmix(generator(2), named, targets, batch=4, p=0.0)
+    assert torch.equal(images, named) and torch.equal(shares, targets)
+    first, second = generator(2), generator(2)
+    always, as_before = mix.cutmix(first, named, targets, p=1.0), mix.cutmix(second, named, targets)
+    assert all(torch.equal(*pair) for pair in zip(always, as_before))
+    assert torch.rand(1, generator=first) == torch.rand(1, generator=second)
+    draws = generator(2)  # the box's size, its centre and the partners, as ever
+    mix._beta(draws, 1.0, 1), torch.randint(32, (1, 1), generator=draws), torch.randint(32, (1, 1), generator=draws)
+    torch.rand(1, N, generator=draws)
+    mix.cutmix(first := generator(2), named, targets)
+    assert torch.equal(first.get_state(), draws.get_state())
+
+
 # ---- mixup ----
 
 
@@ -209,10 +236,10 @@ def test_a_batch_of_one_and_no_targets(named, targets, name):
     assert len(MIXES[name](generator(), named)) == 1
 
 
-@pytest.mark.parametrize("name", MIXES)
+@pytest.mark.parametrize("name", (*MIXES, "cutmix:1:0.5"))
 def test_nothing_is_read_back_to_the_host(name):
     """A fake tensor has no values: whatever asks for one raises."""
     with FakeTensorMode():
         images, targets = torch.empty(8, 3, 32, 32), torch.empty(8, K)
-        mixed, soft = MIXES[name](torch.Generator(), images, targets)
+        mixed, soft = mixing(name)(torch.Generator(), images, targets, batch=3)
         assert mixed.shape == images.shape and soft.shape == targets.shape

@@ -168,6 +168,8 @@ def fastnet(ref, x):
         x = torch.stack([x[:, :, i:side:2, j:side:2] for i in (0, 1) for j in (0, 1)]).amax(0)
         x = gelu(ref.norm(f"stage{stage}.2", x))
         x = gelu(ref.norm(f"stage{stage}.5", ref.conv(f"stage{stage}.4", x)))
+        if f"stage{stage}.7.0.weight" in ref.state:
+            x = x + gelu(ref.norm(f"stage{stage}.7.1", ref.conv(f"stage{stage}.7.0", x)))
     return x.flatten(2).amax(2) @ ref.state["head.weight"].T / 9
 
 
@@ -188,8 +190,10 @@ def gelu(x):
         (pyramidnet, "pyramidnet", {"depth": 20, "alpha": 11, "bottleneck": True}),
         (flatse, "flatse", {"width": 8, "depth": 16}),
         (fastnet, "fastnet", {"width": 4, "top": 12}),
+        (fastnet, "fastnet", {"width": 4, "middle": 6, "top": 5, "residual": True}),
     ),
-    ids="resnet seresnet shakeshake shakeshake-se shakeshake-16 pyramidnet pyramidnet-bottleneck flatse fastnet".split(),
+    ids="resnet seresnet shakeshake shakeshake-se shakeshake-16 pyramidnet pyramidnet-bottleneck flatse fastnet "
+        "fastnet-res".split(),
 )
 @torch.no_grad()
 def test_logits_equal_the_reference(reference, name, options, training):

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn as nn
 
-import models
 from models import BUDGET, MODELS, BudgetError, build, check_budget, macs, parameter_count
 
 # name: (parameters, multiply-accumulates for one image)
@@ -47,6 +46,7 @@ def test_only_the_teacher_is_above_the_budget():
         ("seresnet164", {"depth": 20}, "seresnet20"),
         ("seresnet164", {"width": 8}, "seresnet164-8"),
         ("seresnet20", {"width": 8, "reduction": 16}, "seresnet20-8-r16"),
+        ("seresnet20", {"zero_init": False, "head_std": 1e-3}, "seresnet20"),
         ("pyramidnet", {"depth": 20, "alpha": 24}, "pyramidnet20-a24"),
         ("pyramidnet", {"depth": 164, "alpha": 101, "bottleneck": True}, "pyramidnet164-a101-bottleneck"),
         ("pyramidnet", {"bottleneck": True}, "pyramidnet110-a99-bottleneck"),
@@ -54,7 +54,14 @@ def test_only_the_teacher_is_above_the_budget():
         ("flatse", {"width": 16}, "flatse-16"),
         ("flatse", {"depth": 16, "drop_path": 0.1}, "flatse-d16"),
         ("fastnet", {"width": 32}, "fastnet-32"),
-        ("fastnet", {"top": 384}, "fastnet-384"),
+        ("fastnet", {"width": 96, "top": 384}, "fastnet-96"),
+        ("fastnet", {"top": 384}, "fastnet-64-384"),
+        ("fastnet", {"width": 384}, "fastnet-384"),
+        ("fastnet", {"width": 64, "middle": 384}, "fastnet-64-384-384"),
+        ("fastnet", {"middle": 128, "top": 256}, "fastnet-64-128-256"),
+        ("fastnet", {"width": 128, "middle": 256, "top": 352}, "fastnet-128-256-352"),
+        ("fastnet", {"residual": True}, "fastnet-res"),
+        ("fastnet", {"width": 128, "middle": 256, "top": 352, "residual": True}, "fastnet-128-256-352-res"),
     ),
 )
 def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name, options, expected):
@@ -64,6 +71,29 @@ def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name,
     assert model.name == again.name == expected
     assert model.options.items() >= {"num_classes": 7, **options}.items()
     assert str(again) == str(model)
+
+
+@pytest.mark.parametrize("width, middle, top", ((64, 256, 256), (128, 256, 352), (4, 7, 5)))
+@pytest.mark.parametrize("residual", (False, True))
+def test_the_parameters_of_fastnet_by_hand(width, middle, top, residual):
+    """3x3 convolutions between the widths, a frozen scale and a shift for each norm, the whitening, the head."""
+    convolutions = 9 * (24 * width + width**2 + width * middle + middle**2 + middle * top + top**2)
+    convolutions += 9 * (width**2 + middle**2 + top**2) * residual
+    norms = 2 * (2 + residual) * (width + middle + top)
+    with torch.device("meta"):
+        model = build("fastnet", width=width, middle=middle, top=top, residual=residual)
+    assert parameter_count(model) == 24 * 3 * 4 + 24 + convolutions + norms + 10 * top
+
+
+def test_the_keys_of_a_fastnet_stay_and_a_residual_adds_to_them():
+    with torch.device("meta"):
+        plain, residual = (build("fastnet", residual=residual).state_dict().keys() for residual in (False, True))
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    layers = ("0.weight", *(f"2.{key}" for key in norm), "4.weight", *(f"5.{key}" for key in norm))
+    stages = [f"stage{stage}.{layer}" for stage in (1, 2, 3) for layer in layers]
+    assert list(plain) == ["whitening.weight", "whitening.bias", *stages, "head.weight"]
+    added = ("7.0.weight", *(f"7.1.{key}" for key in norm))
+    assert residual - plain == {f"stage{stage}.{layer}" for stage in (1, 2, 3) for layer in added}
 
 
 def test_the_same_seed_builds_the_same_weights():
@@ -90,6 +120,8 @@ def test_an_unknown_option_is_answered_with_the_known_ones(name, takes):
     (
         ("seresnet164", {"depth": 18}),
         ("seresnet164", {"depth": 2}),
+        ("seresnet20", {"head_std": 0}),
+        ("seresnet20", {"head_std": float("nan")}),
         ("pyramidnet", {"depth": 112}),
         ("pyramidnet", {"shakedrop": 1.5}),
         ("flatse", {"depth": 20}),
@@ -118,35 +150,18 @@ def test_running_statistics_are_not_parameters():
     assert parameter_count(nn.BatchNorm2d(8)) == 16
 
 
-@pytest.mark.parametrize(
-    "name, options, option",
-    (
-        ("resnet18", {"width": 100}, "width"),
-        ("shakeshake26-64-se", {}, "width"),
-        ("seresnet20", {"width": 100}, "width"),
-        ("pyramidnet", {"alpha": 150}, "alpha"),
-        ("pyramidnet", {"depth": 20, "alpha": 500, "bottleneck": True}, "alpha"),
-        ("flatse", {"width": 96}, "width"),
-    ),
-)
-def test_a_budget_error_names_the_stages_and_the_largest_size_that_fits(name, options, option):
+def test_a_budget_error_says_where_the_parameters_are():
     with torch.device("meta"):
-        model = build(name, **options)
-    with pytest.raises(BudgetError) as error:
+        model = build("flatse", width=96)
+    with pytest.raises(BudgetError, match=r"^flatse-96 has [\d,]+ parameters, ") as error:
         check_budget(model)
     stages = re.findall(r"(?:stem|stage\d|norm|head) ([\d,]+)", str(error.value))
     assert sum(int(count.replace(",", "")) for count in stages) == parameter_count(model)
-    size = int(re.search(rf"The largest {option} that fits is (\d+)\.$", str(error.value)).group(1))
-    with torch.device("meta"):
-        assert check_budget(build(name, **options | {option: size})) <= BUDGET
-        with pytest.raises(BudgetError):
-            check_budget(build(name, **options | {option: size + 1}))
 
 
 def test_the_default_pyramid_is_the_widest_that_fits():
-    with torch.device("meta"):
-        model = build("pyramidnet", alpha=200)
-    assert models.largest_fit(model) == build("pyramidnet").options["alpha"]
+    with torch.device("meta"), pytest.raises(BudgetError):
+        check_budget(build("pyramidnet", alpha=build("pyramidnet").options["alpha"] + 1))
 
 
 def test_the_budget_check_leaves_the_random_state_alone():

@@ -1,5 +1,6 @@
 """What every family must stand: memory formats, precisions, the compiler, another device."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,14 @@ from models.layers import SqueezeExcite
 
 SMALL = {
     "resnet": ("resnet18", {"width": 8}),
-    "seresnet": ("seresnet20", {"width": 8}),
+    "seresnet": ("seresnet20", {"width": 8, "zero_init": False}),
     "shakeshake": ("shakeshake26-32", {"width": 8}),
     "shakeshake-se": ("shakeshake26-40-se", {"width": 8}),
     "pyramidnet": ("pyramidnet", {"depth": 8, "alpha": 12}),
     "pyramidnet-bottleneck": ("pyramidnet", {"depth": 11, "alpha": 12, "bottleneck": True}),
     "flatse": ("flatse", {"width": 8, "depth": 16, "drop_path": 0.5}),
     "fastnet": ("fastnet", {"width": 8}),
+    "fastnet-res": ("fastnet", {"width": 8, "middle": 16, "top": 24, "residual": True}),
 }
 
 every_family = pytest.mark.parametrize("family", SMALL)
@@ -34,7 +36,7 @@ def small(family):
     name, options = SMALL[family]
     torch.manual_seed(0)
     model = build(name, **options)
-    if family != "fastnet":  # its stages are no stacks of blocks
+    if name != "fastnet":  # its stages are no stacks of blocks
         model.stage1, model.stage2, model.stage3 = model.stage1[:1], model.stage2[:1], model.stage3[:1]
     return model
 
@@ -87,7 +89,8 @@ def test_the_seed_decides_a_training_step(family):
     model, images = small(family), batch()
     first, again, other = (training_step(model, images, seed)[0] for seed in (2, 2, 3))
     assert torch.equal(first, again)
-    assert torch.equal(first, other) == (family in ("resnet", "seresnet", "fastnet"))  # the others are stochastic
+    stochastic = family not in ("resnet", "seresnet", "fastnet", "fastnet-res")
+    assert torch.equal(first, other) != stochastic
 
 
 @every_family
@@ -147,7 +150,7 @@ def test_the_compiler_equals_eager():
 @pytest.mark.parametrize("name", ("resnet18", "shakeshake26-32", "seresnet164", "pyramidnet", "flatse"))
 def test_initialisation(name):
     torch.manual_seed(0)
-    for layer in build(name).modules():
+    for key, layer in build(name).named_modules():
         if isinstance(layer, nn.Conv2d):
             assert layer.bias is None
             check_normal(layer.weight, std=(2 / (layer.kernel_size[0] ** 2 * layer.out_channels)) ** 0.5)
@@ -155,7 +158,25 @@ def test_initialisation(name):
             check_normal(layer.weight, std=layer.in_features**-0.5)
             assert not layer.bias.any()
         elif isinstance(layer, nn.BatchNorm2d):
-            assert (layer.weight == 1).all() and not layer.bias.any()
+            last_of_residual = name == "seresnet164" and key.endswith("norm3")  # see zero_init
+            assert (layer.weight == (0 if last_of_residual else 1)).all() and not layer.bias.any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fresh_model_guesses_and_its_gradient_is_small(name):
+    """At its full size, on noise. The loss of a guess is ln 10; ten steps of a gradient far above 1 would leave it."""
+    torch.manual_seed(0)
+    model, images = build(name).to(memory_format=torch.channels_last), batch(8)
+    logits, gradients = training_step(model, images.contiguous(memory_format=torch.channels_last))
+    assert abs(F.cross_entropy(logits, torch.arange(8)) - math.log(10)) < 1
+    assert 0.5 < torch.stack([gradient.norm() for gradient in gradients]).norm() < 20
+
+
+def test_the_head_of_an_seresnet_starts_with_the_wanted_deviation():
+    torch.manual_seed(0)
+    model = build("seresnet20", head_std=1e-3)
+    assert model.options["head_std"] == 1e-3 and not model.head.bias.any()
+    check_normal(model.head.weight, std=1e-3)
 
 
 def check_normal(weight, std):
@@ -222,3 +243,12 @@ def test_fastnet_whitens_patches_and_begins_as_the_identity():
     x = torch.randn(2, 32, 8, 8)
     torch.testing.assert_close(model.stage2[0](x)[:, :32], x)
     torch.testing.assert_close(model.stage3[4](torch.ones(1, 128, 3, 3)), torch.ones(1, 128, 3, 3))
+
+
+def test_a_residual_of_fastnet_begins_as_the_identity_and_its_answer_is_added():
+    model = build("fastnet", width=8, middle=16, top=12, residual=True)
+    for stage, channels in ((model.stage1, 8), (model.stage2, 16), (model.stage3, 12)):
+        x = torch.randn(4, channels, 6, 6)
+        torch.testing.assert_close(stage[7][0](x), x)
+        whitened = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), keepdim=True, correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(stage[7](x), x + F.gelu(whitened))

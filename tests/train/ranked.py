@@ -11,10 +11,10 @@ import torch.nn as nn
 
 import models
 import toy
-from train import checkpoint, data, loop, parallel
-from train.loop import batches, cross_entropy, train_step
-from train.parallel import Ranks
-from train.recipe import UserError
+from train.engine import checkpoint, data, loop, parallel
+from train.engine.command import UserError
+from train.engine.loop import batches, train_step
+from train.engine.parallel import Ranks
 
 
 class Plain(nn.Module):
@@ -56,7 +56,7 @@ def begin(environment, work, arguments):
     torch.set_num_threads(1)
     toy.use()
     models.MODELS["plain"] = Plain
-    parallel.MEET_EVERY = loop.LOOK_EVERY = 0
+    loop.LOOK_EVERY = 0
     if parallel.rank():
         checkpoint.write = checkpoint.Run.acquire = checkpoint.Run.forget = forbidden
     try:
@@ -94,30 +94,19 @@ def gradients(recipe, file, training):
     """Save to `file`, with the rank's number, [(images, targets, {name: gradient})] of the steps of epoch 0."""
     model = built(recipe).train(training)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    train, _ = data.split(data.load(recipe.data), recipe.fold)
+    train, _ = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
     steps = []
     with Ranks.of_run(torch.device("cpu")) as ranks:
         network = ranks.wrap(model)
         whole = batches(train.images, [data.one_hot(train.labels)], recipe, 0)
         for count, scale, images, *targets in ranks.share(whole):
-            train_step(network, optimizer, cross_entropy, images, targets, scale)
+            train_step(network, optimizer, recipe, images, targets, scale)
             found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
             steps.append((images[:count], targets[0][:count], found))
     torch.save(steps, f"{file}{parallel.rank()}")
 
 
-def meetings(every, file):
-    """Save the steps of a resumed run after which this rank meets the others; their clocks do not agree."""
-    parallel.MEET_EVERY = every
-    with Ranks.of_run(torch.device("cpu")) as ranks:
-        found = []
-        for step in range(5001, 5021):
-            time.sleep(0.01 * parallel.rank())
-            found += [step] if ranks.meet(step) else []
-    torch.save(found, f"{file}{parallel.rank()}")
-
-
 def train(recipe, stop=None):
     """Run a recipe; SIGTERM comes to the last rank alone, in its step `stop`."""
     hit = stop and parallel.rank() == parallel.size() - 1
-    loop.run(recipe, loss=toy.terminate(stop) if hit else cross_entropy)
+    loop.run(toy.hook(recipe, loss=toy.terminate(stop)) if hit else recipe)

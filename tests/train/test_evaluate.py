@@ -8,57 +8,57 @@ import torch
 import torch.nn.functional as F
 
 import toy
-from train import checkpoint, data, evaluate, plots, predict
-from train.corruptions import corrupt
-from train.recipe import UserError
+from augment.basic import derive
+from augment.corruptions import corrupt
+from train import evaluate
+from train.engine import checkpoint, data, plots, predict
 from untrained import write_weights
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch):
-    """The folder of the toy set, which is the official one for this test."""
-    toy.use(monkeypatch.setattr)
-    return str(toy.write_npz(tmp_path / "data"))
+def run(toy_set, typed):
+    """run(*words) -> (exit code, stdout, stderr) of the command on the toy set."""
+    return lambda *words: typed(evaluate.main, *words, "--data", toy_set, "--device", "cpu")
 
 
 @pytest.fixture
-def run(images, typed):
-    """run(*words) -> (exit code, stdout, stderr) of the command on the toy set."""
-    return lambda *words: typed(evaluate.main, *words, "--data", images, "--device", "cpu")
+def written(toy_set, tmp_path):
+    """written(*recipes) -> weights files of networks with recipes so changed."""
 
+    def write(*recipes):
+        files = [tmp_path / f"net{number}.pt" for number in range(len(recipes))]
+        for seed, (file, recipe) in enumerate(zip(files, recipes)):
+            write_weights(file, toy_set, seed, **recipe)
+        return files
 
-def networks(tmp_path, images, *recipes):
-    files = [tmp_path / f"net{number}.pt" for number in range(len(recipes))]
-    for seed, (file, recipe) in enumerate(zip(files, recipes)):
-        write_weights(file, images, seed, **recipe)
-    return files
+    return write
 
 
 # ---------------------------------------------------------------- scores
 
 
-def test_the_json_of_one_network(tmp_path, images, run):
-    [file] = networks(tmp_path, images, {})
+def test_the_json_of_one_network(toy_set, tmp_path, run, written):
+    [file] = written({})
     code, out, _ = run(file, "--json", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert code == 0 and set(figures) == {"model", "weights", "params", "macs", "tta", "images", "top1", "nll", "ece",
                                           "per_class", "confusion", "data"}
-    test = data.load(images, "test")
-    logits = predict.logits(predict.load_model(file)[0], test.images)
+    test = data.load(toy_set, "test")
+    logits = predict.logits(predict.load([file])[0].model, test.images)
     assert figures["top1"] == predict.accuracy(logits, test.labels) and figures["images"] == 20
     assert np.sum(figures["confusion"]) == 20 and f"test top-1 {figures['top1']:.2f} %" in out
 
 
-def test_a_score_comes_with_what_was_trained(tmp_path, images, run):
-    files = networks(tmp_path, images, {"epochs": 3}, {"fold": None, "epochs": 1})
+def test_a_score_comes_with_what_was_trained(toy_set, run, written):
+    files = written({"epochs": 3}, {"fold": None, "epochs": 1})
     _, out, _ = run(*files)
-    held = len(data.split(data.load(images), 0)[0])
+    held = len(data.split(data.load(toy_set), 0)[0])
     assert f"net0.pt: trained for 3 epochs on {held} images, fold 0 held out, seed 0" in out
     assert "net1.pt: trained for 1 epoch on 60 images, none held out, seed 1" in out
 
 
-def test_weights_of_the_synthetic_set_are_not_scored_on_the_real_one(tmp_path, images, run):
-    [file] = networks(tmp_path, images, {})
+def test_weights_of_the_synthetic_set_are_not_scored_on_the_real_one(run, written):
+    [file] = written({})
     content = checkpoint.load(file)
     content["provenance"]["source"] = "synthetic"
     checkpoint.save(file, content)
@@ -66,25 +66,26 @@ def test_weights_of_the_synthetic_set_are_not_scored_on_the_real_one(tmp_path, i
     assert (code, out) == (2, "") and "net0.pt was trained on other images" in err and err.count("\n") == 1
 
 
-def test_an_ensemble_answers_by_the_mean_of_its_logits(tmp_path, images, run):
-    files = networks(tmp_path, images, {}, {}, {})
+def test_an_ensemble_answers_by_the_mean_of_its_logits(toy_set, tmp_path, run, written):
+    files = written({}, {}, {})
     run(*files, "--tta", "--json", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
-    test = data.load(images, "test")
-    both = (predict.logits(predict.load_model(f)[0], way) for f in files for way in (test.images, test.images.flip(3)))
-    mean = torch.stack(list(both)).mean(0)
+    test = data.load(toy_set, "test")
+    models = [network.model for network in predict.load(files)]
+    both = [predict.logits(model, way) for model in models for way in (test.images, test.images.flip(3))]
+    mean = torch.stack(both).mean(0)
     assert figures["nll"] == pytest.approx(F.cross_entropy(mean, test.labels).item(), rel=1e-4)
-    assert figures["params"] == 3 * predict.load_model(files[0])[1]["provenance"]["params"]
+    assert figures["params"] == 3 * predict.load(files)[0].provenance["params"]
 
 
-def test_limit_takes_the_images_of_smallest_id(tmp_path, images, run):
-    run(*networks(tmp_path, images, {}), "--limit", "7", "--json", tmp_path / "figures.json")
+def test_limit_takes_the_images_of_smallest_id(toy_set, tmp_path, run, written):
+    run(*written({}), "--limit", "7", "--json", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["images"] == 7 and figures["data"] == data.load(images, "test").select(slice(7)).digest
+    assert figures["images"] == 7 and figures["data"] == data.load(toy_set, "test").select(slice(7)).digest
 
 
-def test_contaminated_weights_get_no_accuracy(tmp_path, images, run):
-    files = networks(tmp_path, images, {}, {"include_test": True})
+def test_contaminated_weights_get_no_accuracy(tmp_path, run, written):
+    files = written({}, {"include_test": True})
     code, out, err = run(*files, "--json", tmp_path / "figures.json")
     assert code == 3 and "CONTAMINATED" in err and "top-1" not in out and not (tmp_path / "figures.json").exists()
 
@@ -94,9 +95,9 @@ def test_contaminated_weights_get_no_accuracy(tmp_path, images, run):
     (["--mistakes", "x.jpg"], "should end in .png"), (["--limit", "0"], "1 or more"),
     (["--device", "gpu"], "invalid choice"),
 ])
-def test_a_mistake_is_one_line_before_any_work(tmp_path, images, run, monkeypatch, flags, words):
+def test_a_mistake_is_one_line_before_any_work(run, monkeypatch, flags, words, written):
     monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("worked before it refused"))
-    code, out, err = run(*networks(tmp_path, images, {}), *flags)
+    code, out, err = run(*written({}), *flags)
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
 
 
@@ -109,39 +110,22 @@ def test_the_help_is_one_screen(run):
 # ---------------------------------------------------------------- calibration
 
 
-@pytest.mark.parametrize("true", [0.3, 1.0, 4.0])
-def test_temperature_is_where_a_grid_finds_the_least_nll(true):
-    random = torch.Generator().manual_seed(3)
-    calm = torch.randn(2000, 10, generator=random)
-    labels = torch.multinomial(calm.softmax(1), 1, generator=random)[:, 0]
-    found = evaluate.temperature(calm * true, labels)
-    grid = np.exp(np.linspace(np.log(0.1), np.log(10), 401))
-    losses = [predict.nll(calm * true / t, labels) for t in grid]
-    assert found == pytest.approx(grid[np.argmin(losses)], rel=0.012) and found == pytest.approx(true, rel=0.1)
-
-
-@pytest.mark.parametrize("shift, bound", [(0, evaluate.COOLEST), (1, evaluate.HOTTEST)])
-def test_temperature_stays_within_its_bounds(shift, bound):
-    labels = torch.arange(10)
-    assert evaluate.temperature(F.one_hot((labels + shift) % 10).float(), labels) == pytest.approx(bound)
-
-
 @pytest.mark.parametrize("limit", [None, 30])
-def test_the_temperature_is_fitted_on_the_held_out_fold_alone(tmp_path, images, run, monkeypatch, limit):
+def test_the_temperature_is_fitted_on_the_held_out_fold_alone(toy_set, tmp_path, run, monkeypatch, limit, written):
     fitted = []
-    monkeypatch.setattr(evaluate, "temperature", lambda *arguments: fitted.extend(arguments) or 2.5)
-    files = networks(tmp_path, images, {"fold": 2, "limit": limit}, {"fold": 2})
+    monkeypatch.setattr(predict, "temperature", lambda *arguments: fitted.extend(arguments) or 2.5)
+    files = written({"fold": 2, "limit": limit}, {"fold": 2})
     code, out, _ = run(*files, "--calibrate", "--json", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     fit = figures["calibrated"]
 
-    training, test = data.load(images), data.load(images, "test")
+    training, test = data.load(toy_set), data.load(toy_set, "test")
     rows = data.fold_of(training.ids, training.labels.numpy()) == 2
     rows &= np.arange(len(training)) < (limit or len(training))
     val = training.select(rows)
 
     def answers(dataset):
-        return sum(predict.logits(predict.load_model(file)[0], dataset.images) for file in files) / 2
+        return sum(predict.logits(predict.load([file])[0].model, dataset.images) for file in files) / 2
 
     assert code == 0 and fit["fold_images"] == len(val) and fit["temperature"] == 2.5
     assert torch.allclose(fitted[0], answers(val), rtol=1e-5) and torch.equal(fitted[1], val.labels)
@@ -154,27 +138,27 @@ def test_the_temperature_is_fitted_on_the_held_out_fold_alone(tmp_path, images, 
     ([{"fold": None}], "without a held-out fold"), ([{"fold": 0}, {"fold": None}], "without a held-out fold"),
     ([{"fold": 0}, {"fold": 1}], "no image is new to both"), ([{"fold": 0, "limit": 2}], "no image in fold 0"),
 ])
-def test_calibration_is_refused_where_no_fold_is_held_out(tmp_path, images, run, recipes, words):
+def test_calibration_is_refused_where_no_fold_is_held_out(toy_set, run, recipes, words, written):
     if recipes[0].get("limit"):  # a limit at which fold 0 happens to be empty
-        folds = data.fold_of(*(lambda d: (d.ids, d.labels.numpy()))(data.load(images)))
+        folds = data.fold_of(*(lambda d: (d.ids, d.labels.numpy()))(data.load(toy_set)))
         recipes[0]["limit"] = int(np.argmax(folds == 0))
         assert recipes[0]["limit"] > 0
-    code, out, err = run(*networks(tmp_path, images, *recipes), "--calibrate")
+    code, out, err = run(*written(*recipes), "--calibrate")
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
 
 
-def test_calibration_is_refused_on_other_images_than_those_of_the_training(tmp_path, images, run, monkeypatch):
-    files = networks(tmp_path, images, {})
+def test_calibration_is_refused_on_other_images_than_those_of_the_training(tmp_path, run, monkeypatch, written):
+    files = written({})
     monkeypatch.setattr(toy, "arrays", lambda part, original=toy.arrays: original(part, seed=1))
     toy.use(monkeypatch.setattr)
     toy.write_npz(tmp_path / "data")
     code, _, err = run(*files, "--calibrate")
-    assert code == 2 and "was not trained on the images" in err
+    assert code == 2 and "net0.pt was trained on other images" in err
 
 
-def test_held_out_images_were_trained_on_by_none(tmp_path, images):
-    loaded = evaluate.load(networks(tmp_path, images, {"fold": 1, "limit": 40}, {"fold": 1}, {"fold": 1, "limit": 50}))
-    training = data.load(images)
+def test_held_out_images_were_trained_on_by_none(toy_set, written):
+    loaded = predict.load(written({"fold": 1, "limit": 40}, {"fold": 1}, {"fold": 1, "limit": 50}))
+    training = data.load(toy_set)
     held = set(evaluate.held_out(loaded, training).ids)
     assert held
     for network in loaded:
@@ -185,50 +169,47 @@ def test_held_out_images_were_trained_on_by_none(tmp_path, images):
 # ---------------------------------------------------------------- corruptions and mistakes
 
 
-def test_corruptions_are_scored_at_every_severity(tmp_path, images, run, monkeypatch):
+def test_corruptions_are_scored_at_every_severity(toy_set, tmp_path, run, monkeypatch, written):
     drawn = []
-    monkeypatch.setattr(evaluate, "corrupt", lambda pixels, *what: drawn.append(what) or corrupt(pixels, *what))
-    files = networks(tmp_path, images, {})
+    monkeypatch.setattr(evaluate, "corrupt", lambda images, *what: drawn.append(what) or corrupt(images, *what))
+    files = written({})
     code, out, _ = run(*files, "--corruptions", "--json", tmp_path / "figures.json")
     accuracy = json.loads((tmp_path / "figures.json").read_text())["corruptions"]
     assert code == 0 and list(accuracy) == list(evaluate.CORRUPTIONS)
-    assert drawn == [(name, severity) for name in accuracy for severity in (1, 2, 3, 4, 5)]
+    assert [(name, severity) for name, severity, _ in drawn] == [(n, s) for n in accuracy for s in (1, 2, 3, 4, 5)]
+    assert len({generator.initial_seed() for *_, generator in drawn}) == len(drawn)  # draws of its own for each
     assert all(len(row) == 5 for row in accuracy.values())
-    test = data.load(images, "test")
-    worse = corrupt(test.images, "contrast", 5)
-    wanted = predict.logits(predict.load_model(files[0])[0], worse)
-    assert accuracy["contrast"][4] == pytest.approx(predict.accuracy(wanted, test.labels))
+    test = data.load(toy_set, "test")
+    generator = torch.Generator().manual_seed(derive(0, "corruption", "gaussian_noise", 5))
+    worse = corrupt(test.images, "gaussian_noise", 5, generator)
+    wanted = predict.logits(predict.load(files[:1])[0].model, worse)
+    assert accuracy["gaussian_noise"][4] == pytest.approx(predict.accuracy(wanted, test.labels))
     table = [line.split() for line in out.partition("approximations of CIFAR-10-C")[2].splitlines()]
     [last] = [row for row in table if row and row[0] == "mean" and len(row) == 7]
     assert float(last[-1]) == pytest.approx(np.mean(list(accuracy.values())), abs=0.01)
     assert float(last[1]) == pytest.approx(np.mean([row[0] for row in accuracy.values()]), abs=0.01)
 
 
-def test_the_picture_of_mistakes(tmp_path, images, run, monkeypatch):
+def test_the_picture_of_mistakes(toy_set, tmp_path, run, monkeypatch, written):
     shown = []
     monkeypatch.setattr(plots.plt.Axes, "set_title", lambda _, text, **__: shown.append(text))
-    code, _, _ = run(*networks(tmp_path, images, {}), "--mistakes", tmp_path / "wrong.png")
+    code, _, _ = run(*written({}), "--mistakes", tmp_path / "wrong.png")
     assert code == 0 and (tmp_path / "wrong.png").read_bytes().startswith(b"\x89PNG")
-    test = data.load(images, "test")
-    logits = predict.logits(predict.load_model(tmp_path / "net0.pt")[0], test.images)
+    test = data.load(toy_set, "test")
+    logits = predict.logits(predict.load([tmp_path / "net0.pt"])[0].model, test.images)
     confidence, answer = logits.double().softmax(1).max(1)
     order = sorted((i for i in range(20) if answer[i] != test.labels[i]), key=lambda i: -confidence[i])
     assert shown == [data.CLASSES[test.labels[i]] for i in order] and shown
 
 
-def test_no_mistakes_are_a_picture_too(tmp_path, images):
-    test = data.load(images, "test")
+def test_no_mistakes_are_a_picture_too(toy_set, tmp_path):
+    test = data.load(toy_set, "test")
     plots.mistakes(tmp_path / "none.png", test, F.one_hot(test.labels, 10).float())
     assert (tmp_path / "none.png").exists()
 
 
-def test_weights_above_the_budget_are_refused_on_demand(tmp_path, images, run, monkeypatch):
-    files = networks(tmp_path, images, {})
+def test_weights_above_the_budget_are_refused_on_demand(run, monkeypatch, written):
+    files = written({})
     monkeypatch.setattr("models.BUDGET", 1000)
     code, _, err = run(*files, "--budget")
     assert code == 2 and "above the budget" in err and run(*files)[0] == 0
-
-
-def test_load_names_the_file_that_is_missing(tmp_path):
-    with pytest.raises(UserError, match="nothing.pt does not exist"):
-        evaluate.load([tmp_path / "nothing.pt"])

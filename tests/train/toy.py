@@ -1,7 +1,7 @@
 """Toy CIFAR-10s, toy recipes, and runs of them: in this process, or in another that can be killed.
 
 The toy set has 60 training and 20 test images. With fold 0 held out 40 images are trained on: in batches of 13 that
-is four steps an epoch, the last of a single image.
+is three steps an epoch, and the image that is left over is another one in every epoch.
 """
 
 import multiprocessing
@@ -11,18 +11,20 @@ import runpy
 import signal
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from train import data, loop, parallel
-from train.recipe import ROOT, Recipe, setting
+from train.engine import data, loop, parallel
+from train.engine.command import ROOT
+from train.engine.recipe import Recipe, setting
 
 SIZES = {"train": 60, "test": 20}
-STEPS = 4  # per epoch
+STEPS = 3  # per epoch
 
 
 def arrays(part, seed=0):
@@ -67,45 +69,62 @@ class Toy(Recipe):
     warmup_epochs: float = 0.25
     ema_decay: float = 0.9
     augment: tuple = ()
-    device: str = setting("cpu", "", what=False)
-    compile: bool = setting(False, "", what=False)
-    constructor: tuple = (("width", 2),)
+    device: str = "cpu"
+    precision: str = "float32"
+    compile: bool = False
+    constructor: tuple = setting((("width", 2),), "")
 
     @property
     def options(self):
         return dict(self.constructor)
 
 
-def at(step, action, loss=loop.cross_entropy):
-    """The loss, with `action()` before the step-th call of it, counted from 1."""
-    calls = iter(range(1, 10**9))
+def hook(recipe, **hooks):
+    """A copy of the recipe with other hooks: functions that are called without the recipe, as in loss=terminate(3).
 
-    def counted(*arguments):
-        if next(calls) == step:
-            action()
-        return loss(*arguments)
+    It can be pickled when the functions can.
+    """
+    kind = type(recipe)
 
-    return counted
+    def values(recipe):
+        return {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+
+    def reduced(self):
+        return partial(hook, **hooks), (kind(**values(self)),)
+
+    methods = {name: staticmethod(function) for name, function in hooks.items()}
+    return type(kind.__name__, (kind,), methods | {"__reduce__": reduced})(**values(recipe))
+
+
+@dataclass
+class at:
+    """A loss, with `action()` before the step-th call of it, counted from 1."""
+
+    step: int
+    action: callable
+    loss: callable = Toy().loss
+    calls: int = 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls == self.step:
+            self.action()
+        return self.loss(*arguments)
 
 
 def terminate(step, number=signal.SIGTERM):
     """The loss of a run to which a signal comes during its step-th step."""
-    return at(step, lambda: os.kill(os.getpid(), number))
+    return at(step, partial(signal.raise_signal, number))
 
 
 def result(weights):
     """All that a run left, but for clock times and provenance: what a resumed run must have in common."""
-    weights = Path(weights)
-    content, state = (
-        torch.load(file, weights_only=True)["content"] for file in (weights, weights.with_suffix(".last.pt"))
-    )
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in state["rows"]]
+    weights, clocks = Path(weights), ["seconds", "images_per_second"]
+    content = torch.load(weights, weights_only=True)["content"]
+    content["log"] = [{k: v for k, v in row.items() if k not in clocks} for row in content["log"]]
     log = pd.read_csv(weights.with_suffix(".csv"))
-    return {
-        "weights": {k: v for k, v in content.items() if k != "provenance"},
-        "state": {k: v for k, v in state.items() if k != "seconds"} | {"rows": rows},
-        "csv": log.drop(columns=["seconds", "images_per_second"]).to_csv(index=False),
-    }
+    return {"weights": {k: v for k, v in content.items() if k != "provenance"},
+            "csv": log.drop(columns=clocks).to_csv(index=False)}
 
 
 def different(a, b, name=""):
@@ -126,7 +145,7 @@ def different(a, b, name=""):
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train.loop"])
+CONTEXT.set_forkserver_preload(["train.engine.loop"])
 
 
 def child(script, argv, log, settings, environment):
@@ -153,7 +172,7 @@ def survivors(process):
 
 @contextmanager
 def training(*argv, log, script=ROOT / "train" / "baseline.py", environment={}, **settings):
-    """A process that trains; `settings` are constants of train.loop or train.parallel. It is dead afterwards."""
+    """A process that trains; `settings` are constants of engine.loop or engine.parallel. It is dead afterwards."""
     process = CONTEXT.Process(target=child, args=(script, argv, log, settings, environment))
     process.start()
     try:

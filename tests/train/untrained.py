@@ -4,8 +4,7 @@ import torch
 
 import models
 import toy
-from train import checkpoint, data
-from train.recipe import plain
+from train.engine import checkpoint, data
 
 
 def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0, over_budget=False, **changes):
@@ -22,12 +21,13 @@ def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0,
     train, _ = data.split(data.load(images), recipe.fold, recipe.limit)
     content = {
         "model": name, "options": model.options, "state": model.state_dict(), "ema": None, "data": train.digest,
-        "recipe": {key: plain(value) for key, value in recipe.identity.items()},
+        "recipe": recipe.identity, "log": [],
         "provenance": {
-            "run": file.stem, "name": model.name, "params": models.parameter_count(model), "over_budget": over_budget,
-            "include_test": recipe.include_test, "images": len(train), "train_digest": train.digest,
-            "source": "cifar10.npz", "steps": 1, "seconds": 60.0 + seed, "hardware": "abacus", "date": "2026-01-01",
-            "command": f"python train/baseline.py --seed {seed}",
+            "run": file.stem, "command": f"python train/baseline.py --seed {seed}", "name": model.name,
+            "params": models.parameter_count(model), "over_budget": over_budget, "include_test": recipe.sees_test,
+            "images": len(train), "unlabelled": 0, "train_digest": train.digest, "source": "cifar10.npz", "steps": 1,
+            "seconds": 60.0 + seed, "hardware": "abacus", "threads": 1, "torch": "2", "python": "3", "commit": "0" * 12,
+            "date": "2026-01-01",
         },
     }
     checkpoint.save(file, content)

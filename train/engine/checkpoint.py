@@ -1,8 +1,8 @@
 """The files of a run, written so that nothing is lost and read so that nothing is executed.
 
-    weights/<run>.pt        weights, recipe and provenance, when the run is finished
+    weights/<run>.pt        weights, recipe, log and provenance, when the run is finished
     weights/<run>.csv       one row per epoch
-    weights/<run>.last.pt   the state to resume from; <run>.last.bak is the one before it
+    weights/<run>.last.pt   the state to resume from, until the run is finished; <run>.last.bak is the one before it
     weights/<run>.lock      held by the process that trains
 
 A file is written beside its name, flushed to the disk and moved over the name, so a reader finds the old
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from train.recipe import UserError
+from train.engine.command import UserError
 
 FORMAT = "cifar10-under-5m/1"
 
@@ -229,16 +229,23 @@ class Run:
         return None
 
     def forget(self):
-        """Remove every file of the run but the lock (--fresh)."""
-        for path in (self.last, self.backup, self.csv, self.weights):
+        """Remove the saved states (--fresh), the newest last; what is finished stays until new weights replace it."""
+        for path in (self.backup, self.last):
             path.unlink(missing_ok=True)
+
+    def finished(self):
+        """The content of the finished weights, or None when there are none, or a state that will replace them."""
+        resumable = self.last.exists() or self.backup.exists()
+        return load_weights(self.weights) if self.weights.exists() and not resumable else None
+
+    def finish(self, content):
+        """Store the finished weights; there is nothing to resume any more."""
+        save(self.weights, content)
+        self.forget()
 
     def save_csv(self, rows):
         """Write the whole log, one dict per epoch: a torn or doubled row cannot stay."""
         write_text(self.csv, pd.DataFrame(rows).to_csv(index=False))
-
-    def save_weights(self, content):
-        save(self.weights, content)
 
 
 def nonfinite(tree, name="state"):

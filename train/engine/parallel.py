@@ -9,7 +9,6 @@ running statistics that are saved are those of rank 0. `Ranks` is what a single 
 """
 
 import os
-import time
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import cache
@@ -22,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 ASSEMBLY = timedelta(minutes=5)  # for all ranks to start, from a slow disk perhaps
 SILENCE = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
 PATIENCE = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
-MEET_EVERY = 0.5  # seconds between two exchanges of news
 
 
 def size():
@@ -97,10 +95,6 @@ class Ranks:
         for batch in batches:
             yield len(batch[0]), 1.0, *batch
 
-    def meet(self, step):
-        """Whether the ranks exchange news after this step. All of them answer the same."""
-        return True
-
     def once(self, work):
         """`work()` is done by rank 0 alone; all wait for it, and get what it returns."""
         return work()
@@ -109,13 +103,13 @@ class Ranks:
         """The context manager `resource`, which rank 0 alone enters."""
         return resource
 
-    def gather(self, number):
-        """The number of every rank, a tensor (size,) on the CPU. Waits for the device."""
-        return torch.as_tensor(number).cpu().view(1)
+    def add(self, numbers):
+        """The sum over the ranks of an int64 tensor, on the CPU. Waits for the device."""
+        return numbers.cpu()
 
-    def agree(self, number):
-        """The greatest of the ranks' numbers."""
-        return number
+    def agree(self, *numbers):
+        """The greatest of the ranks' numbers, each for itself, as a list: what one rank wants, all do."""
+        return list(numbers)
 
 
 class Several(Ranks):
@@ -126,7 +120,6 @@ class Several(Ranks):
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=SILENCE)
         self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        self.meeting, self.met = 0, None
 
     def __exit__(self, kind, *_):
         if kind is None:  # after a failure the others may be gone, and would be waited for
@@ -143,14 +136,6 @@ class Several(Ranks):
                 images, *targets = (tensor[:1] for tensor in batch)
             yield count, count * self.size / len(batch[0]), images, *targets
 
-    def meet(self, step):
-        if step < self.meeting:
-            return False
-        last, then = self.met or (step, 0.0)  # nothing is known of the pace yet
-        self.met = step, time.monotonic()
-        self.meeting = step + self.once(lambda: max(1, int((step - last) * MEET_EVERY / (self.met[1] - then))))
-        return True
-
     def once(self, work):
         box = [work() if self.rank == 0 else None]
         dist.broadcast_object_list(box, group=self.group)
@@ -159,11 +144,12 @@ class Several(Ranks):
     def hold(self, resource):
         return resource if self.rank == 0 else nullcontext(resource)
 
-    def gather(self, number):
-        mine = super().gather(number)
-        numbers = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(numbers, mine, group=self.group)
-        return torch.cat(numbers)
+    def add(self, numbers):
+        numbers = numbers.cpu().clone()
+        dist.all_reduce(numbers, group=self.group)
+        return numbers
 
-    def agree(self, number):
-        return self.gather(number).max().item()
+    def agree(self, *numbers):
+        greatest = torch.tensor(numbers)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.group)
+        return greatest.tolist()

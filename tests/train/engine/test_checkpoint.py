@@ -2,36 +2,29 @@
 
 import errno
 import os
-import pickle
+import signal
 import subprocess
-import sys
-import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import toy
-from train import checkpoint, data, predict
-from train.checkpoint import Damaged, Run
-from train.recipe import ROOT, UserError
+from train.engine import checkpoint, loop, predict
+from train.engine.checkpoint import Damaged, Run
+from train.engine.command import UserError
+from train.engine.state import Stopped
 
 
 def content(step=1):
     """A little of everything that a state holds."""
     random = torch.Generator().manual_seed(step)
-    return {
-        "step": step,
-        "recipe": {"lr": 0.1, "augment": ["crop"], "fold": None},
-        "data": "0" * 64,
-        "rows": [{"epoch": 1, "lr": 0.1}],
-        "model": {
-            "weight": torch.randn(8, 3, 3, 3, generator=random).to(memory_format=torch.channels_last),
-            "count": torch.tensor(3),
-            "half": torch.randn(5, generator=random).bfloat16(),
-            "empty": torch.empty(0),
-        },
-    }
+    weight = torch.randn(8, 3, 3, 3, generator=random).to(memory_format=torch.channels_last)
+    half = torch.randn(5, generator=random).bfloat16()
+    return {"step": step, "recipe": {"lr": 0.1, "augment": ["crop"], "fold": None}, "data": "0" * 64,
+            "rows": [{"epoch": 1, "lr": 0.1}],
+            "model": {"weight": weight, "count": torch.tensor(3), "half": half, "empty": torch.empty(0)}}
 
 
 @pytest.fixture
@@ -41,12 +34,6 @@ def run(tmp_path):
         run.save_state(content(1))
         run.save_state(content(2))
         yield run
-
-
-@pytest.fixture
-def toy_set(tmp_path, monkeypatch):
-    toy.use(monkeypatch.setattr)
-    return toy.write_npz(tmp_path / "data")
 
 
 def names(folder):
@@ -190,6 +177,66 @@ def test_a_resume_state_is_no_weights_file(run, tmp_path):
         checkpoint.load_weights(tmp_path)
 
 
+# ---------------------------------------------------------------- finished, and trained again
+
+
+FINISHED = content(9) | {"provenance": {}}
+
+
+def test_what_is_finished_leaves_nothing_to_resume(run, tmp_path):
+    assert run.finished() is None
+    run.finish(FINISHED)
+    assert names(tmp_path) == ["run.lock", "run.pt"] and toy.different(FINISHED, run.finished()) is None
+
+
+@pytest.mark.parametrize("gone", ["last", "backup"])
+def test_a_state_is_newer_than_what_is_finished(run, gone):
+    """Either of the two states alone, too, as a killed writer may leave them."""
+    checkpoint.save(run.weights, FINISHED)
+    getattr(run, gone).unlink()
+    assert run.finished() is None and run.load_state()["step"] in (1, 2)
+
+
+def test_forgetting_the_states_leaves_what_is_finished(run, tmp_path):
+    run.save_csv([{"epoch": 1}])
+    checkpoint.save(run.weights, FINISHED)
+    run.forget()
+    assert names(tmp_path) == ["run.csv", "run.lock", "run.pt"] and toy.different(FINISHED, run.finished()) is None
+
+
+def test_killed_while_it_finishes_a_run_has_its_weights_or_goes_on(run, monkeypatch):
+    """Between any two of the changes in the folder; a state that is left is the newest one."""
+    unlink, left = os.unlink, []
+
+    def dying(path, *more):
+        if len(left) == 1:
+            raise KeyboardInterrupt
+        left.append(path)
+        unlink(path, *more)
+
+    monkeypatch.setattr(os, "unlink", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(FINISHED)
+    assert run.finished() is None and run.load_state()["step"] == 2
+    assert toy.different(FINISHED, checkpoint.load_weights(run.weights)) is None
+
+
+@pytest.mark.usefixtures("handlers")
+def test_what_is_finished_stays_until_new_weights_replace_it(toy_set, tmp_path, capsys):
+    recipe = toy.Toy(data=str(toy_set), out=str(tmp_path / "run.pt"))
+    again = replace(recipe, seed=1)
+    weights = loop.run(recipe)
+    before = weights.read_bytes()
+    with pytest.raises(Stopped, match="the same command without --fresh"):
+        loop.run(toy.hook(replace(again, fresh=True), loss=toy.terminate(5, signal.SIGINT)))
+    assert weights.read_bytes() == before and len(predict.load([weights])) == 1
+    loop.run(again)
+    assert "resumed at step 5" in capsys.readouterr().out
+    undisturbed = loop.run(replace(again, out=str(tmp_path / "undisturbed.pt")))
+    assert toy.different(toy.result(undisturbed), toy.result(weights)) is None
+    assert "run.last.pt" not in names(tmp_path) and "run.last.bak" not in names(tmp_path)
+
+
 # ---------------------------------------------------------------- R5: nowhere to write
 
 
@@ -207,7 +254,17 @@ def test_a_full_disk_keeps_the_old_state_and_leaves_no_litter(run, tmp_path, mon
         assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
 
 
-def test_a_really_full_disk_ends_in_one_line(toy_set, tmp_path, monkeypatch):
+def test_a_full_buffer_is_no_litter_either(tmp_path):
+    def breaks(handle):
+        handle.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(tmp_path / "file", breaks)
+    assert names(tmp_path) == []
+
+
+def test_a_really_full_disk_ends_in_one_line(toy_set, tmp_path):
     """A file system of 1 MB, where that may be mounted: two states of this network fit in, three do not."""
     small = tmp_path / "small"
     small.mkdir()
@@ -215,21 +272,8 @@ def test_a_really_full_disk_ends_in_one_line(toy_set, tmp_path, monkeypatch):
     if mount.returncode:
         pytest.skip("no tmpfs may be mounted here")
     try:
-        argv = [
-            "--data",
-            toy_set,
-            "--out",
-            small / "run.pt",
-            "--stage",
-            "basic",
-            "--epochs",
-            9,
-            "--device",
-            "cpu",
-            "--width",
-        ]
-        log = tmp_path / "log"
-        with toy.training(*argv, 8, log=log) as process:
+        log, argv = tmp_path / "log", ("--data", toy_set, "--out", small / "run.pt", "--device", "cpu")
+        with toy.training(*argv, "--stage", "basic", "--epochs", 9, "--width", 8, log=log, SAVE_EVERY=0) as process:
             process.join()
         assert process.exitcode == 1, log.read_text()
         assert "Traceback" not in log.read_text() and "No space left on device" in log.read_text().splitlines()[-1]
@@ -258,139 +302,3 @@ def test_the_folder_and_the_ending_are_checked(tmp_path):
         Run(tmp_path / "nowhere" / "run.pt").__enter__()
     with pytest.raises(UserError, match="should end in .pt"):
         Run(tmp_path / "run.pth").__enter__()
-
-
-# ---------------------------------------------------------------- R6: nothing is executed
-
-
-class Bomb:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.system, (f"touch '{self.mark}'",)
-
-
-def as_pickle(bomb, file):
-    file.write_bytes(pickle.dumps(bomb, protocol=2))
-
-
-def as_torch(bomb, file):
-    torch.save({"format": checkpoint.FORMAT, "content": {"provenance": {}, "state": bomb}, "digest": ""}, file)
-
-
-def as_old_torch(bomb, file):
-    torch.save({"content": bomb}, file, _use_new_zipfile_serialization=False)
-
-
-def as_array(bomb, file):
-    with open(file, "wb") as handle:
-        np.save(handle, np.array([bomb], dtype=object), allow_pickle=True)
-
-
-def as_npz(bomb, file):
-    with open(file, "wb") as handle:
-        np.savez(handle, train_images=np.array([bomb], dtype=object), train_labels=np.zeros(60, int))
-
-
-def as_zip(bomb, file):
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(bomb))
-        archive.writestr("archive/version", "3\n")
-        archive.writestr("train_images.npy", pickle.dumps(bomb))
-        archive.writestr("train_labels.npy", pickle.dumps(bomb))
-
-
-BOMBS = [as_pickle, as_torch, as_old_torch, as_array, as_npz, as_zip]
-
-
-@pytest.mark.parametrize("form", BOMBS)
-def test_nothing_in_a_file_is_executed(form, run, tmp_path, monkeypatch):
-    mark, file = tmp_path / "mark", tmp_path / "file.pt"
-    bomb = Bomb(mark)
-    form(bomb, file)
-    with pytest.raises(UserError):
-        checkpoint.load_weights(file)
-    with pytest.raises(UserError):
-        predict.load_model(file)
-    form(bomb, run.last), form(bomb, run.backup)
-    with pytest.raises(UserError, match="--fresh"):
-        run.load_state()
-
-    toy.use(monkeypatch.setattr)
-    form(bomb, toy.write_npz(tmp_path / "npz") / "cifar10.npz")
-    form(bomb, tmp_path / "local.npz"), form(bomb, tmp_path / "local.tar.gz")
-    with pytest.raises(UserError, match="cannot be read|holds no"):
-        data.load(tmp_path / "npz")
-    for name in ("local.npz", "local.tar.gz"):
-        with pytest.raises(UserError):
-            data.fetch(tmp_path / "fetched", tmp_path / name)
-
-    archive = toy.write_archive(tmp_path / "archive", monkeypatch.setattr)
-    for batch in (archive / "cifar-10-batches-py").iterdir():
-        good = batch.read_bytes()
-        form(bomb, batch)
-        with pytest.raises(UserError, match="is damaged"):
-            data.load(archive)
-        batch.write_bytes(good)
-    assert not mark.exists()
-    pickle.loads(pickle.dumps(bomb))
-    assert mark.exists()  # the bomb itself does work
-
-
-# ---------------------------------------------------------------- R7: one writer
-
-
-def test_a_second_process_is_refused_and_told_of_the_first(run, tmp_path):
-    code = "import sys; from train.checkpoint import Run; Run(sys.argv[1]).__enter__()"
-    second = subprocess.run([sys.executable, "-c", code, tmp_path / "run.pt"], cwd=ROOT, capture_output=True, text=True)
-    assert f"run.pt is being trained by process {os.getpid()} on " in second.stderr and "UserError" in second.stderr
-    with Run(tmp_path / "other.pt"):
-        pass
-    assert run.lock.exists()
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
-    (tmp_path / "run.lock").write_text("process 1 on elsewhere")
-    with Run(tmp_path / "run.pt") as run:
-        assert run.lock.read_text().startswith(f"process {os.getpid()} on ")
-    assert names(tmp_path) == []
-
-
-def test_a_lock_removed_by_its_holder_in_between_is_made_anew(tmp_path, monkeypatch):
-    """The former holder removes the file just after it was opened: to hold that would be to hold nothing."""
-    first = Run(tmp_path / "run.pt").__enter__()
-    flock, second = checkpoint.fcntl.flock, Run(tmp_path / "run.pt")
-
-    def late(handle, how):
-        if first.handle.closed is False:
-            first.__exit__()
-        flock(handle, how)
-
-    monkeypatch.setattr(checkpoint.fcntl, "flock", late)
-    with second:
-        with pytest.raises(UserError, match="is being trained"):
-            Run(tmp_path / "run.pt").__enter__()
-
-
-def test_litter_of_a_killed_writer_goes_and_that_of_other_runs_stays(tmp_path):
-    for name in (
-        ".run.pt.abc12345",
-        ".run.last.pt.abc12345",
-        ".run.csv.abc12345",
-        ".run2.pt.abc12345",
-        ".run.b.pt.abc12345",
-    ):
-        (tmp_path / name).write_bytes(b"half")
-    with Run(tmp_path / "run.pt"):
-        assert names(tmp_path) == [".run.b.pt.abc12345", ".run2.pt.abc12345", "run.lock"]
-
-
-def test_a_full_buffer_is_no_litter_either(tmp_path):
-    def breaks(handle):
-        handle.write(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(tmp_path / "file", breaks)
-    assert names(tmp_path) == []

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 import models
 import ranked
 import toy
-from train import checkpoint, data, loop
-from train.loop import batches
-from train.recipe import ROOT
+from train.engine import checkpoint, data, loop, state
+from train.engine.command import ROOT
+from train.engine.loop import batches
 
 pytestmark = pytest.mark.usefixtures("toy_set")
 
@@ -35,21 +35,22 @@ def plain(monkeypatch):
 
 
 def whole_batches(recipe):
-    train, _ = data.split(data.load(recipe.data), recipe.fold)
+    train, _ = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
     return list(batches(train.images, [data.one_hot(train.labels)], recipe, 0))
 
 
 # ---------------------------------------------------------------- one step
 
 
+@pytest.mark.parametrize("changes, sizes", [({}, [[5] * 3, [4] * 3, [4] * 3]), (dict(limit=1, fold=None), [[1], [0], [0]])])
 @pytest.mark.parametrize("model, training", [("plain", True), ("resnet18", False)])
-def test_the_gradients_are_those_of_one_process(plain, recipe, tmp_path, model, training):
-    """Of batches of 13 and of 1 image: in parts of 5, 4, 4 and of 1, 0, 0. To 1e-5 of the largest gradient."""
-    settings = recipe(model=model, constructor=(("width", 4),), **MIXED)
+def test_the_gradients_are_those_of_one_process(plain, recipe, tmp_path, model, training, changes, sizes):
+    """Of batches of 13 images, in parts of 5, 4, 4, and of one image, in parts of 1, 0, 0. To 1e-5 of the largest."""
+    settings = recipe(model=model, constructor=(("width", 4),), **MIXED, **changes)
     assert ranked.together(3, ranked.gradients, settings, str(tmp_path / "step"), training) == [0, 0, 0]
     ranks = [torch.load(tmp_path / f"step{rank}") for rank in range(3)]
     network = ranked.built(settings).train(training)
-    assert [[len(step[0]) for step in steps] for steps in ranks] == [[5, 5, 5, 1], [4, 4, 4, 0], [4, 4, 4, 0]]
+    assert [[len(step[0]) for step in steps] for steps in ranks] == sizes
     for step, (images, targets) in enumerate(whole_batches(settings)):
         assert torch.equal(torch.cat([steps[step][0] for steps in ranks]), images)
         assert torch.equal(torch.cat([steps[step][1] for steps in ranks]), targets)
@@ -78,13 +79,6 @@ def test_batch_normalization_takes_each_ranks_own_statistics(recipe, tmp_path):
             assert torch.equal(found[step][2][name], other[step][2][name])
 
 
-@pytest.mark.parametrize("every, steps", [(1e9, [5001, 5002]), (0, list(range(5001, 5021)))])
-def test_the_ranks_meet_at_the_same_steps_and_not_in_every_one(tmp_path, every, steps):
-    """The first two meetings, of which the pace is learned, are those of two steps in a row."""
-    assert ranked.together(2, ranked.meetings, every, str(tmp_path / "rank")) == [0, 0]
-    assert [torch.load(tmp_path / f"rank{rank}") for rank in range(2)] == [steps, steps]
-
-
 # ---------------------------------------------------------------- a run
 
 
@@ -103,30 +97,27 @@ def test_the_log_is_that_of_one_process(plain, recipe, tmp_path):
         torch.testing.assert_close(shared["ema"][name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param(dict(mix="ricap", augment=("crop", "flip")), id="resnet18"),
-        pytest.param(dict(model="shakeshake26-40-se", batch_size=20), id="shakeshake"),
-        pytest.param(dict(limit=14, fold=None, epochs=3), id="one-image-for-two"),
-    ],
-)
+@pytest.mark.parametrize("settings", [
+    pytest.param(dict(mix="ricap", augment=("crop", "flip")), id="resnet18"),
+    pytest.param(dict(model="shakeshake26-40-se", batch_size=10), id="shakeshake"),
+    pytest.param(dict(limit=1, fold=None, epochs=3), id="one-image-for-two"),
+])
 def test_a_resumed_run_equals_an_undisturbed_one(recipe, tmp_path, settings):
     """The signal reaches one rank only; both stop, at a step in the middle of an epoch."""
+    stop = 2
     assert ranked.together(2, ranked.train, recipe("whole", **settings)) == [0, 0]
-    assert ranked.together(2, ranked.train, recipe("stopped", **settings), 3) == [143, 143]
-    state = checkpoint.load(tmp_path / "stopped.last.pt")
-    assert state["step"] == 3 and len(state["right"]) == 2
+    assert ranked.together(2, ranked.train, recipe("stopped", **settings), stop) == [143, 143]
+    assert checkpoint.load(tmp_path / "stopped.last.pt")["step"] == stop
     assert ranked.together(2, ranked.train, recipe("stopped", **settings)) == [0, 0]
     whole, stopped = (toy.result(tmp_path / f"{name}.pt") for name in ("whole", "stopped"))
     assert toy.different(whole, stopped) is None
-    ends = [".csv", ".last.bak", ".last.pt", ".pt"]
+    ends = [".csv", ".pt"]
     assert sorted(f.name for f in tmp_path.glob("*.*")) == sorted(n + e for n in ("whole", "stopped") for e in ends)
 
 
 def test_another_number_of_ranks_is_refused(recipe, tmp_path, capfd):
-    with pytest.raises(loop.Stopped):
-        loop.run(recipe(), loss=toy.terminate(2))
+    with pytest.raises(state.Stopped):
+        loop.run(toy.hook(recipe(), loss=toy.terminate(2)))
     signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)
     before = (tmp_path / "run.last.pt").read_bytes()
     assert ranked.together(2, ranked.train, recipe()) == [2, 2]
@@ -183,9 +174,9 @@ def test_torchrun_passes_sigterm_on_and_one_rank_speaks(tmp_path):
         out, err = process.communicate(timeout=40)
     finally:
         process.kill()
-    state = checkpoint.load(tmp_path / "run.last.pt")
-    assert err.count("SIGTERM at step") == 1 and f"SIGTERM at step {state['step']:,} of" in err
-    assert out.count("resnet18-2") == 1 and "2 x cpu" in out and state["recipe"]["ranks"] == 2
+    saved = checkpoint.load(tmp_path / "run.last.pt")
+    assert err.count("SIGTERM at step") == 1 and f"SIGTERM at step {saved['step']:,} of" in err
+    assert out.count("resnet18-2") == 1 and "2 x " in out and saved["recipe"]["ranks"] == 2
 
 
 def test_a_mistake_is_told_once(tmp_path):

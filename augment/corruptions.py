@@ -1,6 +1,6 @@
 """Twelve common corruptions at five severities, computed on the fly.
 
-    corrupted = corrupt(images, "fog", 3)      # (N, 3, 32, 32) uint8, the same on every machine
+    corrupted = corrupt(images, "fog", 3, generator)      # (N, 3, 32, 32) uint8
 
 They approximate CIFAR-10-C (Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common
 Corruptions and Perturbations, 2019): the strengths are theirs for 32x32 images except where a comment says
@@ -14,26 +14,19 @@ import torch
 import torch.nn.functional as F
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from train.loop import derive
-
 SIZE = 32
-CHUNK = 1_000  # images that share a random generator
+CHUNK = 1_000  # images at once
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def corrupt(images, name, severity):
+def corrupt(images, name, severity, generator):
     """Corrupted copies of uint8 images (N, 3, 32, 32) on the CPU.
 
-    name: a key of CORRUPTIONS; severity: 1 to 5. Every image draws its own randomness, which follows from the name,
-    the severity and the image's place.
+    name: a key of CORRUPTIONS; severity: 1 to 5; generator: a torch.Generator. Every image draws its own randomness.
     """
     change, strengths = CORRUPTIONS[name]
-    changed = []
-    for number, chunk in enumerate(images.split(CHUNK)):
-        generator = torch.Generator().manual_seed(derive(0, "corruption", name, severity, number))
-        pixels = change(chunk.float() / 255, strengths[severity - 1], generator)
-        changed.append((pixels * 255).round_().clamp_(0, 255).to(torch.uint8))
-    return torch.cat(changed)
+    changed = [change(chunk.float() / 255, strengths[severity - 1], generator) for chunk in images.split(CHUNK)]
+    return torch.cat([(pixels * 255).round_().clamp_(0, 255).to(torch.uint8) for pixels in changed])
 
 
 # Each of the functions below takes pixels (N, 3, 32, 32) in 0..1, a strength and a generator.

@@ -1,0 +1,86 @@
+"""Nothing that comes in a file is executed, whatever the file pretends to be (R6)."""
+
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import toy
+from train.data import main
+from train.engine import checkpoint, data, predict
+from train.engine.checkpoint import Run
+from train.engine.command import UserError
+
+
+class Bomb:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.mark}'",)
+
+
+def as_pickle(bomb, file):
+    file.write_bytes(pickle.dumps(bomb, protocol=2))
+
+
+def as_torch(bomb, file):
+    torch.save({"format": checkpoint.FORMAT, "content": {"provenance": {}, "state": bomb}, "digest": ""}, file)
+
+
+def as_old_torch(bomb, file):
+    torch.save({"content": bomb}, file, _use_new_zipfile_serialization=False)
+
+
+def as_array(bomb, file):
+    with open(file, "wb") as handle:
+        np.save(handle, np.array([bomb], dtype=object), allow_pickle=True)
+
+
+def as_npz(bomb, file):
+    with open(file, "wb") as handle:
+        np.savez(handle, train_images=np.array([bomb], dtype=object), train_labels=np.zeros(60, int))
+
+
+def as_zip(bomb, file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(bomb))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("train_images.npy", pickle.dumps(bomb))
+        archive.writestr("train_labels.npy", pickle.dumps(bomb))
+
+
+@pytest.mark.parametrize("form", [as_pickle, as_torch, as_old_torch, as_array, as_npz, as_zip])
+def test_nothing_in_a_file_is_executed(form, toy_set, tmp_path, monkeypatch, typed):
+    mark, file, run = tmp_path / "mark", tmp_path / "file.pt", Run(tmp_path / "run.pt")
+    bomb = Bomb(mark)
+    form(bomb, file)
+    with pytest.raises(UserError):
+        checkpoint.load_weights(file)
+    with pytest.raises(UserError):
+        predict.load([file])
+    form(bomb, run.last), form(bomb, run.backup)
+    with pytest.raises(UserError, match="--fresh"):
+        run.load_state()
+
+    form(bomb, toy_set / "cifar10.npz")
+    form(bomb, tmp_path / "local.npz"), form(bomb, tmp_path / "local.tar.gz")
+    with pytest.raises(UserError, match="cannot be read|holds no"):
+        data.load(toy_set)
+    for name in ("local.npz", "local.tar.gz"):
+        code, _, err = typed(main, "--data", tmp_path / "fetched", "--src", tmp_path / name)
+        assert code == 2 and err.count("\n") == 1
+
+    archive = toy.write_archive(tmp_path / "archive", monkeypatch.setattr)
+    for batch in (archive / "cifar-10-batches-py").iterdir():
+        good = batch.read_bytes()
+        form(bomb, batch)
+        with pytest.raises(UserError, match="is damaged"):
+            data.load(archive)
+        batch.write_bytes(good)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(bomb))
+    assert mark.exists()  # the bomb itself does work

@@ -1,0 +1,221 @@
+"""The command line that all scripts share: mistakes as one line, flag types, the device and its precision.
+
+    @command
+    def main():
+        arguments = parser(__doc__)
+        add_common(arguments)
+        ...
+"""
+
+import argparse
+import math
+import os
+import platform
+import shlex
+import sys
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+
+import torch
+
+from train.engine import parallel
+
+ROOT = Path(__file__).resolve().parents[2]
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# What is not trained in bfloat16, scores and labels above all, is float32 to the last bit: no TF32 anywhere.
+torch.backends.fp32_precision = "ieee"
+
+
+class UserError(Exception):
+    """What the person who typed the command can set right: shown as one line, with this exit code."""
+
+    code = 2
+
+
+@contextmanager
+def user_errors(where=""):
+    """Turn a ValueError of the library below into a UserError: its text, behind `where` it came from."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{where}{error}")
+
+
+def command(main):
+    """Decorate a script's main: a UserError becomes one line on standard error and its exit code.
+
+    A full disk or too little memory becomes one line and exit code 1, Ctrl-C before there is a state to save one
+    and exit code 130. Anything else is our mistake, and shows its traceback.
+    """
+
+    @wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            sys.exit(complain(error, error.code))
+        except KeyboardInterrupt:
+            sys.exit(complain("interrupted", 130))
+        except OSError as error:  # a full disk, a folder that became read-only
+            sys.exit(complain(error, 1))
+        except (RuntimeError, MemoryError) as error:
+            if parallel.lost_another(error):
+                sys.exit(complain("another rank has ended: so do all. The same command goes on from the last state", 1))
+            memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+            if not memory:
+                raise
+            sys.exit(complain(f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit", 1))
+
+    return wrapped
+
+
+def complain(message, code):
+    """Print one line on standard error, of several ranks only the first to ask; returns `code`."""
+    if parallel.may_complain():
+        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
+    return code
+
+
+def one_line(message):
+    """The text of an exception or message in one line; an exception without a text is named by its kind."""
+    return " ".join(str(message).split()) or type(message).__name__
+
+
+def command_line():
+    """The command that is running, as a person would repeat it from the repository."""
+    launcher = ["python"] if parallel.size() == 1 else ["torchrun", "--nproc-per-node", str(parallel.size())]
+    return shlex.join([*launcher, short_path(sys.argv[0]), *sys.argv[1:]])
+
+
+def short_path(file):
+    """A path as a person in the repository would type it; of one outside of it the name only."""
+    file = Path(file).resolve()
+    return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else file.name
+
+
+def count_of(number, noun):
+    """`1 epoch`, `2,000 epochs`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+# ---------------------------------------------------------------- the parser
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line instead of usage and error for a wrong flag, and no abbreviated flags."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        sys.exit(complain(message, 2))
+
+
+class Help(argparse.HelpFormatter):
+    """Help with each default in its line, paths inside the repository shown relative to it."""
+
+    def _get_help_string(self, action):
+        unset = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        if unset or "default:" in action.help:
+            return action.help
+        value = action.default
+        text = (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+        return f"{action.help} [{text.removeprefix(f'{ROOT}/')}]"
+
+
+def parser(doc):
+    """An argument parser with the first line of the script's docstring as description and defaults in its help."""
+    summary = doc.partition("\n")[0]
+    return Parser(description=summary, formatter_class=lambda prog: Help(prog, max_help_position=32, width=110))
+
+
+def add_common(arguments):
+    """--data and --device, as every tool has them."""
+    arguments.add_argument("--data", default=str(ROOT / "data"), metavar="PATH",
+                           help="folder with the images (fetched when absent), or synthetic")
+    arguments.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+
+
+def check_target(flag, file, suffix):
+    """UserError unless a file to write (or None) has this suffix and a folder; call it before the work."""
+    if file and file.suffix != suffix:
+        raise UserError(f"{flag} {file} should end in {suffix}")
+    if file and not file.parent.is_dir():
+        raise UserError(f"{flag} {file}: the folder {file.parent} does not exist")
+    if file and not os.access(file.parent, os.W_OK):
+        raise UserError(f"{flag} {file}: the folder {file.parent} is not writable")
+
+
+# ---------------------------------------------------------------- values of flags
+
+
+def integer(low, high=None):
+    """A converter of flag values to int within low..high."""
+    bound = f"{low} or more" if high is None else f"{low} to {high}"
+    return lambda text: convert(text, int, f"a whole number, {bound}",
+                                lambda value: value >= low and (high is None or value <= high))
+
+
+def number(low, high=None, above=False):
+    """A converter of flag values to a finite float within low..high (`above`: low itself excluded)."""
+    bound = (f"above {low}" if above else f"{low} or more") if high is None else f"{low} to {high}"
+    return lambda text: convert(text, float, f"a number, {bound}", lambda value: math.isfinite(value) and (
+        value > low if above else value >= low) and (high is None or value <= high))
+
+
+def convert(text, kind, wanted, fits):
+    """`text` as int or float; ArgumentTypeError saying what is wanted when it is not or does not fit."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} should be {wanted}")
+    return value
+
+
+# ---------------------------------------------------------------- the device
+
+
+def device_of(name):
+    """The torch.device for auto|cuda|cpu, this rank's GPU; UserError for cuda on a machine without it."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if parallel.device_index() >= torch.cuda.device_count():
+            raise UserError(f"--nproc-per-node is above the number of GPUs here, {torch.cuda.device_count()}")
+        torch.cuda.set_device(parallel.device_index())
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
+    return torch.device(name)
+
+
+def precision_of(name, device):
+    """The precision of training, `float32` or `bfloat16`, for auto|float32|bfloat16 on a device.
+
+    auto is bfloat16 on CUDA and on a CPU that has the units for it, where a step is 1.5 to 2.2 times as fast as in
+    float32; without them it is 4 to 12 times slower.
+    """
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" or has_bfloat16_units() else "float32"
+
+
+def has_bfloat16_units():
+    """Whether this CPU multiplies in bfloat16 (AVX512-BF16, AMX), as far as torch can tell."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device, precision):
+    """The context of a forward pass in training: bfloat16 where that is the precision, nothing in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def hardware(device):
+    """The machine in words, times the ranks: `2 x NVIDIA H200`, `x86_64 cpu, 2 threads`."""
+    cpu = f"{platform.machine()} cpu, {count_of(torch.get_num_threads(), 'thread')}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return name if parallel.size() == 1 else f"{parallel.size()} x {name}"

@@ -1,0 +1,191 @@
+"""From weights to answers: `logits` is the primitive, every figure is a line on top of it.
+
+    networks = load(["weights/resnet18-fold0.pt"])
+    answers(networks, images)       # uint8 (N, 3, 32, 32) -> float32 (N, 10), the mean of several networks
+
+Answers are computed in float32, TF32 off, on every device: what is scored or distilled does not depend on where.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import models
+from augment.basic import normalize
+from train.engine import checkpoint, data
+from train.engine.command import UserError, user_errors
+from train.engine.progress import progress
+
+BATCH = {"cuda": 2_000, "cpu": 500}
+COOLEST, HOTTEST = 0.01, 100.0  # bounds of the temperature
+
+
+class Contaminated(UserError):
+    """The weights have seen the test images."""
+
+    code = 3
+
+
+@dataclass(frozen=True)
+class Network:
+    """A finished network in evaluation mode, with its file and what that says of how it came about."""
+
+    file: Path
+    model: torch.nn.Module
+    content: dict
+
+    @property
+    def fold(self):
+        return self.content["recipe"]["fold"]
+
+    @property
+    def provenance(self):
+        return self.content["provenance"]
+
+    @property
+    def mark(self):
+        """16 hex digits that stand for the weights that answer: equal for copies of a file."""
+        return checkpoint.digest(self.content["ema"] or self.content["state"])[:16]
+
+    def check_clean(self, where=""):
+        """Raises Contaminated for weights trained with the test images: they have no test accuracy."""
+        if self.provenance["include_test"]:
+            raise Contaminated(f"{where}CONTAMINATED: {self.file} was trained with the test images; it has no test "
+                               f"accuracy")
+
+    def check_budget(self):
+        """UserError above BUDGET parameters."""
+        with user_errors(f"{self.file}: "):
+            models.check_budget(self.model)
+
+    def check_kind(self, path):
+        """UserError for weights of the generated images when `path` holds the real ones, or the other way round."""
+        if self.provenance["source"].startswith("synthetic") != (str(path) == "synthetic"):
+            raise UserError(f"{self.file} was trained on other images than those of {path}")
+
+    def split(self, dataset):
+        """(the images it was trained on, those it held out or None) of a whole training set.
+
+        UserError when it was trained on other images.
+        """
+        train, held_out = data.split(dataset, self.fold, self.content["recipe"]["limit"])
+        if train.digest != self.provenance["train_digest"]:
+            raise UserError(f"{self.file} was trained on other images than those of {dataset.source}")
+        return train, held_out
+
+
+def load(files, device="cpu"):
+    """The Networks of weights files, on `device`. UserError names one that is not ours, or that is there twice."""
+    networks, seen = [], {}
+    for file in map(Path, files):
+        content = checkpoint.load_weights(file)
+        network = Network(file, restore(content, device, f"{file}: "), content)
+        if network.mark in seen:
+            raise UserError(f"{file} repeats {seen[network.mark]}: a network counts once")
+        seen[network.mark] = file
+        networks.append(network)
+    return networks
+
+
+def restore(content, device="cpu", where=""):
+    """The network of a weights file's content, in evaluation mode.
+
+    The moving average of the weights is used when there is one. UserError, behind `where` the content came from, when
+    it does not fit its model.
+    """
+    try:
+        model = models.build(content["model"], **content["options"])
+        model.load_state_dict(content["ema"] or content["state"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}weights of {content.get('model')!r} do not fit: {str(error).splitlines()[0]}")
+    if content["options"].get("num_classes", 10) != len(data.CLASSES):
+        raise UserError(f"{where}weights of {content['options']['num_classes']} classes, not {len(data.CLASSES)}")
+    return model.eval().to(device, memory_format=torch.channels_last)
+
+
+def answers(networks, images, tta=False, bars=True):
+    """Logits float32 (N, 10) of uint8 images: the mean over the Networks. bars: show the progress of each."""
+    total = 0
+    for number, network in enumerate(networks, 1):
+        label = f"{network.file.stem} ({number}/{len(networks)})" if bars else None
+        total = total + logits(network.model, images, tta, label) / len(networks)
+    return total
+
+
+@torch.inference_mode()
+def logits(model, images, tta=False, label=None):
+    """Logits of uint8 images (N, 3, 32, 32) as float32 (N, K) on the CPU.
+
+    tta: the mean of the logits of the image and its mirror image; label: names a progress bar.
+    The model is used in evaluation mode and left in the mode it was in.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions is on
+    batches = images.split(BATCH[device.type])
+    answers = []
+    for batch in progress(batches, label, unit="batch") if label else batches:
+        inputs = normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
+        answers.append((model(inputs) + model(inputs.flip(-1))) / 2 if tta else model(inputs))
+    model.train(training)
+    return torch.cat(answers).cpu()
+
+
+# ---------------------------------------------------------------- figures
+
+
+def accuracy(logits, labels):
+    """Share of right answers, in percent."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def nll(logits, labels):
+    """Mean negative log-likelihood in nats, computed in float64."""
+    return F.cross_entropy(logits.double(), labels).item()
+
+
+def reliability(logits, labels, bins=15):
+    """[(images, mean confidence, share right), ...] of `bins` equal intervals (low, high] of confidence, 0..1."""
+    confidence, answer = logits.double().softmax(1).max(1)
+    slot = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    count, sure, right = (torch.zeros(bins, dtype=torch.float64).index_add_(0, slot, values)
+                          for values in (torch.ones_like(confidence), confidence, (answer == labels).double()))
+    return torch.stack([count, sure / count.clamp(min=1), right / count.clamp(min=1)], 1).tolist()
+
+
+def ece(logits, labels, bins=15):
+    """Expected calibration error (Guo et al. 2017, eq. 3), 0..1, over the intervals of `reliability`."""
+    return sum(count * abs(right - sure) for count, sure, right in reliability(logits, labels, bins)) / len(labels)
+
+
+def temperature(logits, labels):
+    """The T > 0 that minimises the nll of logits / T (Guo et al. 2017), by bisection.
+
+    The nll is convex in 1 / T, and its slope there is mean(sum_k p_k z_k - z_label). Clamped to 0.01..100, which
+    only answers that are all right, or worse than none, reach.
+    """
+    logits = logits.double()
+    low, high = math.log(COOLEST), math.log(HOTTEST)
+    for _ in range(60):
+        middle = (low + high) / 2
+        expected = ((logits / math.exp(middle)).softmax(1) * logits).sum(1)
+        slope = (expected - logits.gather(1, labels[:, None])[:, 0]).mean()
+        low, high = (middle, high) if slope > 0 else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def confusion(logits, labels, classes=10):
+    """Counts (classes, classes) int64: row the true class, column the answer."""
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+
+
+def figures(logits, labels):
+    """All of the above for one set of answers, as plain numbers: top1 and per_class in percent, nll in nats."""
+    counts = confusion(logits, labels)
+    per_class = 100 * counts.diagonal().double() / counts.sum(1).clamp(min=1)
+    return {"top1": accuracy(logits, labels), "nll": nll(logits, labels), "ece": ece(logits, labels),
+            "per_class": per_class.tolist(), "confusion": counts.tolist()}

@@ -1,0 +1,95 @@
+"""Progress of long jobs: a bar on a terminal, a line now and then anywhere else.
+
+Both go to standard error, so that standard output holds results only. Of several ranks, rank 0 alone talks.
+"""
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+from train.engine import parallel
+
+EVERY = 30.0  # seconds between two lines when the output is not a terminal
+
+
+class Every:
+    """Every(seconds)() is True once in so many seconds."""
+
+    def __init__(self, seconds):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def __call__(self):
+        due = time.monotonic() - self.last >= self.seconds
+        self.last = time.monotonic() if due else self.last
+        return due
+
+
+class Progress:
+    """Where a job of `total` units is, and the only estimate of how long the rest takes.
+
+    label: what is being done; done: units that an earlier process did; work: a function of the units done, when not
+    all cost the same; announce: a line to print on standard output, with the expected time, as soon as that is known.
+    """
+
+    def __init__(self, total, label, unit="it", done=0, work=lambda done: done, announce=None):
+        # The jobs of `make -j` would draw their bars over each other.
+        self.terminal = sys.stderr.isatty() and parallel.rank() == 0 and "--jobserver" not in os.getenv("MAKEFLAGS", "")
+        self.bar = tqdm(total=total, desc=label, unit=unit, initial=done, leave=False, dynamic_ncols=True,
+                        disable=not self.terminal, bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+                        "{unit}, {elapsed}{postfix}")
+        self.total, self.done, self.label, self.unit = total, done, label, unit
+        self.work, self.announcement, self.begun, self.next_line = work, announce, None, Every(EVERY)
+
+    def reach(self, done, note=""):
+        """`done` units are done in all; `note` stands behind the bar or in the next line."""
+        if self.begun is None:  # the first unit pays for compilation and warming up: it is not timed
+            self.begun = done, time.monotonic()
+        first, since = self.begun
+        timed = self.work(done) - self.work(first)
+        pace = (time.monotonic() - since) / timed if timed else 0.0  # seconds per unit of work
+        note = ", ".join(filter(None, [note, f"{duration(pace * (self.work(self.total) - self.work(done)))} left"]))
+        if self.announcement and (done >= first + 2 or done == self.total):
+            say(f"{self.announcement}, about {duration(pace * (self.work(self.total) - self.work(first)))}")
+            self.announcement = None
+        if self.terminal:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.done)
+        elif parallel.rank() == 0 and self.next_line():
+            print(f"{self.label}: {done:,}/{self.total:,} {self.unit}, {note}", file=sys.stderr, flush=True)
+        self.done = done
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+
+def progress(items, label, unit="it"):
+    """Iterate over a list with a bar."""
+    with Progress(len(items), label, unit) as bar:
+        bar.reach(0)
+        for done, item in enumerate(items, 1):
+            yield item
+            bar.reach(done)
+
+
+def say(*words):
+    """Print a line without tearing a bar that is on the terminal."""
+    if parallel.rank() == 0:
+        tqdm.write(" ".join(map(str, words)), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def duration(seconds):
+    """Seconds in words that a person plans with: 42 s, 13 min, 2 h 05 min, 3 d 04 h."""
+    minutes = round(seconds / 60)
+    if seconds < 99:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60:02d} h"

@@ -1,0 +1,241 @@
+"""What a training run is: a frozen dataclass whose fields are the flags and whose methods are the loop's hooks.
+
+A script subclasses Recipe, changes defaults, overrides the hooks that differ, and calls `loop.run(parse(...))`. Fields
+marked `identity=False` (where to read and write, on which device) do not change the trained network's meaning, so a run
+may be resumed with others; all the rest must agree.
+"""
+
+import argparse
+import math
+import re
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+
+import torch.nn.functional as F
+
+from augment import AUGMENTATIONS, MIXES, describe, mixing, pipeline
+from train.engine import parallel
+from train.engine.command import ROOT, Parser, UserError, device_of, integer, number, parser, precision_of
+
+
+def setting(default, help, type=None, group="training", identity=True, model=False, **extra):
+    """A dataclass field with all that its flag needs; `model` marks an option of the model's constructor."""
+    metadata = dict(help=help, type=type, group=group, identity=identity, model=model, extra=extra)
+    return field(default=default, metadata=metadata)
+
+
+def augmentations(text):
+    """A comma list of augmentations with their strengths as a tuple; the empty text and `none` mean none at all."""
+    chosen = tuple(name for name in text.split(",") if name not in ("", "none"))
+    return accept(chosen, pipeline)
+
+
+def mix_name(text):
+    """The name of a mix with its strengths, as it came."""
+    return accept(text, mixing)
+
+
+def accept(value, build):
+    """`value`, if `build(value)` does not raise ValueError."""
+    try:
+        build(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error))
+    return value
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a network is trained, and where its files go.
+
+    A subclass gives a field another default as a plain value, `epochs: int = 300`, and adds fields by `setting`.
+    """
+
+    model: str = field(default="resnet18", metadata={"identity": True, "model": False})
+    data: str = setting(str(ROOT / "data"), "folder with the images (fetched when absent), or synthetic",
+                        group="data", identity=False, metavar="PATH")
+    fold: int | None = setting(0, "hold out this fifth of the training images, 0 to 4", integer(0, 4), "data",
+                               metavar="K")
+    limit: int | None = setting(None, "only the N images of smallest id, for a trial", integer(1), "data", metavar="N")
+    include_test: bool = setting(False, "train on the test images too (their score is then refused)", group="data")
+
+    epochs: int = setting(200, "passes over the training images", integer(1))
+    batch_size: int = setting(128, "images per step", integer(1), alias="-b")
+    lr: float = setting(0.1, "peak learning rate", number(0, above=True))
+    momentum: float = setting(0.9, "SGD momentum", number(0, 1))
+    nesterov: bool = setting(True, "Nesterov's form of momentum")
+    weight_decay: float = setting(5e-4, "L2 penalty", number(0), alias="--wd")
+    decay_all: bool = setting(True, "weight decay on normalizations and biases too")
+    warmup_epochs: float = setting(5.0, "linear warm-up, at most a fifth of the run", number(0))
+    warmup_lr: float = setting(0.0, "learning rate that the warm-up begins from", number(0))
+    min_lr: float = setting(0.0, "learning rate at the end of the cosine", number(0))
+    smoothing: float = setting(0.0, "label smoothing", number(0, 1))
+    ema_decay: float = setting(0.0, "decay per step of the weights' moving average, 0 for none", number(0, 1))
+    seed: int = setting(0, "of the initial weights, the order and all augmentation", integer(0))
+
+    augment: tuple = setting(("crop", "flip"), f"in this order, any of {describe(AUGMENTATIONS)}",
+                             augmentations, "augmentation", metavar="NAME[:STRENGTH],...")
+    mix: str = setting("none", f"how images of a batch are mixed: {describe(MIXES)}", mix_name,
+                       "augmentation", metavar="NAME[:STRENGTH]")
+    alternate_flip: bool = setting(False, "mirror each image in every other epoch (leave flip out)",
+                                   group="augmentation")
+    small: float = setting(0.0, "share of the run, from its start, at 20x20 pixels", number(0, 1), "augmentation")
+
+    out: str | None = setting(None, "weights file to write (default: weights/<run>.pt)", None, "run", False,
+                              metavar="FILE", alias="--output")
+    device: str = setting("auto", "where to compute", str, "run", False, choices=("auto", "cuda", "cpu"))
+    precision: str = setting("auto", "of training; auto: bfloat16 where the processor has units for it", str, "run",
+                             choices=("auto", "float32", "bfloat16"))
+    compile: bool | None = setting(None, "torch.compile the model (default: on CUDA, for long runs)", None, "run",
+                                   False)
+    fresh: bool = setting(False, "ignore a saved state and train anew; finished weights stay until then", None, "run",
+                          False)
+
+    def __init_subclass__(cls):
+        known = {f.name: f for base in reversed(cls.__mro__[1:]) if hasattr(base, "__dataclass_fields__")
+                 for f in fields(base)}
+        for name, value in list(vars(cls).items()):
+            if name in known and not isinstance(value, Field):  # the help and the type of the flag stay
+                setattr(cls, name, field(default=value, metadata=known[name].metadata))
+
+    # ---------------------------------------------------------------- the loop's hooks
+
+    def learning_rate(self, step, steps):
+        """The learning rate of step 0 <= step < steps, a pure function.
+
+        1. Linear warm-up from `warmup_lr` to `lr`.
+        2. min_lr + 0.5 (lr - min_lr)(1 + cos(pi t)) after that, t from 0 to 1 (Loshchilov & Hutter 2017, eq. 5).
+        """
+        warmup = self.warmup_steps(steps)
+        if step < warmup:
+            return self.warmup_lr + (self.lr - self.warmup_lr) * (step + 1) / warmup
+        t = (step - warmup) / max(1, steps - warmup)
+        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * t))
+
+    def warmup_steps(self, steps):
+        """The length of the warm-up: at most a fifth of the run, so that a short one still anneals."""
+        return round(min(self.warmup_epochs, self.epochs / 5) * (steps // self.epochs))
+
+    def parameter_groups(self, model):
+        """For SGD: one group of all that is learned, or a second without decay. A group may have its own "lr_scale"."""
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.decay_all:
+            return [{"params": learned}]
+        return [{"params": [parameter for parameter in learned if parameter.dim() > 1]},
+                {"params": [parameter for parameter in learned if parameter.dim() <= 1], "weight_decay": 0.0}]
+
+    def prepare(self, train, model):
+        """(the Dataset to train on, further float targets (N, K) of it), from the training images and a fresh model."""
+        return train, ()
+
+    def loss(self, logits, images, hard, *soft):
+        """A dict of scalars, of which "loss" is minimized and all are logged.
+
+        logits: float32 (B, K); images: the batch that gave them, normalized; hard: labels as float targets (B, K),
+        mixed with the images; soft: the further targets of `prepare`, mixed likewise.
+        """
+        return {"loss": F.cross_entropy(logits, hard, label_smoothing=self.smoothing)}
+
+    # ---------------------------------------------------------------- names
+
+    @property
+    def options(self):
+        """The keyword options of the model's constructor, as plain values; None leaves one to the constructor."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("model")}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def run_name(self, model_name):
+        """The name of the run, and of its files: `seresnet164-fold3`, `resnet18-noval-seed1`."""
+        fold = "noval" if self.fold is None else f"fold{self.fold}"
+        return f"{model_name}-{fold}" + (f"-seed{self.seed}" if self.seed else "")
+
+    @property
+    def sees_test(self):
+        """Whether the weights are marked: they have no test accuracy."""
+        return self.include_test
+
+    @property
+    def identity(self):
+        """What a resumed run must agree on, as plain values; no path is in it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["identity"]}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return values | ({"ranks": parallel.size()} if parallel.size() > 1 else {})
+
+    def on_device(self):
+        """(the torch.device that it names, the same recipe with the precision settled for that)."""
+        device = device_of(self.device)
+        return device, replace(self, precision=precision_of(self.precision, device))
+
+
+def family(run):
+    """The name of a run without its fold and seed, as in seresnet164-fold3 or student-seed1."""
+    return re.sub(r"-(fold\d|noval|s(eed)?-?\d+)(?=-|$)", "", run)
+
+
+# ---------------------------------------------------------------- from the command line
+
+
+def parse(kind, doc, argv=None, **presets):
+    """The `kind` (a Recipe class) that a command line describes; exits with 2 on a wrong flag.
+
+    doc: the script's docstring, whose first line heads the help. presets: for a field with choices, the other
+    fields' defaults under each choice, as in stage={"basic": {"lr": 0.1}}.
+    """
+    arguments = parser(doc)
+    arguments.usage = "%(prog)s [flags]"
+    add_flags(arguments, kind)
+    for name, choices in presets.items():
+        arguments.set_defaults(**choices[peek(f"--{name}", tuple(choices), arguments.get_default(name), argv)])
+    return read_flags(kind, arguments.parse_args(argv))
+
+
+def peek(flag, choices, default, argv=None):
+    """The value of one flag, before the others are known."""
+    chooser = Parser(add_help=False)
+    chooser.add_argument(flag, choices=choices, default=default, dest="value")
+    return chooser.parse_known_args(argv)[0].value
+
+
+def read_flags(kind, args):
+    """The `kind` of parsed arguments, checked where two flags must fit each other."""
+    values = {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if args.noval and args.fold is not None:
+        raise UserError(f"--fold {args.fold} and --noval contradict each other: name one of them")
+    values["fold"] = None if args.noval else kind.fold if args.fold is None else args.fold
+    recipe = kind(**values)
+    for name in ("min_lr", "warmup_lr"):
+        if getattr(recipe, name) > recipe.lr:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {getattr(recipe, name)} is above --lr {recipe.lr}: it should be at most that")
+    if recipe.nesterov and recipe.momentum == 0:
+        raise UserError("--momentum 0 has no Nesterov form: add --no-nesterov")
+    if recipe.alternate_flip and any(name.split(":")[0] == "flip" for name in recipe.augment):
+        raise UserError("--alternate-flip turns every image already: leave flip out of --augment")
+    return recipe
+
+
+def add_flags(arguments, kind):
+    """One flag per field of a Recipe class, in the groups that the fields name."""
+    groups = {}
+    for f in fields(kind):
+        if "help" not in f.metadata:
+            continue
+        about, extra = f.metadata, dict(f.metadata["extra"])
+        if about["group"] not in groups:
+            groups[about["group"]] = arguments.add_argument_group(about["group"])
+        group = groups[about["group"]]
+        flags = [f"--{f.name.replace('_', '-')}", *filter(None, [extra.pop("alias", None)])]
+        default = {} if f.default is MISSING else {"default": f.default}
+        if about["type"] is None and f.type in (bool, "bool", bool | None):
+            # A switch that is off has one form, a switch that is on (or decided later) needs its negation.
+            action = "store_true" if f.default is False else argparse.BooleanOptionalAction
+            group.add_argument(*flags, action=action, help=about["help"], **default)
+            continue
+        if "choices" not in extra:
+            extra.setdefault("metavar", "X" if f.type is float else "N")
+        if f.name == "fold":  # None until it is given: with --noval it would contradict
+            default, help = {}, f"{about['help']} [{f.default}]"
+            group.add_argument(*flags, type=about["type"], help=help, **extra)
+            group.add_argument("--noval", action="store_true", help="train on all 50,000, no validation")
+            continue
+        group.add_argument(*flags, type=about["type"] or str, help=about["help"], **default, **extra)

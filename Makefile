@@ -2,13 +2,9 @@
 
 SIZE    ?= full
 DATA    ?= $(if $(filter demo,$(SIZE)),synthetic,data)
-STAGE   ?= augmented
-HOW     ?= csv
-SEED    ?= 0
-TEACHER_SEED ?= 0
+DEVICE  ?= $(if $(filter demo,$(SIZE)),cpu)
 VENV    ?= .venv
 PYTHON  ?= $(if $(VENV),$(VENV)/bin/python,python3)
-BASE    ?= python3
 cores   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SHELL   := /bin/bash
 MAKEFLAGS += --no-builtin-rules
@@ -35,9 +31,9 @@ MAKEFLAGS += --no-builtin-rules
 known   := SIZE DATA FOLD EPOCHS LIMIT SEED TEACHER_SEED HOW DEVICE GPUS IMAGES STAGE WEIGHTS SRC ARGS VENV PYTHON BASE
 strange := $(filter-out $(known),$(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v)))
 $(if $(strange),$(error there is no variable $(strange); `make help` lists them))
-one_of   = $(if $(filter $(2),$($(1))),,$(error $(1)=$($(1)): should be one of $(2)))
+one_of   = $(if $(filter-out $(2),$($(1))),$(error $(1)=$($(1)): should be one of $(2)))
 $(call one_of,SIZE,demo quick full)$(call one_of,STAGE,basic optimized augmented)$(call one_of,HOW,csv view)
-$(if $(FOLD),$(call one_of,FOLD,0 1 2 3 4 noval))$(if $(DEVICE),$(call one_of,DEVICE,auto cuda cpu))
+$(call one_of,FOLD,0 1 2 3 4 noval)$(call one_of,DEVICE,auto cuda cpu)
 pipeline := $(filter teachers labels distill control report demo,$(MAKECMDGOALS))
 $(if $(ARGS),$(if $(filter teachers demo,$(pipeline))$(word 2,$(pipeline)),$(error ARGS are for one script, not for $(pipeline))))
 
@@ -67,11 +63,9 @@ wide.demo    := shakeshake26-8
 student.demo := --model seresnet20 --width 8 --wd 5e-4 --lr 0.05 --epochs 5
 flags.demo   := -b 32 --augment flip --mix none
 limit.demo   := 1000
-device.demo  := cpu
 
 # A trial stays away from the files that the documented recipes make.
-trial  := $(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs)
-place  := $(place.$(SIZE))$(if $(trial),/trial$(trial))
+place  := $(place.$(SIZE))$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
 seed   := $(if $(filter-out 0,$(SEED)),-seed$(SEED))
 source := $(if $(filter-out 0,$(TEACHER_SEED)),-seed$(TEACHER_SEED))
 seeds  := $(sort x$(seed) x$(source))
@@ -89,15 +83,15 @@ baseline := $(place)/resnet18$(if $(filter-out augmented,$(STAGE)),-$(STAGE))-$(
 
 # ---------------------------------------------------------------- how a file is made
 
-# A space cannot stand in the name of a target, unless it is escaped.
+# The images are there in either form, or the archive is fetched; the synthetic set needs nothing. A space cannot stand
+# in the name of a target, unless it is escaped.
 data   := $(subst $() ,\ ,$(DATA))
-# The images are there in either form, or the archive is fetched; the synthetic set needs nothing.
 images := $(data)/$(if $(wildcard $(data)/cifar10.npz),cifar10.npz,cifar-10-batches-py/batches.meta)
 python := $(if $(VENV),$(VENV)/installed)
 ready  := $(python) $(if $(filter synthetic,$(DATA)),,$(images))
 
 # A flag is passed on only when its variable is set. What the name of a file says, its fold and seed, becomes flags.
-common := --data "$(DATA)" $(addprefix --device ,$(or $(DEVICE),$(device.$(SIZE))))
+common := --data "$(DATA)" $(DEVICE:%=--device %)
 limit  := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 flags   = $(common) $(limit) $(EPOCHS:%=--epochs %) $(ARGS)
 split   = $(patsubst seed%,--seed %,$(patsubst fold%,--fold %,$(patsubst noval,--noval,\
@@ -118,17 +112,15 @@ endef
 
 # Weights are built when they are missing, never because something is newer: every prerequisite is order-only. With
 # ARGS the script is asked all the same, and says what differs from the file that is there.
-ask  := $(if $(ARGS),ask)
 every = $(sort $(foreach s,$(seeds),$(call $(1),$(s:x%=%))))
 
-$(call every,alike): | $(ready)
+$(call every,alike): $(if $(ARGS),ask) | $(ready)
 	$(call train,$(script.$(SIZE)))
-
 $(call every,wide): | $(ready)
 	$(call train,$(other.$(SIZE)))
 
-$(baseline): $(ask) | $(ready)
-	$(call train,train/baseline.py --stage $(STAGE) $(if $(filter demo,$(SIZE)),--width 4 --epochs 6))
+$(baseline): $(if $(ARGS),ask) | $(ready)
+	$(call train,train/baseline.py $(STAGE:%=--stage %) $(if $(filter demo,$(SIZE)),--width 4 --epochs 6))
 
 define labels_of
 $(call labels,$(1)): | $(call teachers,$(1))
@@ -137,20 +129,18 @@ endef
 $(foreach s,$(seeds),$(eval $(call labels_of,$(s:x%=%))))
 
 from := $(if $(view),--teachers $(call teachers,$(source)),--labels $(call labels,$(source)))
-$(student): $(ask) | $(if $(view),$(call teachers,$(source)),$(call labels,$(source)))
+$(student): $(if $(ARGS),ask) | $(if $(view),$(call teachers,$(source)),$(call labels,$(source)))
 	$(call train,distill/student.py --noval $(from) $(student.$(SIZE)) $(IMAGES:%=--images "%"))
-
-$(control): $(ask) | $(ready)
+$(control): $(if $(ARGS),ask) | $(ready)
 	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0)
 
 # ---------------------------------------------------------------- what people type
 
 .PHONY: help setup data demo quick baseline teachers labels distill control evaluate submission report benchmark test \
-        test-faults clean
-.PHONY: ask one pictures
+  test-faults clean ask one pictures
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+[ :].*## /{sub(/ .*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "Variables, with an example each:"; echo
 	@awk -F '##: ' '/^##: /{print "  " $$2}' $(firstword $(MAKEFILE_LIST))
 
@@ -158,66 +148,48 @@ setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two
 
 # The stamp is touched last: an installation that was cut off is repeated.
 $(VENV)/installed: requirements.txt
-	$(BASE) -m venv $(VENV)
+	$(or $(BASE),python3) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-data: | $(python) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
+data $(data)/cifar-10-batches-py/batches.meta: | $(python) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
 	$(PYTHON) train/data.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
-
-$(data)/cifar-10-batches-py/batches.meta: | $(python)
-	$(PYTHON) train/data.py --data "$(DATA)"
 
 demo: ## the whole pipeline in miniature, offline, in two to four minutes on two cores
 	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, $(cores) jobs at once:"
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) SIZE=demo TEACHER_SEED=$(SEED) STAGE=basic FOLD=noval pictures
 	@echo; echo "Now look at $(place.demo)/report/report.html, and at the logs, curves and answers in $(place.demo)."
-
 quick: ## train the one network of SIZE=quick on all images and score it on the test set
 	@$(MAKE) --no-print-directory SIZE=quick one
-
 one: $(place)/$(name.$(SIZE))-noval$(seed).pt
 	$(PYTHON) train/evaluate.py $< $(common) --budget
-
 baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common)
-
 teachers: $(call teachers,$(seed)) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs
-
 labels: $(call labels,$(seed)) ## average the teachers' logits into distillation_labels.csv
-
 distill: $(student) ## train the student from the teachers and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common) --budget
-
 control: $(control) ## train the student's twin from the labels alone and score it
 	$(PYTHON) train/evaluate.py $< $(common) --budget
-
-evaluate: | $(ready) ## score WEIGHTS on the test set, several as an ensemble
-	@$(if $(WEIGHTS),,echo "evaluate: set WEIGHTS, as in make evaluate WEIGHTS=weights/student.pt" >&2; exit 2)
+evaluate: | $(ready) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
-
 submission: | $(python) ## answer the unlabelled IMAGES with WEIGHTS (default: the student) into submission.csv
 	@$(if $(IMAGES),,echo "submission: set IMAGES, as in make submission IMAGES=cifar_test_nolabel.pkl" >&2; exit 2)
-	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) --images "$(IMAGES)" $(addprefix --device ,$(DEVICE)) $(ARGS)
-
+	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) --images "$(IMAGES)" $(DEVICE:%=--device %) $(ARGS)
 report: | $(ready) ## tables and pictures of all finished weights of the SIZE, into its folder
-	$(PYTHON) train/report.py $(or $(WEIGHTS),$(place)) $(common) $(ARGS)
+	$(PYTHON) train/report.py $(or $(WEIGHTS),$(place)) --out $(place)/report $(common) $(ARGS)
 
 # The end of the demo: answers, the report, and its table.
 pictures: $(baseline) $(call teachers,$(source)) $(student) $(control)
 	@$(PYTHON) distill/submission.py $(student) --images synthetic --out $(place)/submission$(seed).csv | tail -n 1
 	@$(PYTHON) train/report.py $^ $(common) --out $(place)/report --baseline $(baseline) \
 	  --teachers $(call teachers,$(source)) --control $(control) --student $(student)
-
 benchmark: | $(ready) ## images per second of the step, the loop and the usual script
 	$(PYTHON) train/benchmark.py $(common) $(ARGS)
-
 test: | $(python) ## run the test suite (under 10 minutes on two cores)
 	$(PYTHON) -m pytest tests $(ARGS)
-
 test-faults: | $(python) ## kill a run a hundred times and more (slow)
 	$(PYTHON) -m pytest tests -m faults $(ARGS)
-
 clean: ## remove caches, never weights and never a state to resume from
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	rm -rf .pytest_cache

@@ -1,10 +1,12 @@
 """Weights files of small networks that nobody trained, with all that a finished run says of itself."""
 
+import pytest
 import torch
 
 import models
 import toy
-from train.engine import checkpoint, data
+from train import report
+from train.engine import checkpoint, command, data, plots, predict
 
 
 def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0, over_budget=False, **changes):
@@ -21,14 +23,64 @@ def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0,
     train, _ = data.split(data.load(images), recipe.fold, recipe.limit)
     content = {
         "model": name, "options": model.options, "state": model.state_dict(), "ema": None, "data": train.digest,
-        "recipe": recipe.identity, "log": [],
+        "recipe": recipe.identity, "log": log(recipe),
         "provenance": {
-            "run": file.stem, "command": f"python train/baseline.py --seed {seed}", "name": model.name,
-            "params": models.parameter_count(model), "over_budget": over_budget, "include_test": recipe.sees_test,
-            "images": len(train), "unlabelled": 0, "train_digest": train.digest, "source": "cifar10.npz", "steps": 1,
-            "seconds": 60.0 + seed, "hardware": "abacus", "threads": 1, "torch": "2", "python": "3", "commit": "0" * 12,
-            "date": "2026-01-01",
+            "run": file.stem, "name": model.name, "params": models.parameter_count(model), "over_budget": over_budget,
+            "include_test": recipe.sees_test, "images": len(train), "train_digest": train.digest,
+            "source": "cifar10.npz", "steps": 1, "seconds": 60.0 + seed, "hardware": "abacus", "date": "2026-01-01",
+            "command": f"python train/baseline.py --seed {seed}", "unlabelled": 0, "threads": 1, "torch": "2.11.0",
+            "python": "3.12.0", "commit": "0123456789ab",
         },
     }
     checkpoint.save(file, content)
     return content
+
+
+def log(recipe, epochs=3):
+    """The rows of a run's log, without validation where the recipe holds nothing out."""
+    return [{"epoch": epoch, "lr": 0.1, "train_loss": 2 / epoch, "train_accuracy": 40.0 + epoch, "seconds": 1.0,
+             "val_loss": None if recipe.fold is None else 3 / epoch,
+             "val_accuracy": None if recipe.fold is None else 30.0 + epoch} for epoch in range(1, epochs + 1)]
+
+
+# ---------------------------------------------------------------- for the tests of the report
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A repository's root with the toy set in data/ and a folder weights/."""
+    toy.use(monkeypatch.setattr)
+    toy.write_npz(tmp_path / "data")
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    """Pictures are files of one byte: drawing them is slow, and tested once."""
+    for name in ("curves", "landscape", "confusion", "reliability"):
+        monkeypatch.setattr(plots, name, lambda file, *_: file.write_bytes(b"x"))
+
+
+@pytest.fixture
+def run(folder, typed):
+    """run(*words) -> (exit code, stdout, stderr) of the report on the toy set."""
+    return lambda *words: typed(report.main, *words, "--device", "cpu", "--data", folder / "data")
+
+
+def add(folder, name, **changes):
+    """A weights file in weights/ of such a repository."""
+    file = folder / "weights" / f"{name}.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(file, folder / "data", **changes)
+    return file
+
+
+def logits_of(file, folder, tta=False):
+    return predict.answers(predict.load([file]), data.load(folder / "data", "test").images, tta, bars=False)
+
+
+def accuracy_of(file, folder):
+    return predict.accuracy(logits_of(file, folder), data.load(folder / "data", "test").labels)

@@ -1,10 +1,10 @@
-"""The pictures of the report and of `evaluate --mistakes`, in one style: thin lines, labels where the data is.
+"""The pictures of the report and of `evaluate --mistakes`, in one style: thin lines, and a legend that hides nothing.
 
 Each function draws one figure and writes it as a PNG to a path or an open file. Nothing needs a screen.
 """
 
 from contextlib import contextmanager
-from itertools import product
+from itertools import cycle, product
 
 import matplotlib
 
@@ -12,9 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.patheffects import withStroke
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
 from train.engine.data import CLASSES
 
@@ -31,10 +30,9 @@ STYLE = {
     "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "xtick.major.size": 3, "ytick.major.size": 3, "lines.linewidth": 1.6, "lines.solid_capstyle": "round",
 }
-HALO = [withStroke(linewidth=2.5, foreground="white")]
-PLACES = [(7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 7, "center", "bottom"), (0, -7, "center", "top")]
-PLACES += [(distance * right, distance * up, ha, va) for distance in (6, 14)  # points from the dot to its name
-           for right, ha in ((1, "left"), (-1, "right")) for up, va in ((1, "bottom"), (-1, "top"))]
+DASHES = ("-", (0, (5, 1.6)), (0, (1, 1.4)), (0, (6, 1.5, 1, 1.5)))
+MARKERS = "osD^vP"
+LEGEND = {"fontsize": 8, "frameon": False, "labelspacing": 0.35}
 
 
 @contextmanager
@@ -50,39 +48,35 @@ def figure(file, size, *shape):
 
 
 def curves(file, logs):
-    """Loss and accuracy per epoch. logs: {name: [DataFrame of a run's CSV, ...]}; a name stands for one colour."""
+    """Loss and accuracy per epoch. logs: {name: [DataFrame of a run's log, ...]}; a name stands for one look."""
     columns = (("train_loss", "val_loss", "loss"), ("train_accuracy", "val_accuracy", "accuracy in percent"))
-    with figure(file, (10, 4.2), 1, 2) as (sheet, panels):
+    looks = list(product(DASHES, COLOURS)) * (1 + len(logs) // 32)  # no two alike of the first 32
+    with figure(file, (11, 4.2), 1, 2) as (sheet, panels):
         for axes, (train, val, title) in zip(panels, columns):
-            ends = []
-            for colour, (group, runs) in zip(COLOURS * len(logs), logs.items()):
+            for (dash, colour), runs in zip(looks, logs.values()):
                 for run in runs:
-                    mark = {"color": colour, "marker": "." if len(run) < 3 else None}
-                    held_out = run[val].notna().any()
-                    axes.plot(run["epoch"], run[train], alpha=0.4 if held_out else 1, linestyle=(0, (4, 1.5)), lw=1.2,
-                              **mark)
-                    axes.plot(run["epoch"], run[val], **mark)
-                ends.append((run["epoch"].iloc[-1], run[val if held_out else train].iloc[-1], group, colour))
+                    look = {"color": colour, "linestyle": dash, "marker": "." if len(run) < 3 else None}
+                    axes.plot(run["epoch"], run[train], lw=0.8, alpha=0.75, **look)
+                    axes.plot(run["epoch"], run[val].astype(float), lw=1.9, **look)
             axes.set(title=title, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.margins(x=0.02)
-            label_ends(axes, ends)
-        sheet.supxlabel("solid: validation fold      dashed: training images, as augmented", color=GREY, fontsize=8.5)
+        cut_spikes(panels[0])
+        handles = [Line2D([], [], color=colour, linestyle=dash) for (dash, colour), _ in zip(looks, logs)]
+        sheet.legend(handles, logs, loc="outside right upper", handlelength=3.2, **LEGEND)
+        sheet.supxlabel("thick: validation fold      thin: training images, as augmented", color=GREY, fontsize=8.5)
 
 
-def label_ends(axes, ends, gap=0.055):
-    """Write each line's name to its right, moved apart so that no two touch. ends: (x, y, text, colour)."""
-    axes.figure.draw_without_rendering()
-    to_share = axes.transAxes.inverted()
-    places = sorted((to_share.transform(axes.transData.transform((x, y)))[1], *rest) for x, y, *rest in ends)
-    heights = [height for height, _, _ in places]
-    for k in range(1, len(heights)):  # push up what is too close, and down again what was pushed out at the top
-        heights[k] = max(heights[k], heights[k - 1] + gap)
-    for k in reversed(range(len(heights))):
-        heights[k] = min(heights[k], 1 - gap * (len(heights) - 1 - k))
-    for height, (_, text, colour) in zip(heights, places):
-        axes.annotate(text, (1.015, height), xycoords="axes fraction", color=colour, fontsize=8.5, va="center",
-                      annotation_clip=False)
+def cut_spikes(axes):
+    """Let the y axis end at what is usual, three times the 90 % quantile, and the title say how far the rest goes."""
+    drawn = np.concatenate([line.get_ydata() for line in axes.lines])
+    drawn = drawn[np.isfinite(drawn)]
+    usual = drawn[drawn <= 3 * np.quantile(drawn, 0.9, method="lower")]
+    if 0 < len(usual) < len(drawn):
+        low, high = usual.min(), usual.max()
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        digits = 0 if drawn.max() > 100 else 1
+        axes.set_title(f"{axes.get_title(loc='left')} (cut: it reaches {drawn.max():,.{digits}f})")
 
 
 def confusion(file, counts, title):
@@ -120,69 +114,46 @@ def reliability(file, bins, title):
         axes.set_aspect("equal")
 
 
-def landscape(file, ours, published, budget, title):
-    """Test accuracy against parameters, on a scale of the error.
+def landscape(file, ours, published, title, xlabel, unit=1, budget=None):
+    """Test accuracy, on a scale of the error, against what it costs: parameters, or the work of training.
 
-    ours: [(name, parameters, top1, low, high)], in percent; published: [(name, parameters, top1)], marked as such. A
-    point without a name gets no label.
+    ours: [(name, cost, top1, low, high)], in percent, equal names share a look; published: [(name, cost, top1)], drawn
+    as numbered circles; unit: what the axis counts the cost in; budget: the cost not to exceed, a line.
     """
-    with figure(file, (9.5, 5.8)) as (_, axes):
-        axes.set(xscale="log", yscale="log", title=title, xlabel="parameters, millions")
-        if published:
-            axes.scatter([row[1] for row in published], [100 - row[2] for row in published], s=26, facecolor="white",
-                         edgecolor=GREY, zorder=2)
-        for _, params, top1, low, high in ours:
-            axes.vlines(params, 100 - high, 100 - low, color=COLOURS[0], lw=1.4, zorder=3)
-            axes.scatter(params, 100 - top1, s=44, color=COLOURS[0], zorder=4, lw=0)
-        points = [(*row[:3], COLOURS[0]) for row in ours] + [(*row[:3], GREY) for row in published]
-        sizes, errors = [row[1] for row in points], [100 - row[2] for row in points]
-        axes.set_xlim(min(sizes) / 1.35, max(*sizes, budget) * 1.6)
-        axes.set_ylim(min(99.9, max(errors) * 1.15), max(0.05, min(errors) / 1.15))  # upside down: good is up
-        axes.axvline(budget, color=COLOURS[1], lw=1, linestyle=(0, (4, 3)))
-        axes.annotate(" the budget", (budget, 0.01), xycoords=("data", "axes fraction"), color=COLOURS[1], fontsize=8.5)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(sizes) < 100 * min(sizes) else (1,)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        lowest, highest = sorted(axes.get_ylim())
-        ticks = [error for error in ERRORS if lowest <= error <= highest]
-        axes.set_yticks(ticks, [f"{100 - error:g} %" for error in ticks])
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(which="minor", length=0)
-        lines = [(budget, *axes.get_ylim()), *((params, 100 - low, 100 - high) for _, params, _, low, high in ours)]
-        label_points(axes, [(name, params, 100 - top1, colour) for name, params, top1, colour in points], lines)
+    names = list(dict.fromkeys(row[0] for row in ours))
+    looks = dict(zip(names, cycle(product(MARKERS, COLOURS))))
+    with figure(file, (10.5, 5.6)) as (sheet, axes):
+        axes.set(xscale="log", yscale="log", title=title, xlabel=xlabel)
+        for number, (_, cost, top1) in enumerate(published, 1):
+            axes.scatter(cost, 100 - top1, s=85, facecolor="white", edgecolor=GREY, lw=0.7, zorder=2)
+            axes.annotate(number, (cost, 100 - top1), ha="center", va="center_baseline", fontsize=6, zorder=2)
+        for name, cost, top1, low, high in ours:
+            marker, colour = looks[name]
+            axes.vlines(cost, 100 - high, 100 - low, color=colour, lw=1.4, zorder=3)
+            axes.scatter(cost, 100 - top1, s=44, color=colour, marker=marker, zorder=4, lw=0)
+        if budget:
+            axes.axvline(budget, color=COLOURS[1], lw=1, linestyle=(0, (4, 3)))
+            axes.annotate(" the budget", (budget, 0.01), None, ("data", "axes fraction"), color=COLOURS[1], fontsize=8)
+        costs = [row[1] for row in (*ours, *published)] + [budget] * bool(budget)
+        scale_axes(axes, costs, [100 - top1 for row in (*ours, *published) for top1 in row[2:]], unit)
+        dots = [Line2D([], [], color=colour, marker=marker, lw=0, ms=6.5, mew=0) for marker, colour in looks.values()]
+        circles = [Line2D([], [], color=GREY, marker="o", mfc="white", lw=0, ms=5, mew=0.7) for _ in published]
+        numbered = [f"{number}  {name}" for number, (name, *_) in enumerate(published, 1)]
+        sheet.legend(dots + circles, names + numbered, loc="outside right upper", handlelength=1, **LEGEND)
 
 
-def label_points(axes, points, lines):
-    """Write each point's name beside it, where it hides no other name and no point, and crosses no line if possible.
-
-    points: (name, x, y, colour), the important ones first; lines: vertical ones, (x, y, y). A name that fits nowhere is
-    left out.
-    """
-    axes.figure.draw_without_rendering()
-    renderer = axes.figure.canvas.get_renderer()
-    room = axes.get_window_extent(renderer)
-    around = 4 * axes.figure.dpi / 72  # pixels of 4 points
-    dots = [Bbox([axes.transData.transform((x, y))] * 2).padded(around) for _, x, y, _ in points]
-    bars = [Bbox(axes.transData.transform([(x, low), (x, high)])) for x, low, high in lines]
-    taken = []
-
-    def free(box, avoided):
-        inside = room.contains(*box.min) and room.contains(*box.max)
-        return inside and not any(map(box.overlaps, avoided + dots))
-
-    for name, x, y, colour in points:
-        if not name:
-            continue
-        text = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8, path_effects=HALO,
-                             color=colour if colour != GREY else INK)
-        for avoided, (right, up, ha, va) in product((taken + bars, taken), PLACES):
-            text.set(position=(right, up), ha=ha, va=va)
-            box = text.get_window_extent(renderer)
-            if free(box, avoided):
-                taken.append(box)
-                break
-        else:
-            text.remove()
+def scale_axes(axes, costs, errors, unit):
+    """Limits and ticks of a landscape: costs that differ little have more of them; the y axis is upside down."""
+    axes.set_xlim(min(costs) / 1.35, max(costs) * 1.35)
+    axes.set_ylim(min(99.9, max(errors) * 1.15), max(0.05, min(errors) / 1.15))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 100 * min(costs) else (1,)))
+    lowest, highest = sorted(axes.get_ylim())
+    ticks = [error for error in ERRORS if lowest <= error <= highest]
+    axes.set_yticks(ticks, [f"{100 - error:g} %" for error in ticks])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
 
 
 def mistakes(file, dataset, logits, rows=5, columns=8):

@@ -1,0 +1,182 @@
+"""`train.engine.results`, `compare` and `page`: statistics against textbook ones, and how runs become rows in words."""
+
+from fractions import Fraction
+from itertools import product
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from train.engine import compare, page, results
+
+
+# ---------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("right, total", [(9712, 10_000), (1, 20), (10, 20), (9_999, 10_000)])
+def test_wilsons_bounds_are_where_the_score_test_just_rejects(right, total):
+    for bound in results.wilson(right, total):
+        score = (right / total - bound) / np.sqrt(bound * (1 - bound) / total)
+        assert abs(score) == pytest.approx(1.959964, abs=1e-5)
+
+
+def test_wilson_by_hand_and_at_the_ends():
+    assert results.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I, method 3
+    assert results.wilson(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+    assert results.wilson(20, 20) == pytest.approx((0.8389, 1), abs=1e-4)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 10])
+def test_mcnemar_counts_the_outcomes_at_least_as_lopsided(total):
+    """All 2^n equally likely outcomes, one by one."""
+    sizes = [sum(outcome) for outcome in product((0, 1), repeat=total)]
+    for first in range(total + 1):
+        extreme = sum(abs(2 * size - total) >= abs(2 * first - total) for size in sizes)
+        assert compare.mcnemar(first, total - first) == pytest.approx(extreme / 2**total)
+
+
+def test_mcnemar_of_many_is_exact_and_of_none_is_one():
+    assert compare.mcnemar(0, 0) == 1
+    exact = 2 * sum(Fraction(comb(2100, k), 2**2100) for k in range(1001))
+    assert compare.mcnemar(1000, 1100) == pytest.approx(float(exact), rel=1e-12)
+    assert compare.mcnemar(10, 2) == compare.mcnemar(2, 10) == pytest.approx(2 * (1 + 12 + 66) / 4096)
+
+
+def test_students_quantiles_are_those_of_the_printed_tables():
+    table = {(1, 0.975): 12.706, (2, 0.975): 4.303, (4, 0.975): 2.776, (10, 0.975): 2.228, (30, 0.975): 2.042,
+             (10, 0.8): 0.879, (2, 0.8): 1.061, (120, 0.975): 1.980, (2.5, 0.5): 0, (10**7, 0.975): 1.960}
+    for (freedom, share), value in table.items():
+        assert compare.t_quantile(share, freedom) == pytest.approx(value, abs=6e-4)
+
+
+def test_welch_by_hand():
+    """Means 3 and 2, variances 2.5 and 1, n 5 and 3: error^2 = 1/2 + 1/3, freedom = (5/6)^2 / (1/16 + 1/18) = 5.88."""
+    difference, low, high = compare.welch([1, 2, 3, 4, 5], [1, 2, 3])
+    half = 2.4590 * np.sqrt(5 / 6)  # between t(0.975) of 5 and 6 degrees, 2.571 and 2.447
+    assert difference == 1 and (low, high) == pytest.approx((1 - half, 1 + half), abs=2e-3)
+    assert compare.welch([2, 2], [1, 1]) == (1, 1, 1)
+
+
+def test_an_interval_of_95_percent_holds_the_truth_so_often():
+    random = np.random.default_rng(0)
+    held = [low < 1 < high for _ in range(400) for _, low, high in [
+        compare.welch(random.normal(1, 2, 3), random.normal(0, 1, 5))]]
+    assert 0.92 < np.mean(held) < 0.98
+
+
+def test_seeds_needed_as_in_cohens_tables_and_as_simulated():
+    assert [compare.seeds_needed(d, (1, 1)) for d in (1, 0.8, 0.5, 0.2)] == [17, 26, 64, 394]
+    assert compare.seeds_needed(0, (1, 1)) is None and compare.seeds_needed(-1e3, (1, 1)) == 2
+    random, count = np.random.default_rng(0), compare.seeds_needed(0.9, (0.5, 1))
+    shown = [low > 0 for _ in range(400) for _, low, _ in [
+        compare.welch(random.normal(0.9, 0.5, count), random.normal(0, 1, count))]]
+    assert 0.74 < np.mean(shown) < 0.88
+
+
+def test_comparisons_say_what_they_are_about():
+    right = torch.tensor([True, True, False, True]), torch.tensor([True, False, False, False])
+    text = compare.compare_networks("ab", right)
+    assert text.startswith("a is right on 3 and b on 1 of 4 test images: 2 only a, 0 only b;")
+    assert "p = 0.5." in text and "says nothing of seeds" in text
+
+
+# ---------------------------------------------------------------- the table
+
+
+def summary(run, top1, seed=0, **changes):
+    recipe = {"fold": 0, "limit": None, "epochs": 300, "seed": seed, "lr": 0.1} | changes.pop("recipe", {})
+    return {"format": results.FORMAT, "folder": Path("/w"), "weights": f"{run} {top1}", "data": "d", "tta": False,
+            "run": run, "model": "m", "params": 2_488_378, "macs": 248_000_000, "over_budget": False,
+            "include_test": False, "recipe": recipe, "training_data": "t", "trained_on": 40_000, "hardware": "abacus",
+            "seconds": 100.0 + seed, "command": "a | b", "make": "net", "top1": top1, "images": 10_000} | changes
+
+
+def test_runs_that_differ_by_their_seed_only_are_one_row():
+    table = results.group([summary("a-s2", 97.4, 2), summary("a-s0", 97.0, 0), summary("a-s1", 97.2, 1)])
+    [row] = table.to_dict("records")
+    assert row["n"] == 3 and row["top1"] == pytest.approx(97.2) and row["deviation"] == pytest.approx(0.2)
+    assert row["seconds"] == 101 and row["runs"] == "a-s0 a-s1 a-s2"
+    assert (row["low"], row["high"]) == pytest.approx([100 * bound for bound in results.wilson(9720, 10_000)])
+    words = page.in_words(table).iloc[0]
+    assert words["test top-1 %"] == "97.20 ± 0.20" and words["n"] == "3" and words["95 % interval"] == "96.86 to 97.51"
+
+
+@pytest.mark.parametrize("changes", [{"recipe": {"lr": 0.2}}, {"recipe": {"fold": 1}}, {"recipe": {"limit": 5}},
+                                     {"tta": True}, {"training_data": "other labels"}, {"model": "n"}])
+def test_any_other_difference_makes_another_row(changes):
+    assert len(results.group([summary("a", 97.0), summary("b", 96.0, 1, **changes)])) == 2
+
+
+def test_the_same_weights_twice_count_once():
+    twice = summary("a", 97.0), summary("copy", 97.0, weights="a 97.0")
+    assert results.group(twice)["n"].tolist() == [1]
+    assert results.group([twice[0], twice[1] | {"tta": True}])["n"].tolist() == [1, 1]
+
+
+def test_the_best_comes_first_and_the_contaminated_last():
+    tested = summary("c", None, include_test=True, recipe={"lr": 3})
+    del tested["top1"], tested["images"]
+    rows = [tested, summary("a", 95.0), summary("b", 96.0, recipe={"lr": 2})]
+    words = page.in_words(results.group(rows))
+    assert words["test top-1 %"].tolist() == ["96.00", "95.00", "contaminated"]
+    assert words["95 % interval"].iloc[2] == "" and words["protocol"].iloc[2] == "fold 0, with the test images"
+
+
+def test_a_row_says_what_the_design_asks_for():
+    big = summary("wide-noval", 97.5, over_budget=True, params=11_743_802, tta=True,
+                  recipe={"fold": None, "limit": 5000})
+    words = page.in_words(results.group([big])).iloc[0]
+    assert words.to_dict() == {
+        "model": "m (wide, teacher)", "parameters": "11,743,802", "MACs": "248 M", "epochs": "300",
+        "protocol": "noval, 5,000 images, TTA", "test top-1 %": "97.50", "n": "1", "95 % interval": "97.18 to 97.79",
+        "PFLOP": "17.9", "time": "2 min", "hardware": "abacus", "command": "`make net`"}
+
+
+def test_a_command_is_a_target_of_make_or_stands_apart():
+    rows = [summary("a", 95.0, command=None), summary("b", 96.0, make=None, recipe={"lr": 2})]
+    table = results.group(rows)
+    assert page.in_words(table)["command"].tolist() == ["", "`make net`"]
+    assert page.commands(table)["command"].tolist() == ["a | b"]
+    assert "command" not in page.in_words(results.group(rows[1:]))
+
+
+def test_unlabelled_images_are_part_of_the_protocol():
+    table = results.group([summary("a", 95.0, unlabelled=1500)])
+    assert table["protocol"].tolist() == ["fold 0, 1,500 unlabelled images"] and table["unlabelled"].tolist() == [1500]
+
+
+def test_a_name_in_two_folders_is_told_apart_and_never_averaged():
+    demo, full = Path("/x/demo/w"), Path("/x/full/w")
+    rows = [summary("net-fold0", 95.0, folder=demo), summary("net-fold0", 96.0, 1, folder=full),
+            summary("other-fold0", 94.0, folder=full, recipe={"lr": 2})]
+    table = results.group(rows)
+    assert table["name"].tolist() == ["full/w/net", "demo/w/net", "other"] and table["n"].tolist() == [1, 1, 1]
+    assert page.in_words(table)["model"].iloc[1] == "m (demo/w/net)"
+
+
+def test_where_and_with_what_a_run_was_made_is_kept_and_may_be_missing():
+    new = summary("a", 95.0, torch="2.11.0", commit="abc", threads=2)
+    [row] = results.group([new, summary("b", 96.0, 1, torch="2.12.0")]).to_dict("records")
+    assert (row["torch"], row["commit"], row["threads"]) == ("2.11.0, 2.12.0", "abc", "2")
+
+
+def test_the_work_of_training():
+    """6 x MACs x images x epochs; half a run at 20 of 32 pixels is 1 - 0.5 (1 - 0.390625) of it."""
+    run = summary("a", 95.0, macs=100_000_000, recipe={"epochs": 10})
+    assert results.pflop(run) == pytest.approx(6 * 1e8 * 40_000 * 10 / 1e15) == pytest.approx(0.24)
+    run["recipe"]["small"] = 0.5
+    assert results.pflop(run) == pytest.approx(0.24 * 0.6953125)
+    del run["trained_on"], run["recipe"]["small"]  # as older summaries are
+    assert results.pflop(run) == pytest.approx(0.24)
+    assert results.pflop(run | {"recipe": run["recipe"] | {"limit": 10_000, "fold": None}}) == pytest.approx(0.06)
+    assert results.pflop(run | {"members": [], "pflop": 7.0}) == 7.0 and results.pflop(run | {"members": []}) is None
+    words = page.in_words(results.group([run, summary("b", 1.0, members=[["a", "b"]], recipe={"lr": 9})]))
+    assert words["PFLOP"].tolist() == ["0.24", ""]
+
+
+def test_markdown_has_one_line_a_row_and_escapes_its_bars():
+    lines = page.markdown(pd.DataFrame({"model": ["a|b"], "n": [1]})).splitlines()
+    assert lines == ["| model | n |", "| --- | ---: |", "| a\\|b | 1 |"]

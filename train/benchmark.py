@@ -1,72 +1,77 @@
 """Measure how much of the training time is the step itself, and how far that is from the hardware.
 
-    python train/benchmark.py                                   under 3 minutes on two CPU cores; writes the JSON too
-    python train/benchmark.py --models seresnet164 --batch-size 512
-    python train/benchmark.py --models seresnet164 --folds 5    also five trainings at once against one
-    python train/benchmark.py --bounds                          no measurement: an epoch by an H200's speed
+    python train/benchmark.py                                        under three minutes; a row of figures as it comes
+    python train/benchmark.py --models flatse --precisions -b 512    float32 against bfloat16, at another batch
+    python train/benchmark.py --bounds                               no measurement: an epoch by an H200's speed
 
 Images per second of (a) the step alone, on a batch that stays on the device, (b) the loop, with augmentation and
-mixing, (c) the same step fed with torchvision's v2 transforms, image by image, in a DataLoader, and on CUDA (d) the
-usual script: that DataLoader with 8 workers, float32, a look at every loss. All take turns, a b c a b c ..., after
-a warm-up, and the median counts. A model is named with its width, as in resnet18:16.
+mixing, (c) the same step fed with torchvision's v2 transforms, image by image, in a DataLoader, (d) the usual script:
+that DataLoader, eager, float32, a look at every loss. They take turns, a b c d a b c d ..., and the median counts. A
+model is named with its width, as in resnet18:16. `graphs` is what the compiler made of it, one when all is well.
+Several trainings on one GPU: as many commands at once, the sum of their (b) against that of one.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import resource
 import statistics
 import sys
 import time
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice, product, repeat
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.transforms import v2
 
 import augment
 import models
-from augment.basic import MEAN, STD
-from train import data
-from train.checkpoint import write_text
-from train.loop import State, ahead, batches, compiled, cross_entropy, derive, optimizer_of, train_step
-from train.parallel import Ranks
-from train.progress import progress
-from train.recipe import ROOT, Recipe, UserError, add_common, check_target, command, device_of, names, parser, whole
+from augment.basic import MEAN, STD, derive
+from train.engine import data
+from train.engine.checkpoint import Run, write_text
+from train.engine.command import (ROOT, add_common, check_target, command, device_of, hardware, integer, one_line,
+                                  parser, precision_of, user_errors)
+from train.engine.loop import Ahead, batches, compiled, train_step
+from train.engine.parallel import Ranks
+from train.engine.progress import progress, say
+from train.engine.recipe import Recipe, augmentations, mix_name
+from train.engine.state import State
 
-MODELS = {"cpu": "resnet18:8,resnet18:16,seresnet20:8", "cuda": "resnet18,seresnet164,shakeshake26-64-se"}
-STEPS = {"cpu": 8, "cuda": 200}  # in one measurement; rounded up to whole chunks of augmentation
+MODELS = {"cpu": "resnet18:8,resnet18:16,seresnet20:8",
+          "cuda": "fastnet,resnet18,flatse,shakeshake26-64-se,seresnet164"}  # the quickest to compile first
+SECONDS = 0.4  # of one measurement, and to the end of a chunk of augmentation
+SETTLE = 0.2  # seconds for the workers to fill their queues, before a measurement
 AUGMENT = ("crop", "flip", "autoaugment", "erase")  # as the teachers have it, with RICAP
 FLOPS, BYTES = 790e12, 4.3e12  # per second, as reached on an H200 in bfloat16; its data sheet has 989e12, 4.8e12
 PASSES = 8  # over a convolution's output: written, read and written by a fused normalization, read; its gradient too
-SETTLE = 0.3  # seconds for the workers to fill their queues, before a measurement
 
+# torchvision's form of an augmentation, by its strengths.
 V2 = {
-    "crop": v2.RandomCrop(32, padding=4),
-    "shift": v2.RandomCrop(32, padding=2, padding_mode="reflect"),
-    "flip": v2.RandomHorizontalFlip(),
-    "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
-    "trivial": v2.TrivialAugmentWide(),
-    "augmix": v2.AugMix(severity=3),
-    "erase": v2.RandomErasing(0.25, scale=(0.02, 0.4)),
-    "cutout": v2.RandomErasing(1.0, scale=(0.25, 0.25), ratio=(1, 1)),
+    "crop": lambda padding=4: v2.RandomCrop(32, int(padding)),
+    "shift": lambda padding=2: v2.RandomCrop(32, int(padding), padding_mode="reflect"),
+    "flip": lambda p=0.5: v2.RandomHorizontalFlip(p),
+    "autoaugment": lambda: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
+    "trivial": lambda: v2.TrivialAugmentWide(),
+    "augmix": lambda severity=3, width=3, alpha=0.4: v2.AugMix(int(severity), int(width), alpha=alpha),
+    "erase": lambda p=0.25, low=0.02, high=0.4, flat=0.3, tall=3.3: v2.RandomErasing(p, (low, high), (flat, tall)),
+    "cutout": lambda size=16: v2.RandomErasing(1.0, ((size / 32) ** 2,) * 2, (1, 1)),
 }
-TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
 
 
 class PerImage(torch.utils.data.Dataset):
     """Images as torchvision's own datasets give them: a PIL image, transformed when it is asked for."""
 
-    def __init__(self, dataset, chosen):
-        pictures = [name for name in chosen if name not in ("erase", "cutout")]  # those two come after normalization
-        self.transform = v2.Compose([*map(V2.get, pictures), *TENSOR, *(V2[n] for n in chosen if n not in pictures)])
+    def __init__(self, dataset, transforms):
+        late = [transform for transform in transforms if isinstance(transform, v2.RandomErasing)]
+        early = [*(transform for transform in transforms if transform not in late), v2.ToImage()]
+        self.transform = v2.Compose([*early, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), *late])
         self.images, self.labels = [v2.functional.to_pil_image(image) for image in dataset.images], dataset.labels
 
     def __len__(self):
@@ -76,149 +81,134 @@ class PerImage(torch.utils.data.Dataset):
         return self.transform(self.images[row]), self.labels[row]
 
 
+def feed_loader(dataset, recipe, workers):
+    """A function that empties the queues of an endless DataLoader, for what that keeps up, and gives it; or None."""
+    try:
+        transforms = [V2[name](*map(float, strengths)) for name, *strengths in (a.split(":") for a in recipe.augment)]
+    except (KeyError, TypeError):  # torchvision lacks an augmentation, or a strength of it
+        return None
+    endless = RandomSampler(dataset, replacement=True, num_samples=2**40)
+    loader = DataLoader(PerImage(dataset, transforms), recipe.batch_size, sampler=endless, num_workers=workers,
+                        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
+    source, store = iter(loader), workers * (loader.prefetch_factor or 0)
+
+    def feed():
+        list(islice(source, store))
+        return source
+
+    return feed
+
+
+def feed_loop(dataset, recipe, device):
+    """A function that gives the batches of one epoch after another, as the loop has them."""
+    images, targets, ahead = dataset.images.to(device), [data.one_hot(dataset.labels).to(device)], Ahead(device)
+    source = chain.from_iterable(ahead(batches(images, targets, recipe, epoch)) for epoch in count())
+    return lambda: source
+
+
 class Subject:
-    """One model with all that trains it: `step` is the loop's, `usual` that of a script without any care."""
+    """One model with all that trains it. Its steps are the loop's, the same on a loader's batch, and a careless one."""
 
     def __init__(self, name, recipe, device, compiling):
         torch.manual_seed(0)
-        self.model = build(name).to(device, memory_format=torch.channels_last).train()
-        self.network = compiled(self.model, device) if compiling else self.model
-        self.device, self.recipe = device, recipe
-        self.optimizer = optimizer_of(self.model, recipe)
-        nowhere = SimpleNamespace(load_state=lambda say: None)
-        self.state = State(self.model, self.optimizer, lambda step: recipe.lr, recipe, nowhere, "", Ranks())
+        self.model, self.recipe, self.device = build(name).to(device, memory_format=torch.channels_last), recipe, device
+        self.network = compiled(self.model.train(), device) if compiling else self.model.train()
+        self.state = State(self.model, recipe, Run("nowhere/benchmark.pt"), data_digest="", steps=1, ranks=Ranks())
+        self.mix = partial(augment.mixing(recipe.mix), torch.Generator(device).manual_seed(0))
 
     def step(self, images, *targets):
         torch.manual_seed(derive(0, "model", self.state.step))
-        parts, answer = train_step(self.network, self.optimizer, cross_entropy, images, targets)
+        parts, answer = train_step(self.network, self.state.optimizer, self.recipe, images, targets)
         self.state.advance(parts, answer, targets[0], len(images))
 
-    def usual(self, images, labels):
-        self.optimizer.zero_grad()
+    def step_mixed(self, images, labels):
+        self.step(*self.mix(images.to(self.device, non_blocking=True, memory_format=torch.channels_last),
+                            data.one_hot(labels).to(self.device, non_blocking=True)))
+
+    def step_usual(self, images, labels):
+        torch.backends.cudnn.conv.fp32_precision = "tf32"  # torch's default, for a script that says nothing
+        self.state.optimizer.zero_grad()
         loss = F.cross_entropy(self.model(images.to(self.device)), labels.to(self.device))
         loss.backward()
-        self.optimizer.step()
+        self.state.optimizer.step()
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
         return loss.item()
 
-    def rate(self, source, step=None):
-        """Images per second of the batches that `source()` gives."""
-        fed = source()
+    def rate(self, feed, step, steps=0):
+        """Images per second on the endless batches of `feed()`: so many steps, or whole chunks for about SECONDS."""
+        chunk = max(1, augment.CHUNK // self.recipe.batch_size)
         time.sleep(SETTLE)
-        settle(self.device)
-        began, count = time.perf_counter(), 0
-        for images, *targets in fed:
-            (step or self.step)(images, *targets)
-            count += len(images)
-        settle(self.device)
-        return count / (time.perf_counter() - began)
+        source = feed()
+        self.state.flawed.item()  # waits for the device
+        began = time.perf_counter()
+        for done, batch in enumerate(source, 1):
+            step(*batch)
+            late = done % chunk == 0 and time.perf_counter() - began > SECONDS
+            if done == steps or late and not steps:
+                break
+        self.state.flawed.item()
+        return done * self.recipe.batch_size / (time.perf_counter() - began)
 
 
-def settle(device):
+def build(name):
+    """The model of `name` or `name:width`; UserError when there is none."""
+    name, _, width = name.partition(":")
+    with user_errors(f"--models {name}: "):
+        return models.build(name, **({"width": int(width)} if width else {}))
+
+
+def measure(name, dataset, variants, device, repeats, feed):
+    """The rows of a model, one for each (compiling, recipe) that compiles: medians of runs that all take turns."""
+    torch._dynamo.reset()
+    rows = []
+    for compiling, recipe in variants:
+        try:
+            rows.append(prepare(name, dataset, recipe, device, compiling, feed))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            say(f"{name}, {recipe.precision}: DOES NOT COMPILE, and is left out: {one_line(error)[:300]}")
+    turns = [[{way: run() for way, run in ways.items()} for _, ways in rows]
+             for _ in progress(range(repeats), name, unit="turn")]
+    for (row, ways), *found in zip(rows, *turns):
+        row["images_per_second"] = {way: statistics.median(rates[way] for rates in found) for way in ways}
+    return [row for row, _ in rows]
+
+
+def prepare(name, dataset, recipe, device, compiling, feed):
+    """(a row as far as it is known before the turns, {way: function that gives its rate}), everything warmed up."""
+    counters.clear()
+    occupied = torch.cuda.memory_allocated()
     if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-# ---------------------------------------------------------------- where batches come from
-
-
-def steps_of(recipe, device):
-    """The number of steps in one measurement: whole chunks, for a chunk is augmented at once."""
-    chunk = max(1, augment.CHUNK // recipe.batch_size)
-    return chunk * -(-STEPS[device.type] // chunk)
-
-
-def repeated(dataset, count):
-    """`count` images of a Dataset, repeated where it has fewer."""
-    return dataset.select(torch.arange(count).numpy() % len(dataset))
-
-
-def looped(dataset, recipe, device):
-    """A source of one epoch after another, as the loop has it."""
-    images, targets = dataset.images.to(device), [data.one_hot(dataset.labels).to(device)]
-    epochs = iter(range(10**9))
-    return lambda: ahead(batches(images, targets, recipe, next(epochs)), device)
-
-
-def loaded(dataset, recipe, workers):
-    """An endless DataLoader of per-image transforms: normalized float (B, 3, 32, 32) and int64 labels (B,)."""
-    endless = RandomSampler(dataset, replacement=True, num_samples=2**40)
-    return DataLoader(PerImage(dataset, recipe.augment), recipe.batch_size, sampler=endless, num_workers=workers,
-                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
-
-
-def steady(loader, count):
-    """A source of `count` batches of a loader whose queues were emptied: what it keeps up, not what it has in store."""
-    waiting = iter(loader)
-
-    def source():
-        list(islice(waiting, loader.num_workers * (loader.prefetch_factor or 0)))
-        return islice(waiting, count)
-
-    return source
-
-
-def mixed(source, recipe, device):
-    """The batches of a loader as the loop's step takes them, mixed on the device."""
-    mix, generator = augment.MIXES[recipe.mix], torch.Generator(device).manual_seed(0)
-
-    def start():
-        fed = source()
-        return (mix(generator, images.to(device, non_blocking=True, memory_format=torch.channels_last),
-                    data.one_hot(labels).to(device, non_blocking=True)) for images, labels in fed)
-
-    return start
-
-
-# ---------------------------------------------------------------- one row of the table
-
-
-def measure(name, dataset, recipe, device, compiling, repeats, workers):
-    """The row of one model: medians in images per second, and what follows from them."""
-    reset_peak(device)
-    subject, loop = Subject(name, recipe, device, compiling), looped(dataset, recipe, device)
-    resident = list(islice(loop(), 1)) * (len(dataset) // recipe.batch_size)
-    begun = 3 * recipe.batch_size / subject.rate(lambda: resident[:3])  # seconds; the second step records CUDA graphs
-    ways = {"step": partial(subject.rate, lambda: resident), "loop": partial(subject.rate, loop)}
-    warm = {way: run() for way, run in ways.items()}
-    memory = peak(device)
-    fed = steady(loaded(dataset, recipe, workers), len(resident))
-    ways["torchvision"] = partial(subject.rate, mixed(fed, recipe, device))
-    if device.type == "cuda":
-        usual = Subject(name, recipe, device, compiling=False)
-        ways["usual"] = partial(usual.rate, steady(loaded(dataset, recipe, workers=8), len(resident)), usual.usual)
-    rates = in_turn(ways, repeats, f"{name}{', compiled' * compiling}")
-    return {
-        "model": subject.model.name, "batch_size": recipe.batch_size, "compiled": compiling,
-        "images_per_second": rates,
-        "compile_seconds": max(0.0, begun - 3 * recipe.batch_size / warm["step"]) if compiling else None,
-        "loader_share": 1 - rates["loop"] / rates["step"], "over_torchvision": rates["loop"] / rates["torchvision"],
-        "peak_bytes": memory, "roofline": roofline(name) if device.type == "cuda" else None,
-    }
-
-
-def in_turn(ways, repeats, label):
-    """{way: median rate} of runs that alternate, a b c a b c ..., the first of each not counted."""
-    rates = {way: [] for way in ways}
-    for _ in progress(range(repeats + 1), label, unit="turn"):
-        for way, run in ways.items():
-            rates[way].append(run())
-    return {way: statistics.median(found[1:]) for way, found in rates.items()}
-
-
-def reset_peak(device):
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    subject, loop = Subject(name, recipe, device, compiling), feed_loop(dataset, recipe, device)
+    batch = next(feed_loop(dataset, recipe, device)())
+    ways = {"step": partial(subject.rate, lambda: repeat(batch), subject.step),
+            "loop": partial(subject.rate, loop, subject.step)}
+    first, further = (3 * recipe.batch_size / ways["step"](steps=3) for _ in range(2))  # seconds; the first compile
+    ways["loop"]()
+    row = {"model": subject.model.name, "batch_size": recipe.batch_size, "precision": recipe.precision,
+           "compile_seconds": max(0.0, first - further) if compiling else None,
+           "compiler": explain_compilation() if compiling else "eager",
+           "peak_bytes": (torch.cuda.max_memory_allocated() - occupied if device.type == "cuda" else
+                          1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),  # of the whole process
+           "bound": bound(name) if device.type == "cuda" and recipe.precision == "bfloat16" else None}
+    if feed:
+        usual = Subject(name, recipe, device, compiling=False)
+        ways |= {"torchvision": partial(subject.rate, feed, subject.step_mixed),
+                 "usual": partial(usual.rate, feed, usual.step_usual)}
+        ways["usual"](steps=3)
+    return row, ways
 
 
-def peak(device):
-    """Bytes: of the device's memory, or of the whole process so far on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def explain_compilation():
+    """What the compiler made of the model: "1 graph" when all is well, and in capitals what is not."""
+    breaks, frames = counters["graph_break"], counters["frames"]
+    found = {"graph(s)": counters["stats"]["unique_graphs"], "GRAPH BREAK(S)": sum(breaks.values()),
+             "LEFT TO EAGER": frames["total"] - frames["ok"], "NO CUDA GRAPH": counters["inductor"]["cudagraph_skips"]}
+    words = ", ".join(f"{number} {what}" for what, number in found.items() if number) or "NOTHING COMPILED"
+    return words + "".join(f" ({one_line(reason)[:150]})" for reason in list(breaks)[:1])
 
 
-def roofline(name):
+def bound(name):
     """Images per second of training that an H200 could reach, by arithmetic and by memory traffic, each for itself.
 
     Backward costs twice the forward pass. The traffic is that of PASSES over the convolutions' outputs in bfloat16.
@@ -231,131 +221,79 @@ def roofline(name):
     return {"compute": FLOPS / (2 * 3 * multiplications), "memory": BYTES / (2 * PASSES * sum(sizes))}
 
 
-def build(name):
-    """The model of `name` or `name:width`; UserError when there is none."""
-    name, _, width = name.partition(":")
-    if width and not width.isdecimal():
-        raise UserError(f"--models {name}:{width}: the width should be a whole number")
-    try:
-        return models.build(name, **({"width": int(width)} if width else {}))
-    except ValueError as error:
-        raise UserError(f"--models: {error}")
-
-
-# ---------------------------------------------------------------- several trainings on one device
-
-
-def at_once(count, name, dataset, recipe, device, compiling):
-    """Images per second of `count` trainings together, each a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    barrier, rates = context.Barrier(count), context.Queue()
-    arguments = (count, barrier, rates, name, dataset, recipe, device, compiling)
-    processes = [context.Process(target=take_part, args=arguments) for _ in range(count)]
-    for process in processes:
-        process.start()
-    total = sum(rates.get(timeout=1800) for _ in processes)
-    for process in processes:
-        process.join()
-    return total
-
-
-def take_part(count, barrier, rates, name, dataset, recipe, device, compiling):
-    """One of the trainings: the median of three epochs that all begin together."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    torch.set_float32_matmul_precision("high")
-    subject, loop = Subject(name, recipe, device, compiling), looped(dataset, recipe, device)
-    subject.rate(loop)
-    found = []
-    for _ in range(3):
-        barrier.wait()
-        found.append(subject.rate(loop))
-    rates.put(statistics.median(found))
-
-
-def folds_row(count, *what):
-    alone, together = at_once(1, *what), at_once(count, *what)
-    return {"model": build(what[0]).name, "processes": count, "alone": alone, "together": together}
-
-
 # ---------------------------------------------------------------- the command
 
-
-def table(rows):
-    """The rows as Markdown; rates in images per second."""
-    yield ("| model | batch | | (a) step | (b) loop | (c) torchvision v2 | (d) usual script | of (b) not in (a) "
-           "| (b) / (c) | peak memory | compile | of the roofline |")
-    yield "| --- | ---: | --- |" + " ---: |" * 9
-    for row in rows:
-        rates = row["images_per_second"]
-        bound = row["roofline"] and min(row["roofline"].values())
-        cells = [row["model"], row["batch_size"], "compiled" if row["compiled"] else "eager",
-                 *(f"{rates[way]:,.0f}" if way in rates else "" for way in ("step", "loop", "torchvision", "usual")),
-                 f"{row['loader_share']:.1%}", f"{row['over_torchvision']:.2f}",
-                 f"{row['peak_bytes'] / 2**20:,.0f} MiB",
-                 f"{row['compile_seconds']:.0f} s" if row["compiled"] else "",
-                 f"{rates['loop'] / bound:.1%}" if bound else ""]
-        yield "| " + " | ".join(map(str, cells)) + " |"
+HEADER = """\
+| model | batch | | (a) step | (b) loop | (c) torchvision | (d) usual | (b) not (a) | memory | compile | graphs | of bound |
+| --- | ---: | --- |""" + " ---: |" * 7 + " --- | ---: |"
 
 
-def bounds(chosen):
-    """Seconds that an epoch of 50,000 images takes by the `roofline`, as Markdown."""
-    yield "| model | MACs | an epoch's arithmetic | its memory traffic |"
-    yield "| --- | ---: | ---: | ---: |"
+def line_of(row):
+    """A row as Markdown; rates in images per second."""
+    rates = row["images_per_second"]
+    cells = [row["model"], row["batch_size"], row["precision"],
+             *(f"{rates[way]:,.0f}" if way in rates else "" for way in ("step", "loop", "torchvision", "usual")),
+             f"{1 - rates['loop'] / rates['step']:.1%}", f"{row['peak_bytes'] / 2**20:,.0f} MiB",
+             "" if row["compile_seconds"] is None else f"{row['compile_seconds']:.0f} s", row["compiler"],
+             f"{rates['loop'] / min(row['bound'].values()):.1%}" if row["bound"] else ""]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def print_bounds(chosen):
+    """Seconds that an epoch of 50,000 images takes by the `bound`, as Markdown."""
+    print("| model | MACs | an epoch's arithmetic | its memory traffic |\n| --- | ---: | ---: | ---: |")
     for name in chosen:
-        model = build(name)
-        compute, memory = (50_000 / rate for rate in roofline(name).values())
-        yield f"| {model.name} | {models.macs(model) / 1e6:,.0f} M | {compute:.2f} s | {memory:.2f} s |"
+        model, (compute, memory) = build(name), (50_000 / rate for rate in bound(name).values())
+        print(f"| {model.name} | {models.macs(model) / 1e6:,.0f} M | {compute:.2f} s | {memory:.2f} s |")
 
 
-def told(folds):
-    ratio = folds["together"] / folds["alone"]
-    return (f"{folds['model']}: {folds['processes']} trainings at once {folds['together']:,.0f} images/s, one alone "
-            f"{folds['alone']:,.0f}: at once they take {1 / ratio:.2f} of the time of one after the other")
-
-
-def flags():
+def parse():
     arguments = parser(__doc__)
     add_common(arguments)
     add = arguments.add_argument
-    add("--models", metavar="NAME[:WIDTH],...", help="default: small ones on a CPU, the teachers on CUDA")
-    add("--batch-size", "-b", type=whole(1), default=128, metavar="N", help="images per step")
-    add("--augment", type=names, default=AUGMENT, metavar="NAME[,NAME...]", help="as in training")
-    add("--mix", default="ricap", choices=tuple(augment.MIXES), help="as in training")
-    add("--compile", action=argparse.BooleanOptionalAction, help="measure compiled models too (default: on CUDA)")
-    add("--repeats", type=whole(1), default=5, metavar="N", help="measurements of which the median counts")
-    add("--workers", type=whole(0), default=min(8, os.cpu_count()), metavar="N", help="of the DataLoader of (c)")
-    add("--folds", type=whole(2), metavar="N", help="also N trainings at once, against one after the other")
+    add("--models", metavar="NAME[:WIDTH],...", help="default: small ones on a CPU, one of each family on CUDA")
+    add("--batch-size", "-b", type=integer(1), default=128, metavar="N", help="images per step")
+    add("--augment", type=augmentations, default=AUGMENT, metavar="NAME[:STRENGTH],...", help="as in training")
+    add("--mix", type=mix_name, default="ricap", metavar="NAME[:STRENGTH]", help="as in training")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="as in training")
+    add("--precisions", action="store_true", help="measure float32 and bfloat16, in turns")
+    add("--compile", action=argparse.BooleanOptionalAction,
+        help="measure eager and compiled models, or eager ones alone (default: compiled ones alone on CUDA)")
+    add("--repeats", type=integer(1), default=3, metavar="N", help="measurements of which the median counts")
+    add("--workers", type=integer(0), default=min(8, os.cpu_count()), metavar="N", help="of the DataLoader")
     add("--bounds", action="store_true", help="only print what an epoch takes by an H200's speed")
     add("--json", "--output", type=Path, default=ROOT / "weights" / "benchmark.json", metavar="FILE",
         help="also write the figures there")
-    return arguments
+    return arguments.parse_args()
 
 
 @command
 def main():
-    args = flags().parse_args()
+    args = parse()
     check_target("--json", args.json, ".json")
     device = device_of(args.device)
     chosen = (args.models or MODELS["cuda" if args.bounds else device.type]).split(",")
-    for name in chosen:
-        build(name)
     if args.bounds:
-        print(*bounds(chosen), sep="\n")
-        return
-    torch.set_float32_matmul_precision("high")
-    compiling = device.type == "cuda" if args.compile is None else args.compile
+        return print_bounds(chosen)
+    [build(name) for name in chosen]  # a wrong name is told before the work
+    torch._dynamo.config.suppress_errors = False  # whatever the environment says
     recipe = Recipe(batch_size=args.batch_size, augment=args.augment, mix=args.mix)
-    dataset = repeated(data.load(args.data), steps_of(recipe, device) * recipe.batch_size)
-    rows = [measure(name, dataset, recipe, device, variant, args.repeats, args.workers)
-            for name in chosen for variant in ([False, True] if compiling else [False])]
-    folds = [folds_row(args.folds, name, dataset, recipe, device, compiling) for name in chosen] if args.folds else []
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
-    print(f"{where}, torch {torch.__version__}, {','.join(recipe.augment) or 'no augmentation'}, mix {recipe.mix}, "
-          f"{args.workers} workers; images per second, medians of {args.repeats}\n")
-    print(*table(rows), "", *map(told, folds), sep="\n")
-    figures = {"hardware": where, "torch": str(torch.__version__), "augment": recipe.augment, "mix": recipe.mix,
-               "workers": args.workers, "repeats": args.repeats, "rows": rows, "folds": folds}
-    write_text(args.json, json.dumps(figures, indent=1) + "\n")
+    precisions = ["float32", "bfloat16"] if args.precisions else [precision_of(args.precision, device)]
+    compiling = [device.type == "cuda"] if args.compile is None else [False, True][:1 + args.compile]
+    variants = [(how, replace(recipe, precision=precision)) for how, precision in product(compiling, precisions)]
+    dataset = data.load(args.data)  # in whole chunks: what is left over is left out, and less than one repeated
+    chunk = max(1, augment.CHUNK // args.batch_size) * args.batch_size
+    dataset = dataset.select(torch.arange(max(1, len(dataset) // chunk) * chunk).numpy() % len(dataset))
+    feed = feed_loader(dataset, recipe, args.workers)
+    figures = {"hardware": hardware(device), "torch": str(torch.__version__), "augment": ",".join(args.augment),
+               "mix": args.mix, "workers": args.workers, "repeats": args.repeats, "rows": []}
+    say(", ".join(f"{name} {value}" for name, value in figures.items() if name != "rows"),
+        "" if feed else "(torchvision lacks an augmentation of these)", f"\n\n{HEADER}")
+    for name in chosen:  # what is measured is told and written at once, should the time run out
+        for row in measure(name, dataset, variants, device, args.repeats, feed):
+            figures["rows"].append(row)
+            say(line_of(row))
+        write_text(args.json, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,116 +1,166 @@
 """The benchmark: what it feeds is what training sees, and its figures follow from what was measured."""
 
 import json
+from collections import Counter
+from itertools import count, islice, repeat
 
 import pytest
 import torch
 
 import augment
-import toy
 from augment.basic import normalize
-from train import benchmark, data
-from train.recipe import Recipe
+from train import benchmark
+from train.engine import data
+from train.engine.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("toy_set")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Four steps of 5 images a measurement, two to a chunk."""
-    monkeypatch.setitem(benchmark.STEPS, "cpu", 3)
+    """Batches of 5 images, two to a chunk; one chunk a measurement."""
     monkeypatch.setattr(augment, "CHUNK", 10)
+    monkeypatch.setattr(benchmark, "SECONDS", 0)
     monkeypatch.setattr(benchmark, "SETTLE", 0)
-    return Recipe(batch_size=5, augment=("crop", "erase"), mix="ricap")
+    return Recipe(batch_size=5, augment=("crop", "erase"), mix="ricap", precision="float32")
+
+
+@pytest.fixture
+def run(typed, toy_set, small, tmp_path):
+    """run(*words) -> (exit code, stdout, stderr, the JSON or None) of the command on the toy set."""
+
+    def call(*words):
+        file = tmp_path / "b.json"
+        told = typed(benchmark.main, "--data", toy_set, "--device", "cpu", "--batch-size", 5, "--repeats", 1,
+                     "--workers", 0, "--json", file, *words)
+        return *told, json.loads(file.read_text()) if file.exists() else None
+
+    return call
+
+
+def cells_of(out):
+    """The cells of the table's rows, header and rule left out."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")][2:]
 
 
 def test_without_augmentation_the_loader_gives_what_training_sees(toy_set):
     dataset = data.load(toy_set)
-    images, labels = zip(*benchmark.PerImage(dataset, ()))
+    images, labels = zip(*(benchmark.PerImage(dataset, ())[row] for row in range(len(dataset))))
     torch.testing.assert_close(torch.stack(images), normalize(dataset.images), rtol=0, atol=1e-6)
     assert torch.equal(torch.stack(labels), dataset.labels)
 
 
-def test_every_augmentation_has_its_per_image_form(toy_set):
-    assert set(benchmark.V2) == set(augment.AUGMENTATIONS)
-    image, _ = benchmark.PerImage(data.load(toy_set), tuple(benchmark.V2))[0]
-    assert image.shape == (3, 32, 32) and image.dtype == torch.float32
+@pytest.mark.parametrize("name", benchmark.V2)
+def test_torchvisions_form_of_an_augmentation_is_one_of_ours(toy_set, small, name):
+    assert name in augment.AUGMENTATIONS
+    images, labels = next(benchmark.feed_loader(data.load(toy_set), Recipe(batch_size=3, augment=(name,)), 0)())
+    assert images.shape == (3, 3, 32, 32) and images.dtype == torch.float32 and labels.shape == (3,)
 
 
-def test_an_epoch_of_the_benchmark_is_whole_chunks_of_whole_batches(toy_set, small):
-    assert benchmark.steps_of(small, torch.device("cpu")) == 4
-    dataset = benchmark.repeated(data.load(toy_set).select(slice(7)), 20)
-    assert len(dataset) == 20 and torch.equal(dataset.images[14:], dataset.images[:6])
-    epochs = benchmark.looped(dataset, small, torch.device("cpu"))
-    first, second = list(epochs()), list(epochs())
+def test_a_strength_reaches_torchvision(toy_set):
+    dataset = data.load(toy_set)
+    never = benchmark.feed_loader(dataset, Recipe(batch_size=60, augment=("erase:0",)), 0)()
+    always = benchmark.feed_loader(dataset, Recipe(batch_size=60, augment=("erase:1",)), 0)()
+    erased = [(next(source)[0] == 0).all(1).flatten(1).any(1).sum() for source in (never, always)]
+    assert erased[0] == 0 and erased[1] > 50
+
+
+def test_what_torchvision_lacks_leaves_its_columns_empty(run, monkeypatch):
+    monkeypatch.delitem(benchmark.V2, "crop")
+    code, out, _, figures = run("--models", "resnet18:2", "--augment", "crop,flip")
+    assert code == 0 and "torchvision lacks" in out and cells_of(out)[0][5:7] == ["", ""]
+    assert set(figures["rows"][0]["images_per_second"]) == {"step", "loop"}
+
+
+def test_the_loops_batches_come_epoch_after_epoch(toy_set, small):
+    dataset = data.load(toy_set).select(slice(20))
+    source = benchmark.feed_loop(dataset, small, CPU)()
+    first, second = list(islice(source, 4)), list(islice(source, 4))
     assert [len(images) for images, _ in first] == [5, 5, 5, 5]
-    assert not torch.equal(first[0][0], second[0][0])  # another epoch, not the same one again
+    assert sorted(labels.argmax(1).tolist() for _, labels in first) and not torch.equal(first[0][0], second[0][0])
 
 
-def test_a_loaders_store_is_emptied_before_the_clock_starts():
-    class Loader(list):
-        num_workers, prefetch_factor = 2, 2
+def test_a_loaders_store_is_emptied_before_the_clock_starts(toy_set, small, monkeypatch):
+    class Loader:
+        def __init__(self, *_, **__):
+            self.prefetch_factor = 2
 
-    source = benchmark.steady(Loader(range(20)), 3)
-    assert list(source()) == [4, 5, 6] and list(source()) == [11, 12, 13]
+        def __iter__(self):
+            return count()
+
+    monkeypatch.setattr(benchmark, "DataLoader", Loader)
+    feed = benchmark.feed_loader(data.load(toy_set), small, workers=2)
+    assert next(feed()) == 4 and next(feed()) == 9
 
 
-def test_runs_take_turns_and_the_first_turn_does_not_count():
-    order, figures = [], {"a": iter([1000, 3, 1, 2]), "b": iter([0, 7, 7, 9])}
-    ways = {way: lambda way=way: (order.append(way), next(figures[way]))[1] for way in figures}
-    assert benchmark.in_turn(ways, 3, "") == {"a": 2, "b": 7} and "".join(order) == "abababab"
+def test_the_rate_counts_whole_chunks(toy_set, small, monkeypatch):
+    subject, taken = benchmark.Subject("resnet18:2", small, CPU, compiling=False), []
+    clock = iter([0.0, 1.0, 3.0, 4.0])  # at the start, after each chunk of two steps, at the end
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(benchmark, "SECONDS", 2.0)
+    assert subject.rate(lambda: repeat((0,)), taken.append) == 4 * 5 / 4.0 and len(taken) == 4
+    clock = iter(range(100))
+    assert subject.rate(lambda: repeat((0,)), taken.append, steps=3) and len(taken) == 7
 
 
-def test_the_roofline_by_hand():
+def test_the_steps_train(toy_set, small):
+    subject = benchmark.Subject("resnet18:2", small, CPU, compiling=False)
+    dataset = data.load(toy_set).select(slice(20))
+    loader = benchmark.feed_loader(dataset, small, 0)
+    for feed, step in [(benchmark.feed_loop(dataset, small, CPU), subject.step), (loader, subject.step_mixed),
+                       (loader, subject.step_usual)]:
+        before = [p.clone() for p in subject.model.parameters()]
+        assert subject.rate(feed, step) > 0
+        assert all(not torch.equal(p, q) for p, q in zip(before, subject.model.parameters()))
+    assert subject.state.step == 4, "two of the loop's, two of the mixed"
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+
+
+def test_the_bound_by_hand():
     """resnet18: 421 M multiplications; 5 outputs of 65,536, 5 of 32,768 and 5 of 16,384 numbers of two bytes."""
-    bound = benchmark.roofline("resnet18")
+    bound = benchmark.bound("resnet18")
     assert 50_000 / bound["compute"] == pytest.approx(0.16, abs=0.005)
     assert bound["memory"] == pytest.approx(4.3e12 / (8 * 2 * 5 * (65_536 + 32_768 + 16_384)))
 
 
-def test_the_step_trains(toy_set, small):
-    subject = benchmark.Subject("resnet18:2", small, torch.device("cpu"), compiling=False)
-    before = [p.clone() for p in subject.model.parameters()]
-    loop = benchmark.looped(benchmark.repeated(data.load(toy_set), 20), small, torch.device("cpu"))
-    assert subject.rate(loop) > 0 and subject.state.step == 4
-    assert all(not torch.equal(p, q) for p, q in zip(before, subject.model.parameters()))
-
-
-def test_the_command_writes_a_table_and_the_same_figures_as_json(toy_set, small, tmp_path, typed):
-    words = ("--data", toy_set, "--device", "cpu", "--models", "resnet18:2,seresnet20:2", "--batch-size", 5,
-             "--repeats", 1, "--workers", 0, "--json", tmp_path / "b.json")
-    code, out, _ = typed(benchmark.main, *words)
-    figures = json.loads((tmp_path / "b.json").read_text())
-    lines = [line.split("|") for line in out.splitlines() if line.startswith("| ")]
+def test_the_command_writes_a_table_and_the_same_figures_as_json(run):
+    code, out, _, figures = run("--models", "resnet18:2,seresnet20:2")
     assert code == 0 and [row["model"] for row in figures["rows"]] == ["resnet18-2", "seresnet20-2"]
-    assert {len(cells) for cells in lines} == {14} and len(lines) == 4
-    for cells, row in zip(lines[2:], figures["rows"]):
+    rows = cells_of(out)
+    assert {len(cells) for cells in rows} == {12} and len(rows) == 2
+    for cells, row in zip(rows, figures["rows"]):
         rates = row["images_per_second"]
-        assert cells[1].strip() == row["model"] and cells[3].strip() == "eager"
-        assert [float(cell.replace(",", "")) for cell in cells[4:7]] == [
-            round(rates[way]) for way in ("step", "loop", "torchvision")]
-        assert row["loader_share"] == pytest.approx(1 - rates["loop"] / rates["step"])
-        assert row["over_torchvision"] == pytest.approx(rates["loop"] / rates["torchvision"])
+        assert cells[0] == row["model"] and cells[10] == row["compiler"] == "eager"
+        assert [float(cell.replace(",", "")) for cell in cells[3:7]] == [
+            round(rates[way]) for way in ("step", "loop", "torchvision", "usual")]
+        assert cells[7] == f"{1 - rates['loop'] / rates['step']:.1%}"
         assert row["peak_bytes"] > 2**20 and row["compile_seconds"] is None
+
+
+def test_strengths_and_both_precisions_in_turns(run, monkeypatch):
+    order = []
+    rate = benchmark.Subject.rate
+    monkeypatch.setattr(benchmark.Subject, "rate", lambda self, feed, step, **steps: (
+        order.append((self.recipe.precision, step.__name__)), rate(self, feed, step, **steps))[1])
+    code, out, _, figures = run("--models", "resnet18:2", "--precisions", "--augment", "crop,erase:0.5",
+                                "--mix", "cutmix:1.0", "--repeats", 2)
+    assert code == 0 and [row["precision"] for row in figures["rows"]] == ["float32", "bfloat16"]
+    steps = ["step", "step", "step_mixed", "step_usual"]
+    assert order[-16:] == [(p, step) for p in ("float32", "bfloat16") for step in steps] * 2
 
 
 @pytest.mark.parametrize("words, told", [
     (("--models", "nonesuch"), "unknown model"),
-    (("--models", "resnet18:wide"), "whole number"),
+    (("--models", "resnet18:wide"), "--models resnet18"),
     (("--models", "pyramidnet:4"), "no option width"),
+    (("--augment", "crop,blur"), "blur"),
+    (("--mix", "cutout"), "cutout"),
     (("--json", "b.txt"), "should end in .json"),
 ])
-def test_a_mistake_is_one_line(typed, words, told):
-    code, out, err = typed(benchmark.main, "--data", "synthetic", "--device", "cpu", *words)
-    assert code == 2 and not out and told in err and err.count("\n") == 1
-
-
-def test_trainings_at_once_are_summed(toy_set, small, monkeypatch):
-    monkeypatch.setattr(benchmark.multiprocessing, "get_context", lambda _: toy.CONTEXT)  # starts them faster
-    what = ("resnet18:2", benchmark.repeated(data.load(toy_set), 20), small, torch.device("cpu"), False)
-    row = benchmark.folds_row(2, *what)
-    assert row["processes"] == 2 and row["alone"] > 0 and row["together"] > 0
-    text = benchmark.told({"model": "m", "processes": 5, "alone": 100.0, "together": 250.0})
-    assert "5 trainings at once 250 images/s, one alone 100" in text and "0.40 of the time" in text
+def test_a_mistake_is_one_line(run, words, told):
+    code, out, err, figures = run(*words)
+    assert code == 2 and not out and told in err and err.count("\n") == 1 and not figures
 
 
 def test_bounds_of_an_epoch_need_no_data(typed):
@@ -119,3 +169,55 @@ def test_bounds_of_an_epoch_need_no_data(typed):
     outputs = 32 * 32 * 64 * 5 + 16 * 16 * 128 * 5 + 8 * 8 * 256 * 5
     memory = 50_000 * 8 * 2 * outputs / 4.3e12
     assert code == 0 and not err and f"| resnet18 | 421 M | 0.16 s | {memory:.2f} s |" in out and out.count("\n") == 4
+
+
+# ---------------------------------------------------------------- what the compiler did is told
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """compiler(change): torch.compile without code generation, of networks whose input goes through `change` first."""
+
+    def use(change=lambda images: images):
+        def compiled(network, device):
+            return torch.compile(lambda images: network(change(images)), backend="aot_eager", dynamic=False)
+
+        monkeypatch.setattr(benchmark, "compiled", compiled)
+
+    return use
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_whole_graph_and_a_broken_one_are_told_apart(run, compiler):
+    compiler()
+    _, out, _, figures = run("--models", "resnet18:2", "--compile")
+    assert [cells[10] for cells in cells_of(out)] == ["eager", "1 graph(s)"]
+    assert figures["rows"][0]["compile_seconds"] is None and figures["rows"][1]["compile_seconds"] > 0
+
+    def peek(images):
+        torch._dynamo.graph_break()
+        return images
+
+    compiler(peek)
+    assert " GRAPH BREAK(S)" in run("--models", "resnet18:2", "--compile")[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_model_that_does_not_compile_is_told_and_the_others_go_on(run, monkeypatch):
+    def broken(graph, inputs):
+        raise AssertionError("no such instruction")
+
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)  # as TORCHDYNAMO_SUPPRESS_ERRORS=1 sets it
+    monkeypatch.setattr(benchmark, "compiled", lambda network, device: torch.compile(network, backend=broken))
+    code, out, _, figures = run("--models", "resnet18:2,seresnet20:2", "--compile")
+    assert code == 0 and out.count("DOES NOT COMPILE") == 2 and "no such instruction" in out
+    assert [row["compiler"] for row in figures["rows"]] == ["eager", "eager"]
+
+
+def test_what_went_wrong_in_capitals(monkeypatch):
+    monkeypatch.setattr(benchmark, "counters", {
+        "stats": Counter(), "graph_break": Counter(), "frames": Counter(total=2), "inductor": Counter(cudagraph_skips=3)})
+    assert benchmark.explain_compilation() == "2 LEFT TO EAGER, 3 NO CUDA GRAPH"
+    benchmark.counters["frames"]["ok"] = 2
+    benchmark.counters["inductor"].clear()
+    assert benchmark.explain_compilation() == "NOTHING COMPILED"

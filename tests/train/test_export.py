@@ -7,7 +7,8 @@ import torch
 
 import models
 import toy
-from train import data, export, predict
+from train import export
+from train.engine import data, predict
 from untrained import write_weights
 
 HAVE_ONNX = all(importlib.util.find_spec(name) for name in export.NEEDED)
@@ -27,7 +28,7 @@ def run(typed):
 
 
 def test_the_network_behind_bytes_is_the_network(weights):
-    network, _ = predict.load_model(weights)
+    network = predict.load([weights])[0].model
     images = data.load(weights.parent / "data", "test").images
     with torch.inference_mode():
         assert torch.allclose(export.FromBytes(network)(images), predict.logits(network, images), rtol=1e-5, atol=1e-5)
@@ -47,7 +48,7 @@ def test_the_file_alone_gives_the_same_logits(weights, run, format):
         answer = lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])  # noqa: E731
     images = data.load(weights.parent / "data", "test").images
     for count in (1, 3, 20):  # the batch is not frozen to the exporter's example
-        wanted = predict.logits(predict.load_model(weights)[0], images[:count])
+        wanted = predict.logits(predict.load([weights])[0].model, images[:count])
         assert answer(images[:count]).shape == (count, 10)
         assert torch.allclose(answer(images[:count]), wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
 
@@ -65,7 +66,7 @@ def test_a_difference_is_found_and_nothing_written(weights, run, monkeypatch):
 
 
 def test_parity_is_the_worst_batch_relative_to_its_largest_logit(weights):
-    network, _ = predict.load_model(weights)
+    network = predict.load([weights])[0].model
     assert export.parity(network, lambda images: predict.logits(network, images)) == 0
     smaller = export.parity(network, lambda images: predict.logits(network, images) * 0.99)
     assert smaller == pytest.approx(0.01, rel=1e-3)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from train import corruptions
-from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from augment import corruptions
+from augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 EVERY = pytest.mark.parametrize("name", CORRUPTIONS)
 RANDOM = ("gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "fog", "elastic")
@@ -40,7 +40,7 @@ def test_a_dozen_at_five_severities():
 def test_shape_type_and_the_input_stays(name, images):
     before = images.clone()
     for severity in SEVERITIES:
-        changed = corrupt(images, name, severity)
+        changed = corrupt(images, name, severity, draw())
         assert changed.shape == images.shape and changed.dtype == torch.uint8
         assert (changed != images).any((1, 2, 3)).all(), "every image is changed"
     assert torch.equal(images, before)
@@ -48,7 +48,7 @@ def test_shape_type_and_the_input_stays(name, images):
 
 @EVERY
 def test_severity_is_monotone_in_distance(name, images):
-    corrupted = (corrupt(images, name, severity).float() for severity in SEVERITIES)
+    corrupted = (corrupt(images, name, severity, draw()).float() for severity in SEVERITIES)
     distances = [(pixels - images.float()).square().mean().item() for pixels in corrupted]
     assert all(weaker < stronger for weaker, stronger in zip(distances, distances[1:])), distances
 
@@ -56,20 +56,20 @@ def test_severity_is_monotone_in_distance(name, images):
 @EVERY
 def test_the_same_every_time_whatever_the_global_generator(name, images):
     torch.manual_seed(1)
-    first = corrupt(images, name, 3)
+    first = corrupt(images, name, 3, draw())
     torch.manual_seed(2)
-    assert torch.equal(first, corrupt(images, name, 3))
+    assert torch.equal(first, corrupt(images, name, 3, draw()))
 
 
 @EVERY
 def test_equal_images_draw_their_own_randomness(name, images):
-    changed = corrupt(images[:1].expand(8, -1, -1, -1), name, 5)
+    changed = corrupt(images[:1].expand(8, -1, -1, -1), name, 5, draw())
     assert torch.equal(changed[0], changed[1]) == (name not in RANDOM)
 
 
 def test_chunks_differ(images, monkeypatch):
     monkeypatch.setattr(corruptions, "CHUNK", 12)
-    changed = corrupt(torch.cat([images[:12], images[:12]]), "gaussian_noise", 1)
+    changed = corrupt(torch.cat([images[:12], images[:12]]), "gaussian_noise", 1, draw())
     assert not torch.equal(changed[:12], changed[12:])
 
 
@@ -86,7 +86,7 @@ def test_noise_has_the_moments_of_its_law():
 @pytest.mark.parametrize("name", ["defocus_blur", "motion_blur", "zoom_blur", "elastic", "contrast", "pixelate"])
 def test_what_has_no_structure_is_left_alone(name):
     plain = torch.full((2, 3, 32, 32), 77, dtype=torch.uint8)
-    assert torch.equal(corrupt(plain, name, 5), plain)
+    assert torch.equal(corrupt(plain, name, 5, draw()), plain)
 
 
 def test_defocus_spreads_a_point_over_its_disk():
@@ -164,7 +164,7 @@ def test_pixelate_is_pillows(severity, images):
 
 
 def test_jpeg_is_a_file_of_that_quality(images):
-    ours = corrupt(images, "jpeg", 5).float()
+    ours = corrupt(images, "jpeg", 5, draw()).float()
     for image, pixels in zip(images, ours):
         file = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=40)

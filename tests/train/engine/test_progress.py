@@ -1,0 +1,156 @@
+"""Bars and lines: on standard error, with an estimate that is true, and no division by an idle moment."""
+
+import io
+import sys
+
+import pytest
+
+from train.engine import progress
+from train.engine.progress import Every, Progress, duration
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """terminal() makes standard error a terminal, outside of make, and gives it; getvalue() is what it shows."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def use(flags=""):
+        monkeypatch.setenv("MAKEFLAGS", flags)
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        return sys.stderr
+
+    return use
+
+
+def test_every_is_true_once_in_so_many_seconds(clock):
+    due = Every(10)
+    answers = []
+    for now in (101, 109, 110, 111, 119.5, 120, 141, 142):
+        clock[0] = now
+        answers.append(due())
+    assert answers == [False, False, True, False, False, True, True, False]
+
+
+def test_without_a_terminal_a_line_comes_now_and_then(clock, capsys):
+    with Progress(100, "job", "step", done=20) as bar:
+        bar.reach(20)
+        clock[0] += 10
+        bar.reach(30, "loss 2.000")
+        assert capsys.readouterr().err == ""
+        clock[0] += 30
+        bar.reach(40, "loss 1.500")  # 20 steps in 40 s: 60 left take 120 s
+        assert capsys.readouterr().err == "job: 40/100 step, loss 1.500, 2 min left\n"
+        clock[0] += 1
+        bar.reach(50)
+    streams = capsys.readouterr()
+    assert streams.err == streams.out == ""
+
+
+def test_the_first_unit_is_not_timed(clock, capsys):
+    with Progress(11, "job") as bar:
+        clock[0] += 500  # it compiles
+        bar.reach(1)
+        clock[0] += 40
+        bar.reach(3)  # two in 40 s: 8 left take 160 s
+    assert capsys.readouterr().err.splitlines()[-1] == "job: 3/11 it, 3 min left"
+
+
+def test_work_prices_the_units(clock, capsys):
+    """The first ten steps cost a fifth of the others: 2 s each, then 10 s each."""
+    with Progress(20, "job", work=lambda done: min(done, 10) / 5 + max(0, done - 10)) as bar:
+        bar.reach(0)
+        clock[0] += 32
+        bar.reach(12)  # 2 + 2 units of work in 32 s: 8 left take 64 s
+        assert "12/20 it, 64 s left" in capsys.readouterr().err
+        clock[0] += 40
+        bar.reach(16)
+        assert "16/20 it, 36 s left" in capsys.readouterr().err  # 8 units in 72 s
+
+
+def test_what_an_earlier_process_did_is_not_timed(clock, capsys):
+    with Progress(100, "job", done=90, work=lambda done: done**2, announce="net: 100 steps") as bar:
+        bar.reach(90)
+        clock[0] += 60
+        bar.reach(92)
+    out, err = capsys.readouterr()
+    assert "4 min left" in err  # (92^2 - 90^2) in 60 s: (100^2 - 92^2) take 253 s
+    assert out == "net: 100 steps, about 5 min\n"  # 100^2 - 90^2 take 313 s
+
+
+def test_the_first_line_comes_once_and_as_soon_as_the_time_is_known(clock, capsys):
+    with Progress(10, "job", announce="net: 10 steps") as bar:
+        for done in (1, 2):
+            clock[0] += 5
+            bar.reach(done)
+            assert capsys.readouterr().out == ""
+        for done in (3, 4):
+            clock[0] += 5
+            bar.reach(done)
+    assert capsys.readouterr().out == "net: 10 steps, about 45 s\n"
+
+
+def test_a_job_of_one_unit_is_announced_too(clock, capsys):
+    with Progress(1, "job", announce="net: 1 step") as bar:
+        bar.reach(1)
+    assert capsys.readouterr().out == "net: 1 step, about 0 s\n"
+
+
+def test_an_idle_bar_does_not_divide_by_zero(clock, capsys):
+    with Progress(10, "job", done=10) as bar:
+        clock[0] += 60
+        bar.reach(10)
+    assert "0 s left" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar(terminal):
+    shown = terminal()
+    with Progress(10, "job", "step") as bar:
+        bar.reach(0)
+        bar.bar.mininterval = 0
+        bar.reach(5, "loss 1.5")
+        bar.bar.refresh()
+    assert all(words in shown.getvalue() for words in ("job:  50%|", "5/10 step", "loss 1.5", "left"))
+
+
+@pytest.mark.parametrize("flags, drawn", [
+    (" -j2 --jobserver-auth=3,4", False), ("j --jobserver-fds=3,4", False), ("", True), ("k", True)])
+def test_jobs_of_make_do_not_draw_over_each_other(terminal, clock, flags, drawn):
+    shown = terminal(flags)
+    with Progress(10, "job") as bar:
+        bar.reach(0)
+        clock[0] += 60
+        bar.reach(5)
+        bar.bar.refresh()
+    assert ("|" in shown.getvalue()) == drawn and ("job: 5/10 it, " in shown.getvalue()) != drawn
+
+
+def test_of_several_ranks_the_first_alone_talks(clock, monkeypatch, capsys):
+    monkeypatch.setattr(progress.parallel, "rank", lambda: 1)
+    with Progress(10, "job", announce="net") as bar:
+        bar.reach(0)
+        clock[0] += 60
+        bar.reach(5)
+    progress.say("done")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_item_passes():
+    assert list(progress.progress([1, 2, 3], "job")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("seconds, words", [
+    (0.4, "0 s"), (42, "42 s"), (98.6, "99 s"), (120, "2 min"), (3540, "59 min"), (7500, "2 h 05 min"),
+    (200_000, "2 d 07 h")])
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words

@@ -18,7 +18,9 @@ import torch
 from distill.table import write_labels
 from distill.unlabelled import with_unlabelled
 from train.engine import data, predict
-from train.engine.command import ROOT, UserError, add_common, check_target, command, count_of, device_of, integer, parser
+from train.engine.command import (
+    ROOT, UserError, add_common, check_target, command, count_of, device_of, integer, parser,
+)
 
 
 def average(answers, masks, how, ids):

@@ -20,11 +20,13 @@ def distillation_loss(student_logits, soft_targets, hard_targets, temperature=4.
     """The weighted sum above, "loss", and its two parts unweighted, "soft" and "hard": a dict of scalars.
 
     alpha weighs the teachers, 1 - alpha the labels: at alpha 0 the loss is the plain cross entropy with the hard
-    targets. objective: how student and teachers are compared, a key of OBJECTIVES; smoothing: of the hard targets.
+    targets. objective: how student and teachers are compared, a key of OBJECTIVES; smoothing: of the hard targets, but
+    for an image without a label, whose row is and stays zero.
     """
     transform, divergence = OBJECTIVES[objective]
     soft = divergence(transform(student_logits), soft_targets, hard_targets, temperature)
-    hard = F.cross_entropy(student_logits, hard_targets, label_smoothing=smoothing)
+    smooth = (1 - smoothing) * hard_targets + smoothing * hard_targets.mean(1, keepdim=True)
+    hard = F.cross_entropy(student_logits, smooth)
     return {"loss": alpha * soft + (1 - alpha) * hard, "soft": soft, "hard": hard}
 
 

@@ -24,7 +24,7 @@ from distill.loss import OBJECTIVES, distillation_loss, soft_targets_of
 from distill.table import read_labels
 from distill.unlabelled import with_unlabelled
 from models import MODELS
-from train.baseline import Baseline
+from train.baseline import STAGES, Baseline
 from train.engine import checkpoint, data, predict
 from train.engine.command import UserError, autocast, command, device_of, number
 from train.engine.loop import run
@@ -124,7 +124,8 @@ class Teachers:
 def student_of(name):
     """The recipe class of a student: that of the architecture `name` of MODELS, with Distillation on top."""
     kind = next((kind for kind in RECIPES if family(MODELS[kind.model]) is family(MODELS[name])), Recipe)
-    model = setting(name, "architecture, within the budget", str, "model", choices=tuple(MODELS))
+    model = setting(name, f"architecture within the budget, of {', '.join(MODELS)}", str, "model",
+                    choices=tuple(MODELS), metavar="NAME")
     defaults = {"model": model, **getattr(MODELS[name], "keywords", {})}  # of a partial, such as width=40
     types = {f.name: f.type for f in fields(kind)}
     return dataclass(frozen=True)(type("Student", (Distillation, kind), {
@@ -141,7 +142,7 @@ def check_source(recipe):
     if recipe.alpha == 0 and named:
         raise UserError(f"--alpha 0 learns from the labels of the data alone: leave {named[0]} out")
     if recipe.alpha > 0 and len(named) != 1:
-        raise UserError("name one source of soft targets, --labels FILE or --teachers WEIGHTS... (--alpha 0 needs none)")
+        raise UserError("name one source of soft targets, --labels FILE or --teachers WEIGHTS (--alpha 0 needs none)")
     if recipe.images and recipe.alpha < 1 and not named:
         raise UserError("--images have no labels: they need teachers")
 
@@ -149,7 +150,8 @@ def check_source(recipe):
 @command
 def main():
     name = peek("--model", tuple(MODELS), "seresnet164")
-    recipe = parse(student_of(name), __doc__)
+    kind = student_of(name)
+    recipe = parse(kind, __doc__, **({"stage": STAGES} if issubclass(kind, Baseline) else {}))
     check_source(recipe)
     run(recipe)
 

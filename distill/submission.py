@@ -1,6 +1,7 @@
-"""Answer a set of unlabelled images: a CSV of `ID,Labels`.
+"""Answer a set of unlabelled images: a CSV of `ID,Labels`, on demand with the probability of every class.
 
     python distill/submission.py weights/student.pt --images cifar_test_nolabel.pkl --out submission.csv
+    python distill/submission.py weights/student.pt --images folder/ --probabilities
     python distill/submission.py weights/seresnet164-fold?.pt --images folder/ --tta --compare earlier.csv
 
 Several weights answer by the mean of their logits. The images are a pickle with b'data' (N, 32, 32, 3) and b'ids', an
@@ -18,7 +19,9 @@ import torch
 from distill.unlabelled import load_images
 from train.engine import data, predict
 from train.engine.checkpoint import write_text
-from train.engine.command import UserError, add_common, check_target, command, count_of, device_of, parser
+from train.engine.command import (
+    UserError, add_common, check_target, command, complain, count_of, device_of, parser,
+)
 
 
 def agreement(submission, path):
@@ -34,6 +37,17 @@ def agreement(submission, path):
     return 100 * same.mean()
 
 
+def other_kind(networks, images):
+    """What there is to say when some of the Networks were trained on the other kind of images, shapes or photographs.
+
+    images: the value of --images; its ids are free, so whether a file holds photographs is taken for granted.
+    """
+    generated = images == "synthetic"
+    strange = [n.file.name for n in networks if n.provenance["source"].startswith("synthetic") != generated]
+    kinds = ("photographs", "generated shapes") if generated else ("generated shapes", "photographs")
+    return f"{', '.join(strange)} learned from {kinds[0]}, and of {kinds[1]} it knows nothing" if strange else None
+
+
 @command
 def main():
     arguments = parser(__doc__)
@@ -42,6 +56,7 @@ def main():
     arguments.add_argument("--out", "--output", "-o", type=Path, default=Path("submission.csv"), metavar="FILE",
                            help="CSV to write")
     arguments.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
+    arguments.add_argument("--probabilities", action="store_true", help="a column of each class's probability too")
     arguments.add_argument("--compare", metavar="FILE", help="an earlier submission to compare with")
     add_common(arguments)
     args = arguments.parse_args()
@@ -50,15 +65,19 @@ def main():
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     # Weights trained with a public test set are welcome here: these images have a hidden one.
     networks = predict.load(args.weights, device_of(args.device))
+    if warning := other_kind(networks, args.images):
+        complain(f"warning: {warning}", 0)
     logits = predict.answers(networks, batch, args.tta)
     submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
+    if args.probabilities:
+        submission[list(data.CLASSES)] = logits.softmax(1).numpy()
 
     counts = submission["Labels"].value_counts().reindex(range(len(data.CLASSES)), fill_value=0)
     for name, count in zip(data.CLASSES, counts):
         print(f"{name:11s} {count:6,d} {'#' * round(200 * count / len(ids))}")
     if args.compare:
         print(f"agrees with {args.compare} on {agreement(submission, args.compare):.2f} %")
-    write_text(args.out, submission.to_csv(index=False))
+    write_text(args.out, submission.to_csv(index=False, float_format="%.6f"))
     print(f"{args.out}: {count_of(len(ids), 'answer')} of {count_of(len(networks), 'network')}")
 
 

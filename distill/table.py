@@ -26,8 +26,8 @@ def read_labels(path, dataset, only=None):
     """Teacher logits float32 (N, 10) for the images of a Dataset, joined by id from the CSV at `path`.
 
     only: the ids that may stand in the file (None: any). Raises UserError for columns other than the design's, rows
-    that are missing, doubled, not finite or of another label, logits that are whole numbers, and answers
-    that agree with the labels no better than chance.
+    that are missing, doubled, not finite or of another label, rows of images without labels that the Dataset does not
+    have, logits that are whole numbers, and answers that agree with the labels no better than chance.
     """
     try:
         table = pd.read_csv(path, dtype={"id": str})
@@ -42,6 +42,10 @@ def read_labels(path, dataset, only=None):
     twice = table["id"][table["id"].duplicated()]
     if len(twice):
         raise UserError(f"{path}: {len(twice):,} ids occur more than once, the first is {twice.iloc[0]}")
+    without = table["id"][table["label"].isna() & ~table["id"].isin(dataset.ids if only is None else only)]
+    if len(without):
+        raise UserError(f"{path}: {len(without):,} rows are of images without labels, the first is {without.iloc[0]}: "
+                        f"it was made with --images, so name the same file by --images here")
     if only is not None and not table["id"].isin(only).all():
         strange = table["id"][~table["id"].isin(only)]
         raise UserError(f"{path}: {len(strange):,} rows are of no training image, the first is {strange.iloc[0]}")

@@ -30,12 +30,12 @@ class ArraysOnly(pickle.Unpickler):
 def with_unlabelled(dataset, path, data_path, admit_test=False):
     """The Dataset with the images of `path` (see `load_images`) behind it, labelled -1.
 
-    data_path: where CIFAR-10 is. Raises UserError when some of them are training images, or test images unless
-    `admit_test`: learning on those, even without labels, is not what a test score means.
+    data_path: where CIFAR-10 is. Raises UserError when some of them are training images, of a fold that is held out
+    too, or test images unless `admit_test`: learning on those, even without labels, is not what a score means.
     """
     images, _ = load_images(path)
     added = data.as_dataset(images, np.full(len(images), -1), str(path))
-    if len(known := np.intersect1d(added.ids, dataset.ids)):
+    if len(known := np.intersect1d(added.ids, np.concatenate([data.load(data_path).ids, dataset.ids]))):
         raise UserError(f"--images {path}: {len(known):,} of them are training images, the first is {known[0]}")
     tested = [] if admit_test else np.intersect1d(added.ids, data.load(data_path, "test").ids)
     if len(tested):
@@ -57,7 +57,8 @@ def load_images(path):
     path = Path(path)
     if not path.exists():
         raise UserError(f"--images {path} does not exist")
-    content = read_folder(path) if path.is_dir() else named(sources.read_npz(path)) if path.suffix == ".npz" else read_pickle(path)
+    npz = path.suffix == ".npz"
+    content = read_folder(path) if path.is_dir() else named(sources.read_npz(path)) if npz else read_pickle(path)
     try:
         images, ids = np.asarray(content["data"]), content["ids"]
     except KeyError as error:

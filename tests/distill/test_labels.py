@@ -1,132 +1,105 @@
-"""distillation_labels.csv: written and read to the last bit, joined by id, and refused when it is wrong."""
+"""`distill/labels.py`: averages of what each teacher answers, and teachers that may not answer."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from distill.labels import COLUMNS, average, read_labels, write_labels
-from train import data
-from train.recipe import UserError
-
-
-def toy(count=40):
-    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    return data.as_dataset(images, np.arange(count) % 10, "toy")
+from distill import labels
+from train.engine import checkpoint, data, predict
+from train.engine.command import UserError
+from untrained import write_weights
 
 
 @pytest.fixture
-def written(tmp_path):
-    """(dataset, logits, path): good teachers' logits for a toy set."""
-    dataset = toy()
-    logits = torch.randn(len(dataset), 10, generator=torch.Generator().manual_seed(1)) + 5 * data.one_hot(
-        dataset.labels
-    )
-    path = tmp_path / "labels.csv"
-    write_labels(path, dataset.ids, dataset.labels.numpy(), logits)
-    return dataset, logits, path
+def teachers(toy_set, tmp_path):
+    """Five fold teachers and one of all images."""
+    files = [tmp_path / f"{'noval' if fold is None else f'fold{fold}'}.pt" for fold in (*range(5), None)]
+    for seed, (file, fold) in enumerate(zip(files, (*range(5), None))):
+        write_weights(file, toy_set, seed, fold=fold)
+    return files
 
 
-def edit(path, change):
-    table = pd.read_csv(path, dtype={"id": str})
-    change(table).to_csv(path, index=False, float_format="%.9g")
-
-
-def test_header_and_float32_round_trip(written):
-    dataset, logits, path = written
-    assert path.read_text().splitlines()[0] == ("id,label,airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck")
-    assert torch.equal(read_labels(path, dataset), logits)
-    extreme = torch.tensor([1 / 3, 1e-38, 3.4e38, -0.1, 16777217.0, 2**-20, np.pi, 0.1, 1e10, 7.5]).expand(40, 10)
-    write_labels(path, dataset.ids, dataset.labels.numpy(), extreme.clone())
-    table = pd.read_csv(path)
-    assert np.array_equal(table[list(data.CLASSES)].to_numpy(np.float32), extreme.numpy())
-
-
-def test_shuffled_rows_give_the_same_logits(written):
-    dataset, logits, path = written
-    edit(path, lambda table: table.sample(frac=1, random_state=0))
-    assert torch.equal(read_labels(path, dataset), logits)
-
-
-def test_rows_of_other_images_are_allowed_unless_named(written):
-    dataset, logits, path = written
-    assert torch.equal(read_labels(path, dataset.select(slice(30))), logits[:30])
-    with pytest.raises(UserError, match="10 rows are of no training image"):
-        read_labels(path, dataset.select(slice(30)), only=dataset.ids[:30])
-
-
-def with_cell(column, value):
-    def change(table):
-        table[column] = table[column].astype(object)
-        table.loc[3, column] = value
-        return table
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda table: table.drop(index=5), "1 of 40 training images have no row"),
-        (lambda table: pd.concat([table, table.iloc[:2]]), "2 ids occur more than once"),
-        (with_cell("cat", "nan"), "1 rows hold a logit that is not finite"),
-        (with_cell("cat", "inf"), "1 rows hold a logit that is not finite"),
-        (with_cell("cat", "1e300"), "1 rows hold a logit that is not finite"),
-        (with_cell("cat", "meow"), "not a number"),
-        (with_cell("label", 9), "1 rows state another label"),
-        (with_cell("label", ""), "1 rows state another label"),
-        (
-            lambda table: table.assign(
-                **{name: (table["label"] == k).astype(int) for k, name in enumerate(data.CLASSES)}
-            ),
-            "whole numbers",
-        ),
-        (lambda table: table[COLUMNS[:2] + COLUMNS[:1:-1]], "columns should be"),
-        (lambda table: table.drop(columns="ship"), "columns should be"),
-        (
-            lambda table: table.assign(**dict(zip(data.CLASSES, -table[list(data.CLASSES)].to_numpy().T))),
-            "no better than chance",
-        ),
-    ],
-)
-def test_a_wrong_file_is_refused_by_name(written, change, message):
-    dataset, _, path = written
-    edit(path, change)
-    with pytest.raises(UserError, match=message) as caught:
-        read_labels(path, dataset)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe binary", b'id\n"unclosed'])
-def test_a_file_that_is_no_table_is_refused(tmp_path, content):
-    path = tmp_path / "labels.csv"
-    with pytest.raises(UserError, match="does not exist"):
-        read_labels(path, toy())
-    path.write_bytes(content)
-    with pytest.raises(UserError):
-        read_labels(path, toy())
-
-
-def test_images_without_a_label_have_an_empty_cell(tmp_path):
-    images = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    dataset = data.as_dataset(images, np.where(np.arange(12) < 8, np.arange(12), -1), "toy")
-    logits = torch.randn(12, 10) + 9 * data.one_hot(dataset.labels)
-    write_labels(tmp_path / "labels.csv", dataset.ids, dataset.labels.numpy(), logits)
-    table = pd.read_csv(tmp_path / "labels.csv")
-    assert table["label"].isna().sum() == 4
-    assert torch.equal(read_labels(tmp_path / "labels.csv", dataset), logits)
-    assert data.one_hot(dataset.labels)[dataset.labels < 0].sum() == 0
+@pytest.fixture
+def run(toy_set, tmp_path, typed):
+    """run(words...) -> (exit code, stdout, stderr) on the toy set, which writes labels.csv."""
+    return lambda *words: typed(labels.main, *words, "--data", toy_set, "--device", "cpu", "--out",
+                                tmp_path / "labels.csv")
 
 
 def test_averages_against_a_slow_loop():
     answers = [torch.randn(6, 10) for _ in range(3)]
     masks = [np.array([1, 1, 0, 0, 0, 1], bool), np.array([0, 0, 1, 1, 1, 1], bool), np.zeros(6, bool)]
-    mean = average(answers, masks, "mean", np.arange(6))
-    torch.testing.assert_close(mean, sum(answers) / 3)
-    oof = average(answers, masks, "oof", np.arange(6))
+    torch.testing.assert_close(labels.average(answers, masks, "mean", np.arange(6)), sum(answers) / 3)
+    oof = labels.average(answers, masks, "oof", np.arange(6))
     for row in range(6):
         allowed = [answer[row] for answer, mask in zip(answers, masks) if mask[row]]
         torch.testing.assert_close(oof[row], sum(allowed) / len(allowed))
     masks[1][4] = False
     with pytest.raises(UserError, match="1 images have no teacher"):
-        average(answers, masks, "oof", np.arange(6))
+        labels.average(answers, masks, "oof", np.arange(6))
+
+
+@pytest.mark.parametrize("how", ["mean", "oof"])
+def test_the_command_averages_what_each_teacher_answers(toy_set, tmp_path, teachers, run, how):
+    code, out, err = run(*teachers, "--limit", 40, "--average", how)
+    assert (code, err) == (0, "") and f"40 images, {how} of 6 teachers" in out and "ensemble, out of fold" in out
+    whole = data.load(toy_set)
+    dataset, folds = whole.select(slice(40)), data.fold_of(whole.ids, whole.labels.numpy())
+    answers = {network.file.stem: predict.logits(network.model, dataset.images) for network in predict.load(teachers)}
+    table = pd.read_csv(tmp_path / "labels.csv", dtype={"id": str}).set_index("id").loc[list(dataset.ids)]
+    for row in range(40):
+        used = answers.values() if how == "mean" else [answers[f"fold{folds[row]}"]]
+        expected = sum(answer[row] for answer in used) / len(used)
+        np.testing.assert_allclose(table.iloc[row, 1:].to_numpy(float), expected, rtol=1e-4, atol=1e-5)
+    assert (table["label"] == dataset.labels.numpy()).all()
+
+
+def test_each_teacher_is_shown_with_what_it_is(toy_set, tmp_path, run):
+    write_weights(tmp_path / "trial.pt", toy_set, 0, fold=0, limit=30, epochs=3)
+    write_weights(tmp_path / "wide.pt", toy_set, 1, fold=None, over_budget=True)
+    lines = {line.split()[0]: line.split() for line in run(tmp_path / "trial.pt", tmp_path / "wide.pt")[1].splitlines()
+             if line.startswith(("trial", "wide"))}
+    count = len(data.split(data.load(toy_set), 0, 30)[0])
+    assert lines["trial"][1] == "3" and " ".join(lines["trial"][5:]) == f"(on {count} images)"
+    assert lines["wide"][3] == "-" and " ".join(lines["wide"][5:]) == "(over budget)"
+
+
+def test_teachers_are_refused_by_name(toy_set, tmp_path, teachers, run):
+    write_weights(tmp_path / "marked.pt", toy_set, 7, include_test=True)
+    content = checkpoint.load_weights(teachers[2])
+    content["recipe"]["fold"] = 3
+    checkpoint.save(tmp_path / "liar.pt", content)
+    content["provenance"]["source"] = "synthetic"
+    checkpoint.save(tmp_path / "shapes.pt", content)
+    for names, told in [
+        (("fold0", "fold1", "fold0"), "fold0.pt repeats"), (("missing",), "missing.pt does not exist"),
+        (("marked",), "marked.pt was trained with the test images"),
+        (("liar",), "liar.pt was trained on other images than those of"),
+        (("shapes",), "shapes.pt was trained on other images than those of"),
+        (("fold1", "noval", "--average", "oof"), "have no teacher that has not trained on them"),
+    ]:
+        words = [tmp_path / f"{name}.pt" if name.isalnum() and name != "oof" else name for name in names]
+        code, _, err = run(*words)
+        assert code == 2 and told in err and err.count("\n") == 1, names
+        assert not (tmp_path / "labels.csv").exists()
+
+
+def test_teachers_trained_with_the_test_images_label_them_for_marked_students(toy_set, tmp_path, teachers, run):
+    """What such a teacher has trained on is no out-of-fold answer."""
+    write_weights(tmp_path / "marked.pt", toy_set, 7, fold=None, include_test=True)
+    code, out, _ = run(tmp_path / "marked.pt", teachers[0], "--include-test")
+    assert code == 0 and "80 images" in out and len(pd.read_csv(tmp_path / "labels.csv")) == 80
+    [row] = [line.split() for line in out.splitlines() if line.startswith("marked")]
+    assert row[3] == "-", "nothing is held out for the marked teacher"
+
+
+def test_what_was_added_is_new_to_fold_teachers_that_have_not_seen_it(toy_set, teachers):
+    whole, added = data.load(toy_set), np.array([True, True, False])  # two test images, one without a label
+    [network] = predict.load(teachers[1:2])
+    folds = data.fold_of(whole.ids, whole.labels.numpy())
+    assert labels.unseen(network, whole, added).tolist() == [*(folds == 1), True, True, True]
+    network.provenance["include_test"] = True
+    assert labels.unseen(network, whole, added).tolist() == [*(folds == 1), False, False, True]
+    [network] = predict.load(teachers[5:])
+    assert labels.unseen(network, whole, added).tolist() == [False] * 63

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.loss import OBJECTIVES, criterion, decoupled, distillation_loss, kl_divergence, soften, standardize
+from distill.loss import (
+    OBJECTIVES, decoupled, distillation_loss, kl_divergence, soft_targets_of, soften, standardize,
+)
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def by_hand(student, teacher, hard, temperature, alpha):
 def test_formula_to_1e_9(batch, temperature, alpha):
     student, teacher, hard = batch
     found = distillation_loss(student, soften(teacher, temperature), hard, temperature, alpha)
-    assert found.item() == pytest.approx(by_hand(student, teacher, hard, temperature, alpha), abs=1e-9)
+    assert found["loss"].item() == pytest.approx(by_hand(student, teacher, hard, temperature, alpha), abs=1e-9)
 
 
 def test_two_classes_by_hand():
@@ -44,26 +46,38 @@ def test_two_classes_by_hand():
     soft = soften(torch.tensor([[math.log(3), 0.0]], dtype=torch.float64), 1.0)
     student, hard = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert distillation_loss(student, soft, hard, 1.0, 0.9).item() == pytest.approx(
-        0.9 * kl + 0.1 * math.log(2), abs=1e-12
-    )
+    found = distillation_loss(student, soft, hard, 1.0, 0.9)
+    assert found["loss"].item() == pytest.approx(0.9 * kl + 0.1 * math.log(2), abs=1e-12)
 
 
 def test_a_student_like_its_teacher_learns_nothing_from_it(batch):
     _, teacher, hard = batch
     student = teacher.clone().requires_grad_()
     for objective in OBJECTIVES:
-        loss = criterion(objective, 4.0, 1.0, teach=lambda images: teacher)
-        (gradient,) = torch.autograd.grad(loss(student, None, hard)["loss"], student)
+        soft = soft_targets_of(teacher, 4.0, objective)
+        (gradient,) = torch.autograd.grad(distillation_loss(student, soft, hard, 4.0, 1.0, objective)["loss"], student)
         assert gradient.abs().max() < 1e-12, objective
 
 
-def test_alpha_zero_is_cross_entropy_and_both_parts_are_logged(batch):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_parts_are_those_of_the_objective_and_of_the_labels(batch, objective):
     student, teacher, hard = batch
-    assert distillation_loss(student, soften(teacher, 4.0), hard, 4.0, 0.0) == F.cross_entropy(student, hard)
-    parts = criterion("kd", 4.0, 0.3)(student, None, hard, soften(teacher, 4.0))
+    soft, (transform, divergence) = soft_targets_of(teacher, 4.0, objective), OBJECTIVES[objective]
+    parts = distillation_loss(student, soft, hard, 4.0, 0.3, objective)
+    torch.testing.assert_close(parts["soft"], divergence(transform(student), soft, hard, 4.0))
+    assert parts["hard"] == F.cross_entropy(student, hard)
     torch.testing.assert_close(parts["loss"], 0.3 * parts["soft"] + 0.7 * parts["hard"])
-    torch.testing.assert_close(parts["loss"], distillation_loss(student, soften(teacher, 4.0), hard, 4.0, 0.3))
+    assert distillation_loss(student, soft, hard, 4.0, 0.0, objective)["loss"] == F.cross_entropy(student, hard)
+
+
+def test_smoothing_is_that_of_torch_and_leaves_images_without_a_label_alone(batch):
+    student, teacher, hard = batch
+    soft = soften(teacher, 4.0)
+    found = distillation_loss(student, soft, hard, smoothing=0.2)["hard"]
+    torch.testing.assert_close(found, F.cross_entropy(student, hard, label_smoothing=0.2))
+    hard = hard * (torch.arange(6) < 4)[:, None]
+    found = distillation_loss(student, soft, hard, smoothing=0.2)["hard"]
+    torch.testing.assert_close(found, F.cross_entropy(student[:4], hard[:4], label_smoothing=0.2) * 4 / 6)
 
 
 def test_the_weight_does_not_depend_on_the_number_of_classes_or_images(batch):
@@ -77,9 +91,8 @@ def test_the_weight_does_not_depend_on_the_number_of_classes_or_images(batch):
 def test_decoupled_against_a_slow_loop(batch):
     student, teacher, hard = batch
     temperature, beta, total = 3.0, 8.0, 0.0
-    for s, t, y in zip(
-        soften(student, temperature).tolist(), soften(teacher, temperature).tolist(), hard.argmax(1).tolist()
-    ):
+    rows = (soften(student, temperature), soften(teacher, temperature), hard.argmax(1))
+    for s, t, y in zip(*(tensor.tolist() for tensor in rows)):
         target = t[y] * math.log(t[y] / s[y]) + (1 - t[y]) * math.log((1 - t[y]) / (1 - s[y]))
         rest = sum(t[k] / (1 - t[y]) * math.log((t[k] / (1 - t[y])) / (s[k] / (1 - s[y]))) for k in range(10) if k != y)
         total += target + beta * rest
@@ -108,8 +121,9 @@ def test_standardized_logits_ignore_shift_and_scale(batch):
     rows = standardize(teacher)
     torch.testing.assert_close(rows.mean(1), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
     torch.testing.assert_close(rows.std(1), torch.ones(6, dtype=torch.float64), atol=1e-6, rtol=0)
-    loss = criterion("standardized", 2.0, 1.0, teach=lambda images: 5 * student + 3)
-    assert loss(student, None, hard)["loss"].item() == pytest.approx(0, abs=1e-9)
+    soft = soft_targets_of(5 * student + 3, 2.0, "standardized")
+    loss = distillation_loss(student, soft, hard, 2.0, 1.0, "standardized")["loss"]
+    assert loss.item() == pytest.approx(0, abs=1e-9)
 
 
 def test_mixed_soft_targets_match_mixed_teachers():

@@ -1,0 +1,77 @@
+"""`distill/submission.py`: complete answers, the mean of several networks, probabilities by name, and one warning."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import toy
+from distill import submission
+from train.engine import checkpoint, data, predict
+from untrained import write_weights
+
+
+@pytest.fixture
+def files(toy_set, tmp_path):
+    """Two networks and the toy test images as a competition hands them out."""
+    for seed in range(2):
+        write_weights(tmp_path / f"net{seed}.pt", toy_set, seed)
+    images, _ = toy.arrays("test")
+    (tmp_path / "images.pkl").write_bytes(pickle.dumps({b"data": images, b"ids": np.arange(100, 120)}))
+    return [tmp_path / "net0.pt", tmp_path / "net1.pt"], tmp_path / "images.pkl", tmp_path / "submission.csv"
+
+
+@pytest.fixture
+def run(files, typed):
+    return lambda weights, *words: typed(submission.main, *weights, "--images", files[1], "--out", files[2],
+                                         "--device", "cpu", *words)
+
+
+def mean_logits(weights, tta=False):
+    images = torch.from_numpy(toy.arrays("test")[0].transpose(0, 3, 1, 2).copy())
+    return sum(predict.logits(network.model, images, tta) for network in predict.load(weights)) / len(weights)
+
+
+def test_a_submission_is_complete_and_the_ensemble_is_the_mean(files, run):
+    weights, images, out = files
+    code, printed, err = run(weights, "--tta")
+    table = pd.read_csv(out)
+    assert code == 0 and "warning" not in err and all(name in printed for name in data.CLASSES)
+    assert list(table.columns) == ["ID", "Labels"] and table["ID"].tolist() == list(range(100, 120))
+    assert table["Labels"].tolist() == mean_logits(weights, tta=True).argmax(1).tolist()
+    assert "20 answers of 2 networks" in printed
+    assert "on 100.00 %" in run(weights, "--compare", out, "--tta")[1]
+    code, _, err = run(weights, "--compare", images)
+    assert code == 2 and err.count("\n") == 1 and "is not a submission" in err
+
+
+def test_probabilities_stand_under_the_names_of_the_classes(files, run):
+    weights, _, out = files
+    assert run(weights[:1], "--probabilities")[0] == 0
+    table, wanted = pd.read_csv(out), mean_logits(weights[:1]).softmax(1).numpy()
+    assert list(table.columns) == ["ID", "Labels", *data.CLASSES]
+    np.testing.assert_allclose(table[list(data.CLASSES)].to_numpy(), wanted, atol=6e-7)
+    assert (table[list(data.CLASSES)].to_numpy().argmax(1) == table["Labels"]).all()
+    cells = out.read_text().splitlines()[1].split(",")[2:]
+    assert all(len(cell.partition(".")[2]) == 6 for cell in cells)
+    assert "on 100.00 %" in run(weights[:1], "--probabilities", "--compare", out)[1]
+
+
+def test_weights_of_generated_shapes_that_answer_photographs_are_warned_of(files, run, tmp_path):
+    weights, _, out = files
+    content = checkpoint.load_weights(weights[1])
+    content["provenance"]["source"] = "synthetic with images without labels"
+    checkpoint.save(weights[1], content)
+    code, printed, err = run(weights)
+    assert code == 0 and out.exists() and "20 answers" in printed
+    [line] = [line for line in err.splitlines() if "warning" in line]
+    assert "net1.pt learned from generated shapes" in line and "net0.pt" not in line and "photographs" in line
+
+
+def test_and_the_other_way_round(files, typed, tmp_path):
+    weights, _, out = files
+    code, _, err = typed(submission.main, weights[0], "--images", "synthetic", "--out", out, "--device", "cpu")
+    assert code == 0 and len(pd.read_csv(out)) == 2_000
+    assert "warning: net0.pt learned from photographs, and of generated shapes" in err

@@ -1,30 +1,32 @@
 """The quick recipe: its schedule, parameter groups and mirroring against numbers by hand, and a run of it."""
 
-import sys
-
 import pytest
 import torch
 
 import models
+import toy
 from augment import AUGMENTATIONS
-from augment.basic import crop, normalize
-from train import checkpoint, data, loop, quick
-from train.recipe import Recipe
+from augment.basic import crop, derive, normalize
+from train import quick
+from train.engine import checkpoint, data, loop
+from train.engine.recipe import Recipe
 
 
 def test_the_triangle_by_hand():
-    """Ten steps, four of warm-up: from a fifth to the peak, then straight down towards the floor."""
-    rates = [quick.triangle(step, 10, 4, 2.0, 0.2) for step in range(10)]
-    assert rates == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 1.7, 1.4, 1.1, 0.8, 0.5])
+    """Ten steps, two of warm-up: from a fifth to the peak, then straight down towards the floor."""
+    recipe = quick.Quick(epochs=10, warmup_epochs=4.0, lr=2.0, min_lr=0.2)  # a fifth of the run is two epochs
+    rates = [recipe.learning_rate(step, 10) for step in range(10)]
+    assert rates == pytest.approx([0.4, 1.2, 2.0, 1.775, 1.55, 1.325, 1.1, 0.875, 0.65, 0.425])
 
 
-def test_the_shifts_learn_faster_with_the_same_decay_per_step_and_frozen_weights_are_in_no_group():
-    recipe = quick.Quick()
+@pytest.mark.parametrize("decay_all, decays", [(True, [1.3e-3, 1.3e-3]), (False, [1.3e-3, 0.0])])
+def test_the_shifts_learn_faster_with_the_same_decay_per_step_and_frozen_weights_are_in_no_group(decay_all, decays):
+    recipe = quick.Quick(decay_all=decay_all)
     model = models.build("fastnet", width=4)
-    others, shifts = quick.groups(recipe)(model)
+    others, shifts = recipe.parameter_groups(model)
     optimizer = torch.optim.SGD([others, shifts], lr=1, weight_decay=recipe.weight_decay)
     steps = [group["weight_decay"] * group.get("lr_scale", 1) for group in optimizer.param_groups]
-    assert steps == pytest.approx([1.3e-3, 1.3e-3]) and shifts["lr_scale"] == 64
+    assert steps == pytest.approx(decays) and shifts["lr_scale"] == 64
     assert any(p is model.whitening.bias for p in others["params"]) and {p.dim() for p in shifts["params"]} == {1}
     learned = [p for p in model.parameters() if p.requires_grad]
     assert len(others["params"]) + len(shifts["params"]) == len(learned) == 8 + 6
@@ -34,23 +36,24 @@ def test_the_shifts_learn_faster_with_the_same_decay_per_step_and_frozen_weights
 def test_a_group_learns_at_its_own_rate(toy_set, tmp_path):
     """One step of plain SGD from the same weights: the shifts move 64 times as far as with one group."""
 
-    def moved(groups):
+    def moved(name, **hooks):
         recipe = quick.Quick(data=str(toy_set), fold=None, epochs=1, batch_size=60, nesterov=False, weight_decay=0.0,
-                             momentum=0.0, warmup_epochs=0.0, width=2, device="cpu", lr=1e-3,
-                             out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"))
-        torch.manual_seed(loop.derive(0, "init"))
+                             momentum=0.0, warmup_epochs=0.0, width=2, device="cpu", lr=1e-3, precision="float32",
+                             out=str(tmp_path / name))
+        torch.manual_seed(derive(0, "init"))
         before = models.build("fastnet", width=2).state_dict()
-        after = checkpoint.load_weights(loop.run(recipe, groups=groups))["state"]
+        after = checkpoint.load_weights(loop.run(toy.hook(recipe, **hooks)))["state"]
         return {key: (after[key] - before[key]).double() for key in before if key.endswith(("weight", "bias"))}
 
-    one, two = moved(loop.every_weight), moved(quick.groups(quick.Quick(weight_decay=0.0)))
+    one, two = moved("one.pt", parameter_groups=Recipe().parameter_groups), moved("two.pt")
     for key, step in one.items():
-        torch.testing.assert_close(two[key], step * (64 if key.startswith("stage") and key.endswith("bias") else 1), rtol=1e-3, atol=1e-6)
-    assert one["stage1.2.bias"].any() and not one["whitening.weight"].any()
+        scale = 64 if key.startswith("stage") and key.endswith("bias") else 1
+        torch.testing.assert_close(two[key], step * scale, rtol=1e-3, atol=1e-6)
+    assert one["stage1.2.bias"].any() and two["whitening.weight"].equal(one["whitening.weight"])
 
 
 def test_alternate_flip_mirrors_every_image_in_every_other_epoch(toy_set):
-    dataset, recipe = data.load(toy_set), Recipe(augment=(), alternate_flip=True, batch_size=13)
+    dataset, recipe = data.load(toy_set), Recipe(augment=(), alternate_flip=True, batch_size=12)
     number = torch.arange(60.0).view(60, 1)
     plain, mirrored = normalize(dataset.images), normalize(dataset.images.flip(-1))
     history = torch.zeros(4, 60, dtype=torch.bool)
@@ -69,15 +72,25 @@ def test_shift_is_a_crop_by_two_pixels_with_a_mirrored_edge():
     assert torch.equal(shifted, crop(images, torch.Generator().manual_seed(3), padding=2, mode="reflect"))
 
 
-def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, monkeypatch, capsys):
+def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, typed):
     out = tmp_path / "quick.pt"
-    words = ["quick.py", "--data", toy_set, "--out", out, "--width", 4, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1]
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    quick.main()
-    state = checkpoint.load_weights(out)["state"]
-    expected = models.build("fastnet", width=4)
+    words = ("--width", 4, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1, "--device", "cpu")
+    code, printed, _ = typed(quick.main, "--data", toy_set, "--out", out, *words)
+    assert code == 0 and "fastnet-4" in printed
+    state, expected = checkpoint.load_weights(out)["state"], models.build("fastnet", width=4)
     expected.whiten(normalize(data.load(toy_set).images))
     assert torch.equal(state["whitening.weight"], expected.whitening.weight)
-    assert "fastnet-4" in capsys.readouterr().out
     # With labels smoothed by 0.2 no loss can be below the entropy of (0.82, 0.02 x 9).
     assert all(float(line.split(",")[2]) > 0.8666 for line in out.with_suffix(".csv").read_text().splitlines()[1:])
+
+
+@pytest.mark.parametrize("words, name", [
+    ((), "fastnet-4-fold0"), (("--middle", 8, "--top", 12, "--residual"), "fastnet-4-8-12-res-fold0"),
+    (("--noval", "--seed", 1), "fastnet-4-noval-seed1"),
+])
+def test_the_widths_reach_the_network_and_the_name_of_the_run(toy_set, tmp_path, typed, monkeypatch, words, name):
+    monkeypatch.setattr(loop, "ROOT", tmp_path)
+    (tmp_path / "weights").mkdir()
+    small = ("--data", toy_set, "--width", 4, "--epochs", 1, "-b", 20, "--device", "cpu")
+    code, _, err = typed(quick.main, *small, *words)
+    assert code == 0 and (tmp_path / "weights" / f"{name}.pt").exists(), err

@@ -1,0 +1,52 @@
+"""The device of these tests. CUDA_TESTS_ON=cpu rehearses on the CPU what makes sense there.
+
+    python -m pytest tests/cuda                    on a machine with a GPU; skipped on others
+    CUDA_TESTS_ON=cpu python -m pytest tests/cuda  the compiler then only traces, and what needs a GPU is skipped
+"""
+
+import os
+
+import pytest
+import torch
+
+from train.engine import command, loop, parallel
+
+ON = os.getenv("CUDA_TESTS_ON", "cuda")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic mode asks for it
+
+
+@pytest.fixture(scope="session")
+def device():
+    if ON == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here; CUDA_TESTS_ON=cpu rehearses on the CPU")
+    return command.device_of(ON)
+
+
+@pytest.fixture
+def compiler(device, monkeypatch):
+    """torch.compile, which in a rehearsal traces forward and backward and generates no code."""
+    torch.compiler.reset()
+    original = torch.compile
+    if device.type == "cpu":
+        monkeypatch.setattr(torch, "compile", lambda network, mode="", **options: original(
+            network, backend="aot_eager", **options))
+
+
+@pytest.fixture(params=["cuda graphs", "no graphs"])
+def compiled(request, device, compiler, monkeypatch):
+    """compiled(network): as training compiles it on one GPU, with CUDA graphs, or on several, without."""
+
+    def compile(network):
+        with monkeypatch.context() as patch:
+            patch.setattr(parallel, "size", lambda: 1 if request.param == "cuda graphs" else 2)
+            return loop.compiled(network, device)
+
+    return compile
+
+
+@pytest.fixture
+def deterministic():
+    """The deterministic mode while the test runs."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,160 @@
+"""Networks on the GPU: bfloat16, the compiler with and without CUDA graphs, their noise, and scores as on the CPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import models
+from augment.basic import normalize
+from distill.student import Teachers, student_of
+from models import MODELS
+from train.engine import predict
+from train.engine.command import autocast
+from train.engine.loop import train_step
+from train.engine.state import optimizer_of
+
+pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")]
+
+STOCHASTIC = {
+    "shakeshake": ("shakeshake26-40-se", {"width": 8}),
+    "pyramidnet": ("pyramidnet", {"depth": 8, "alpha": 12}),
+    "flatse": ("flatse", {"width": 8, "depth": 16, "drop_path": 0.5}),
+}
+SMALL = STOCHASTIC | {"resnet": ("resnet18", {"width": 8}), "seresnet": ("seresnet20", {"width": 8}),
+                      "fastnet": ("fastnet", {"width": 8})}
+
+
+def build(name, device, **options):
+    torch.manual_seed(0)
+    return models.build(name, **options).to(device, memory_format=torch.channels_last)
+
+
+def small(family, device):
+    """A narrow model with one block in each stage: whatever a compiler could stumble over, once."""
+    name, options = SMALL[family]
+    model = build(name, device, **options)
+    if family != "fastnet":
+        model.stage1, model.stage2, model.stage3 = model.stage1[:1], model.stage2[:1], model.stage3[:1]
+    return model.train()
+
+
+def pictures(count, seed=1):
+    """uint8 (N, 3, 32, 32): a colour and some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 100, (count, 3, 32, 32), generator=generator)
+    return (noise + torch.randint(0, 155, (count, 3, 1, 1), generator=generator)).to(torch.uint8)
+
+
+def batch(device, count=16, seed=1):
+    return normalize(pictures(count, seed).to(device)).contiguous(memory_format=torch.channels_last)
+
+
+def step(model, network, images, seed, precision="float32"):
+    """(logits, all gradients as one vector) of a training step of `network`, the model or what was compiled from it."""
+    torch.manual_seed(seed)
+    model.zero_grad()
+    with autocast(images.device, precision):
+        logits = network(images)
+    F.cross_entropy(logits.float(), torch.arange(len(images), device=images.device) % 10).backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+    return logits.detach().float().clone(), torch.cat(gradients).clone()
+
+
+def distance(found, wanted):
+    """The norm of the difference, as a share of the norm of what is wanted."""
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_is_close_to_float32(name, device):
+    model, images = build(name, device).train(), batch(device)
+    (exact, slope), (logits, gradient) = (step(model, model, images, 2, p) for p in ("float32", "bfloat16"))
+    assert gradient.isfinite().all() and distance(logits, exact) < 0.2
+    assert F.cosine_similarity(gradient, slope, 0) > 0.8
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_are_those_of_the_cpu(name, device):
+    model, images = build(name, "cpu"), pictures(20)
+    for key, value in model.state_dict().items():
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    wanted = predict.logits(model, images, tta=True)
+    found = predict.logits(model.to(device), images, tta=True)
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max().clamp(min=1)
+
+
+# ---------------------------------------------------------------- the compiler
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_compiled_equals_eager_with_gradients_and_noise(family, device, compiled):
+    model = small(family, device)
+    network = compiled(model)
+    for seed in (3, 4, 5, 3):  # the first compiles, the second records the graphs, the others replay them
+        images = batch(device, seed=seed)
+        with torch._inductor.config.patch(fallback_random=True):  # torch's own numbers, as eager draws them
+            logits, gradient = step(model, network, images, seed)
+        wanted, slope = step(model, model, images, seed)
+        assert distance(logits, wanted) < 1e-3 and distance(gradient, slope) < 1e-2, seed
+
+
+@pytest.mark.parametrize("family", STOCHASTIC)
+def test_noise_differs_from_step_to_step_and_follows_from_the_seed(family, device, compiled):
+    model, images = small(family, device), batch(device)
+    network = compiled(model)
+    step(model, network, images, 0), step(model, network, images, 0)  # to compile, and to record the graphs
+    first, other, again = (step(model, network, images, seed) for seed in (5, 6, 5))
+    for one, two, three in zip(first, other, again):  # logits, gradients
+        assert distance(two, one) > 1e-2 and distance(three, one) < 1e-4
+
+
+@pytest.mark.parametrize("family", STOCHASTIC)
+def test_a_captured_step_draws_new_noise_within_one_seed(family, device, compiled):
+    model, images = small(family, device), batch(device)
+    network = compiled(model)
+    step(model, network, images, 0)
+    torch.manual_seed(1)
+    answers = []
+    for _ in range(4):
+        logits = network(images)
+        answers.append(logits.detach().clone())
+        logits.sum().backward()
+    assert all(distance(a, b) > 1e-2 for i, a in enumerate(answers) for b in answers[:i])
+
+
+# ---------------------------------------------------------------- teachers
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_teachers_answer_as_eager_ones(precision, device, compiled):
+    networks = [small(family, device) for family in ("resnet", "seresnet")]
+    for network in networks:
+        network(batch(device))  # running statistics of its own
+    eager, fast = Teachers(networks, precision), Teachers(networks, precision, compiling=True)
+    first = fast(batch(device, seed=1))
+    kept, second = first.clone(), fast(batch(device, seed=2))
+    tolerance = 1e-4 if precision == "float32" else 3e-2
+    assert torch.equal(first, kept), "an answer is not overwritten by the next"
+    for answer, seed in ((first, 1), (second, 2)):
+        assert answer.dtype == torch.float32 and distance(answer, eager(batch(device, seed=seed))) < tolerance
+
+
+def test_a_student_and_its_teachers_train_compiled_as_eager(device, compiled):
+    teacher = small("resnet", device)
+    teacher(batch(device))
+    losses = []
+    for compiling in (False, True):
+        student = small("seresnet", device)
+        recipe = replace(student_of("seresnet20")(), precision="float32", lr=0.01, teachers=("teacher.pt",))
+        recipe.__dict__["teach"] = Teachers([teacher], "float32", compiling)  # instead of reading their files
+        network, optimizer = compiled(student) if compiling else student, optimizer_of(student, recipe)
+        hard = F.one_hot(torch.arange(16, device=device) % 10, 10).float()
+        parts = [train_step(network, optimizer, recipe, batch(device, seed=seed), [hard])[0] for seed in range(4)]
+        losses.append(torch.tensor([[part["loss"].item(), part["soft"].item()] for part in parts]))
+    assert torch.allclose(*losses, rtol=1e-2) and losses[0].isfinite().all()

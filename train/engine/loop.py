@@ -93,9 +93,8 @@ def fit(state, train, val=None, soft=()):
                 for group in state.optimizer.param_groups:
                     group["lr"] = recipe.learning_rate(state.step, steps) * group.get("lr_scale", 1)
                 torch.manual_seed(derive(recipe.seed, "model", state.step, *ranks.seed))
-                if state.step < round(recipe.small * steps):
-                    inputs = F.interpolate(inputs, (SMALL, SMALL), mode="bilinear", antialias=True)
-                parts, logits = train_step(network, state.optimizer, recipe, inputs, wanted, scale)
+                side = SMALL if state.step < round(recipe.small * steps) else None
+                parts, logits = train_step(network, state.optimizer, recipe, inputs, wanted, scale, side)
                 state.advance(parts, logits, wanted[0], count)
 
                 # 2. What has to wait for the device is done now and then: the bar, the saved state, a signal.
@@ -120,14 +119,16 @@ def steps_per_epoch(images, recipe):
     return max(1, images // recipe.batch_size)
 
 
-def train_step(network, optimizer, recipe, images, targets, scale=1.0):
+def train_step(network, optimizer, recipe, images, targets, scale=1.0, side=None):
     """One step down the gradient of `scale` times the recipe's loss: (the dict of the loss, logits in float32).
 
-    images: normalized float (B, 3, H, W); targets: float (B, K) tensors, the labels first.
+    images: normalized float (B, 3, 32, 32); targets: float (B, K) tensors, the labels first; side: pixels of a side to
+    which the images are shrunk for the network (the loss, and so a student's teachers, sees them whole).
     """
     optimizer.zero_grad(set_to_none=True)
+    shown = F.interpolate(images, (side, side), mode="bilinear", antialias=True) if side else images
     with autocast(images.device, recipe.precision):
-        logits = network(images)
+        logits = network(shown)
     logits = logits.float()
     parts = recipe.loss(logits, images, *targets)
     (scale * parts["loss"]).backward()

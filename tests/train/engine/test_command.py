@@ -1,0 +1,88 @@
+"""The command line that scripts share: a mistake is one line, and what the device decides."""
+
+import sys
+
+import pytest
+import torch
+
+from train.engine import command as engine
+from train.engine.command import (ROOT, UserError, autocast, check_target, command, command_line, count_of, device_of,
+                                  precision_of, user_errors)
+
+
+def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda: no CUDA device"):
+        device_of("cuda")
+    assert device_of("auto").type == device_of("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("kind, units, auto", [
+    ("cuda", False, "bfloat16"), ("cpu", True, "bfloat16"), ("cpu", False, "float32")])
+def test_auto_is_bfloat16_where_there_are_units_for_it(monkeypatch, kind, units, auto):
+    monkeypatch.setattr(engine, "has_bfloat16_units", lambda: units)
+    device = torch.device(kind)
+    assert precision_of("auto", device) == auto
+    assert [precision_of(name, device) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+def test_autocast_is_on_in_bfloat16_alone():
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    for precision, wanted in engine.PRECISIONS.items():
+        with autocast(x.device, precision):
+            assert layer(x).dtype == wanted
+
+
+@pytest.mark.parametrize("error, code, told", [
+    (UserError("two\nlines"), 2, "two lines"),
+    (OSError(28, "No space left on device"), 1, "No space left on device"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore."), 1, "try a smaller --batch-size"),
+    (MemoryError(), 1, "out of memory (MemoryError): try a smaller --batch-size or --limit"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "try a smaller --batch-size"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+])
+def test_what_the_user_can_mend_is_one_line(capsys, error, code, told):
+    @command
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    text = capsys.readouterr().err
+    assert caught.value.code == code and told in text and text.count("\n") == 1
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    @command
+    def main():
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError):
+        main()
+
+
+def test_a_value_error_of_the_library_is_the_users():
+    with pytest.raises(UserError, match="^here: unknown model"), user_errors("here: "):
+        raise ValueError("unknown model")
+    with pytest.raises(KeyError), user_errors():
+        raise KeyError("ours")
+
+
+@pytest.mark.parametrize("file, told", [
+    ("x.csv", "--json .*x.csv should end in .json"), ("nowhere/x.json", "the folder .*nowhere does not exist")])
+def test_a_target_is_checked_before_the_work(tmp_path, file, told):
+    check_target("--json", None, ".json"), check_target("--json", tmp_path / "x.json", ".json")
+    with pytest.raises(UserError, match=told):
+        check_target("--json", tmp_path / file, ".json")
+
+
+def test_the_command_is_told_as_a_person_in_the_repository_would_type_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train" / "baseline.py"), "--out", "my run.pt"])
+    assert command_line() == "python train/baseline.py --out 'my run.pt'"
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert command_line() == "torchrun --nproc-per-node 4 train/baseline.py --out 'my run.pt'"
+
+
+def test_counts_are_in_words():
+    assert [count_of(n, "epoch") for n in (0, 1, 2000)] == ["0 epochs", "1 epoch", "2,000 epochs"]

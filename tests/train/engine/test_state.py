@@ -1,0 +1,59 @@
+"""What finished weights say of how they came about."""
+
+import re
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+
+import toy
+from train.engine import checkpoint, data, loop, state
+
+
+@pytest.fixture
+def provenance(toy_set, tmp_path):
+    """provenance(**hooks): what the weights of a run with these hooks say."""
+
+    def trained(**hooks):
+        recipe = toy.Toy(data=str(toy_set), out=str(tmp_path / "run.pt"), fresh=True)
+        return checkpoint.load_weights(loop.run(toy.hook(recipe, **hooks)))["provenance"]
+
+    return trained
+
+
+def test_threads_hardware_and_commit_are_told(provenance, monkeypatch):
+    monkeypatch.setattr(state, "commit", lambda: "abc+")
+    told = provenance()
+    assert told["threads"] == torch.get_num_threads() == 1 and told["hardware"].endswith("cpu, 1 thread")
+    assert told["commit"] == "abc+" and told["unlabelled"] == 0 and told["images"] == 40
+
+
+def test_images_without_a_label_are_counted_and_not_part_of_the_digest(provenance, toy_set):
+    def with_unlabelled(train, model):
+        more = data.load(toy_set, "test").select(slice(5))
+        return data.join(train, replace(more, labels=torch.full((5,), -1))), ()
+
+    before, told = provenance(), provenance(prepare=with_unlabelled)
+    assert (told["unlabelled"], told["images"]) == (5, 45) and told["train_digest"] == before["train_digest"]
+
+
+def git(folder, *words):
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    done = subprocess.run(["git", "-C", folder, *author, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_told_with_a_mark_when_files_were_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert state.commit() == ""
+    file = tmp_path / "file"
+    git(tmp_path, "init", "-q"), file.write_text("1"), git(tmp_path, "add", "."), git(tmp_path, "commit", "-qm", "one")
+    git(tmp_path, "tag", "-a", "v1", "-m", "a tag, which is not what is told")
+    first = git(tmp_path, "rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{12}", state.commit()) and first.startswith(state.commit())
+    file.write_text("2")
+    assert state.commit() == first[:12] + "+"
+    monkeypatch.setenv("PATH", "")
+    assert state.commit() == ""

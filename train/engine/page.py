@@ -26,7 +26,7 @@ def worded(row):
         "epochs": f"{row['epochs']:,}", "protocol": row["protocol"],
         "test top-1 %": f"{row['top1']:.2f}{deviation}" if pure else "contaminated", "n": str(row["n"]),
         "95 % interval": f"{row['low']:.2f} to {row['high']:.2f}" if pure else "",
-        "PFLOP": "" if pd.isna(work) else f"{work:,.{digits}f}" if work >= 0.01 else f"{work:.1g}",
+        "PFLOP": "" if pd.isna(work) else f"{work:,.{digits}f}" if work >= 0.01 else f"{work:.2g}",
         "time": duration(row["seconds"]), "hardware": row["hardware"],
         "command": f"`make {row['make']}`" if row["make"] else "",
     }

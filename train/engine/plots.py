@@ -125,8 +125,8 @@ def landscape(file, ours, published, title, xlabel, unit=1, budget=None):
     with figure(file, (10.5, 5.6)) as (sheet, axes):
         axes.set(xscale="log", yscale="log", title=title, xlabel=xlabel)
         for number, (_, cost, top1) in enumerate(published, 1):
-            axes.scatter(cost, 100 - top1, s=85, facecolor="white", edgecolor=GREY, lw=0.7, zorder=2)
-            axes.annotate(number, (cost, 100 - top1), ha="center", va="center_baseline", fontsize=6, zorder=2)
+            axes.scatter(cost, 100 - top1, s=62, facecolor="white", edgecolor=GREY, lw=0.6, zorder=2)
+            axes.annotate(number, (cost, 100 - top1), ha="center", va="center_baseline", fontsize=5.5, zorder=2.5)
         for name, cost, top1, low, high in ours:
             marker, colour = looks[name]
             axes.vlines(cost, 100 - high, 100 - low, color=colour, lw=1.4, zorder=3)

@@ -1,7 +1,9 @@
-"""The device of these tests. CUDA_TESTS_ON=cpu rehearses on the CPU what makes sense there.
+"""The device of these tests (a folder called cuda would hide NVIDIA's package of that name).
 
-    python -m pytest tests/cuda                    on a machine with a GPU; skipped on others
-    CUDA_TESTS_ON=cpu python -m pytest tests/cuda  the compiler then only traces, and what needs a GPU is skipped
+CUDA_TESTS_ON=cpu rehearses on the CPU what makes sense there.
+
+    python -m pytest tests/gpu                    on a machine with a GPU; skipped on others
+    CUDA_TESTS_ON=cpu python -m pytest tests/gpu  the compiler then only traces, and what needs a GPU is skipped
 """
 
 import os

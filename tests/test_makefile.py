@@ -1,6 +1,11 @@
-"""The Makefile, with a stand-in for Python that notes its arguments and writes the file that it was asked for."""
+"""The Makefile, with a stand-in for Python that notes its arguments and writes the file that it was asked for.
 
+What the stand-in notes is read by the parsers of the scripts themselves.
+"""
+
+import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -8,23 +13,36 @@ from pathlib import Path
 
 import pytest
 
-from distill import student
-from train import baseline, quick, recipe, seresnet, shakeshake
-from train.recipe import ROOT
+from distill import labels, student
+from train import baseline, evaluate, quick, seresnet, shakeshake
+from train.engine import recipe
+from train.engine.command import ROOT
+
+
+def parse_student(words):
+    chosen = student.student_of(recipe.peek("--model", tuple(student.MODELS), "seresnet164", words))
+    return recipe.parse(chosen, student.__doc__, words)
+
 
 SCRIPTS = {
     "train/baseline.py": lambda words: recipe.parse(baseline.Baseline, baseline.__doc__, words, stage=baseline.STAGES),
     "train/seresnet.py": lambda words: recipe.parse(seresnet.SEResNet, seresnet.__doc__, words),
     "train/shakeshake.py": lambda words: recipe.parse(shakeshake.ShakeShake, shakeshake.__doc__, words),
     "train/quick.py": lambda words: recipe.parse(quick.Quick, quick.__doc__, words),
-    "distill/student.py": lambda words: recipe.parse(student.Student, student.__doc__, words),
+    "distill/student.py": parse_student,
 }
+TOOLS = {"distill/labels.py": labels.flags, "train/evaluate.py": evaluate.flags}
 STAND_IN = """#!/bin/bash
 echo "$@" >> calls
 while [ $# -gt 0 ]; do [ "$1" = --out ] && touch "$2"; shift; done
 echo "stand-in: done"
 """
-TEACHERS = [f"seresnet164-fold{fold}" for fold in range(5)] + ["seresnet164-noval", "shakeshake26-64-se-noval"]
+FOLDS = [*(f"fold{fold}" for fold in range(5)), "noval"]
+SIZES = {  # the place of the files, the name of the six, the name of the other, the student's architecture
+    "full": ("weights", "seresnet164", "shakeshake26-64-se", "seresnet164"),
+    "quick": ("weights/quick", "fastnet", None, None),
+    "demo": ("weights/demo", "seresnet20-8", "shakeshake26-8", "seresnet20"),
+}
 
 
 @pytest.fixture
@@ -35,9 +53,9 @@ def make(tmp_path):
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "weights").mkdir()
 
-    def run(*words):
+    def run(*words, data="synthetic"):
         (tmp_path / "calls").unlink(missing_ok=True)
-        line = ["make", "VENV=", f"PYTHON={tmp_path}/python", "DATA=synthetic", *words]
+        line = ["make", "VENV=", f"PYTHON={tmp_path}/python", f"DATA={data}", *words]
         clean = {"PATH": os.environ["PATH"]}  # a make that runs the tests hands its own variables down
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=clean)
         calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
@@ -47,91 +65,237 @@ def make(tmp_path):
 
 
 def understood(call):
-    """The recipe that a training call describes; the real parser exits on a flag that it does not know."""
-    return SCRIPTS[call[0]](call[1:])
+    """What a call means to its script, whose real parser exits on a flag that it does not know."""
+    return SCRIPTS[call[0]](call[1:]) if call[0] in SCRIPTS else TOOLS[call[0]]().parse_args(call[1:])
 
 
-def test_help_lists_every_phony_target_with_what_it_does(make):
+def planned(output):
+    """The Python calls among the lines that `make -n` prints, without the redirections of the demo."""
+    found = re.findall(r"^@?\S*/python (\S+\.py .*?)(?= > |$)", output, re.MULTILINE)
+    return [shlex.split(call) for call in found]
+
+
+def out_of(call):
+    return call[call.index("--out") + 1] if "--out" in call else None
+
+
+def decisions(made):
+    """The fields of a recipe that decide what is trained, but for where its teaching comes from."""
+    return {f: v for f, v in vars(made).items() if f not in ("labels", "teachers", "alpha", "out", "identity")}
+
+
+# ---------------------------------------------------------------- help, and what is refused
+
+
+def test_help_lists_every_target_and_variable_with_what_it_does(make):
     code, out, _ = make("help")
-    phony = (ROOT / "Makefile").read_text().replace("\\\n", " ").split(".PHONY:")[1].splitlines()[0].split()
+    text = (ROOT / "Makefile").read_text()
+    phony = set(" ".join(re.findall(r"^\.PHONY:(.*)", text.replace("\\\n", " "), re.MULTILINE)).split())
     listed = {line.split()[1]: line.split()[2:] for line in out.splitlines() if line.startswith("  make ")}
-    assert code == 0 and set(listed) == set(phony) and all(listed.values())
+    assert code == 0 and set(listed) == phony - {"ask", "one", "pictures"} and all(listed.values())
+    variables = out.partition("Variables")[2]
+    for name in {*re.findall(r"\$\((?:call one_of,)?([A-Z_]{3,})[):,]", text)} - {"SHELL", "MAKE", "MAKECMDGOALS",
+                                                                                "MAKEFILE_LIST"}:
+        assert re.search(rf"\b{name}=", variables) or name in variables, name
+
+
+@pytest.mark.parametrize("words, told", [
+    (("baseline", "EPOCH=3"), "no variable EPOCH"), (("teachers", "data=here"), "no variable data"),
+    (("baseline", "DEVICE=gpu"), "DEVICE=gpu"), (("baseline", "STAGE=best"), "STAGE=best"),
+    (("teachers", "SIZE=small"), "SIZE=small"), (("distill", "HOW=teachers"), "HOW=teachers"),
+    (("baseline", "FOLD=5"), "FOLD=5"), (("submission",), "set IMAGES"),
+    (("teachers", "ARGS=--depth 20"), "ARGS are for one script"), (("demo", "ARGS=-b 8"), "ARGS are for one script"),
+    (("labels", "distill", "ARGS=-b 8"), "ARGS are for one script"),
+])
+def test_a_wrong_or_missing_value_runs_nothing(make, tmp_path, words, told):
+    code, out, calls = make(*words)
+    assert code == 2 and not calls and told in out and not list(tmp_path.rglob("*.pt"))
+
+
+# ---------------------------------------------------------------- three sizes of one pipeline
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_size_plans_seven_teachers_labels_student_and_control(make, size):
+    place, name, other, model = SIZES[size]
+    code, out, calls = make("-n", f"SIZE={size}", "teachers", "labels", "distill", "control", "report")
+    assert code == 0 and not calls
+    calls = planned(out)
+    teachers = [out_of(call) for call in calls if call[0] in SCRIPTS and call[0].startswith("train/")]
+    assert len(teachers) == 7 and teachers[:6] == [f"{place}/{name}-{fold}.pt" for fold in FOLDS]
+    assert other is None or teachers[6] == f"{place}/{other}-noval.pt"
+    trained = [understood(call) for call in calls[:7]]
+    assert [r.fold for r in trained] == [0, 1, 2, 3, 4, None, None] and len({r.run_name("") for r in trained}) == 6
+    assert {repr(vars(r) | {"fold": 0, "out": ""}) for r in trained[:6]} == {repr(vars(trained[0]) | {"out": ""})}
+
+    csv = "distillation_labels.csv" if size == "full" else f"{place}/distillation_labels.csv"
+    rest = [call for call in calls[7:] if call[0] != "train/evaluate.py"]
+    assert [call[0] for call in rest] == ["distill/labels.py", "distill/student.py", "distill/student.py",
+                                          "train/report.py"]
+    assert list(map(out_of, rest[:3])) == [csv, f"{place}/student.pt", f"{place}/student-control.pt"]
+    asked, taught, control = map(understood, rest[:3])
+    assert asked.weights == teachers and asked.limit == taught.limit == trained[0].limit
+    assert (taught.labels, control.labels, control.alpha) == (csv, None, 0) and taught.alpha > 0
+    assert decisions(taught) == decisions(control) and taught.fold is None and model in (None, taught.model)
+    assert rest[3][1] == place and {trained[0].data, taught.data, asked.data} == {"synthetic"}
+    scored = [understood(call) for call in calls if call[0] == "train/evaluate.py"]
+    assert [e.weights for e in scored] == [[f"{place}/student.pt"], [f"{place}/student-control.pt"]]
+    assert all(e.budget for e in scored)
+
+
+def test_the_size_of_the_documented_recipes_adds_no_flag(make):
+    calls = make("teachers")[2]
+    common = ["--data", "synthetic"]
+    assert calls[0] == ["train/seresnet.py", *common, "--fold", "0", "--out", "weights/seresnet164-fold0.pt"]
+    wide = ["--width", "64", "--se", *common, "--noval", "--out", "weights/shakeshake26-64-se-noval.pt"]
+    assert calls[6] == ["train/shakeshake.py", *wide]
+
+
+def test_quick_is_the_one_network_of_its_size_on_all_images(make):
+    first, second = make("quick")[2]
+    assert first[0] == "train/quick.py" and understood(first).fold is None
+    assert out_of(first) == "weights/quick/fastnet-noval.pt" == second[1] and understood(second).budget
+
+
+# ---------------------------------------------------------------- built when missing, and never again
 
 
 def test_teachers_are_built_when_missing_and_never_again(make, tmp_path):
-    _, _, calls = make("teachers", "GPUS=3", "-j1")
-    asked, calls = calls[::2], calls[1::2]  # before each training the time left over all of them
-    files = [f"weights/{name}.pt" for name in TEACHERS]
-    assert all(call == ["train/remaining.py", *files, "--jobs", "1", "3"] for call in asked)
-    assert [call[-1] for call in calls] == [f"weights/{name}.pt" for name in TEACHERS]
-    recipes = [understood(call) for call in calls]
-    assert [r.fold for r in recipes] == [0, 1, 2, 3, 4, None, None] and {r.epochs for r in recipes[:6]} == {300}
-    assert (recipes[6].width, recipes[6].se) == (64, True)
-
+    assert len(make("teachers")[2]) == 7
     (tmp_path / "requirements.txt").touch()
     assert make("teachers")[2] == []
     (tmp_path / "weights/seresnet164-fold3.pt").unlink()
-    assert [call[-1] for call in make("teachers")[2][1:]] == ["weights/seresnet164-fold3.pt"]
+    [call] = make("teachers")[2]
+    assert out_of(call) == "weights/seresnet164-fold3.pt" and understood(call).fold == 3
     assert [call[0] for call in make("distill")[2]] == ["distill/labels.py", "distill/student.py", "train/evaluate.py"]
     assert [call[0] for call in make("distill")[2]] == ["train/evaluate.py"]
 
 
+def test_a_script_that_fails_leaves_no_file_that_passes_for_finished(make, tmp_path):
+    (tmp_path / "python").write_text(STAND_IN + "exit 1\n")
+    assert make("baseline")[0] == 2 and not list(tmp_path.rglob("*.pt"))
+    finished = tmp_path / "weights" / "resnet18-fold0.pt"
+    finished.touch()
+    (tmp_path / "python").write_text("#!/bin/bash\nexit 2\n")  # as a script that finds another run's file there
+    assert make("baseline", "ARGS=--mix ricap")[0] == 2 and finished.exists()
+
+
+def test_with_arguments_the_script_is_asked_although_its_file_is_there(make):
+    assert [call[0] for call in make("baseline")[2]] == ["train/baseline.py", "train/evaluate.py"]
+    assert [call[0] for call in make("baseline")[2]] == ["train/evaluate.py"]
+    asked = make("baseline", "ARGS=--mix ricap -b 64")[2][0]
+    assert understood(asked).mix == "ricap" and understood(asked).batch_size == 64
+    assert out_of(asked) == "weights/resnet18-fold0.pt"
+
+
+@pytest.mark.parametrize("goal, script, words", [
+    ("distill", "distill/student.py", "--temperature 2"), ("control", "distill/student.py", "--smoothing 0.1"),
+    ("labels", "distill/labels.py", "--average oof"), ("quick", "train/quick.py", "--mix ricap"),
+])
+def test_arguments_reach_the_one_script_that_was_asked_for_and_no_teacher(make, goal, script, words):
+    for _ in ("everything is missing", "everything is there"):
+        calls = make(goal, f"ARGS={words}")[2]
+        given = [call for call in calls if set(words.split()) <= set(call)]
+        assert [call[0] for call in given] == [script] and understood(given[0])
+    assert [call[0] for call in calls if call[0] != "train/evaluate.py"] == [script], "what is there is not made again"
+
+
+# ---------------------------------------------------------------- variables
+
+
 def test_a_variable_becomes_a_flag_only_when_it_is_set(make):
-    (bare, *_), (full, *_) = make("quick")[2], make("-B", "quick", "EPOCHS=3", "SEED=2", "LIMIT=70", "DEVICE=cpu",
-                                                   "ARGS=--mix ricap -b 64")[2]
-    assert bare == "train/quick.py --noval --data synthetic --out weights/fastnet-noval.pt".split()
-    got = understood(full)
-    assert (got.epochs, got.seed, got.limit, got.device, got.mix, got.batch_size) == (3, 2, 70, "cpu", "ricap", 64)
-    assert understood(make("baseline", "STAGE=basic", "ARGS=--noval")[2][0]).lr == 0.1
-    for words in ("--fold 2", "-b 64 --fold=2"):
-        call = make("-B", "baseline", f"ARGS={words}")[2][0]
-        assert understood(call).fold == 2 and call[-1] == "weights/resnet18-fold2.pt"
+    bare = make("baseline")[2][0]
+    assert understood(bare) == understood(["train/baseline.py", "--data", "synthetic", "--out", out_of(bare)])
+    assert not {"--epochs", "--seed", "--limit", "--device"} & set(bare)
+    words = ("EPOCHS=3", "SEED=2", "LIMIT=70", "DEVICE=cpu", "FOLD=noval", "STAGE=basic")
+    full = understood(make("baseline", *words)[2][0])
+    assert (full.epochs, full.seed, full.limit, full.device, full.fold, full.lr) == (3, 2, 70, "cpu", None, 0.1)
 
 
-@pytest.mark.parametrize("words", [("DEVICE=gpu",), ("STAGE=best",), ("evaluate",), ("submission",)])
-def test_a_wrong_or_missing_value_runs_nothing(make, words):
-    code, out, calls = make(*words)
-    assert code == 2 and not calls and words[0].split("=")[0].lower() in out.lower()
+@pytest.mark.parametrize("words, weights", [
+    (("FOLD=3",), "resnet18-fold3"), (("FOLD=noval",), "resnet18-noval"), (("SEED=1",), "resnet18-fold0-seed1"),
+    (("FOLD=noval", "SEED=12", "STAGE=basic"), "resnet18-basic-noval-seed12"),
+])
+def test_the_name_of_a_baseline_is_that_which_the_script_would_choose(make, words, weights):
+    call = make("baseline", *words)[2][0]
+    assert out_of(call) == f"weights/{weights}.pt" and understood(call).run_name("resnet18") == weights
 
 
-def test_the_demo_asks_for_what_the_scripts_know(make, tmp_path):
+@pytest.mark.parametrize("words, folder", [
+    (("LIMIT=200",), "trial-200-images"), (("EPOCHS=2",), "trial-2-epochs"),
+    (("LIMIT=200", "EPOCHS=2"), "trial-200-images-2-epochs"),
+])
+def test_a_trial_stays_away_from_the_documented_files(make, words, folder):
+    calls = make("distill", *words)[2]
+    written = {out_of(call) for call in calls if out_of(call)}
+    assert len(written) == 9 and all(Path(file).parent == Path("weights", folder) for file in written)
+    assert not {out_of(call) for call in make("distill")[2]} & written
+    calls = make("-n", "SIZE=quick", "teachers", *words)[1]
+    assert {str(Path(out_of(call)).parent) for call in planned(calls)} == {f"weights/quick/{folder}"}
+
+
+def test_seeds_have_files_of_their_own_and_share_the_teachers(make):
+    calls = make("distill", "control", "SEED=1")[2]
+    assert len(calls) == 7 + 1 + 2 + 2
+    assert [out_of(call) for call in calls if "student.py" in call[0]] == [
+        "weights/student-seed1.pt", "weights/student-control-seed1.pt"]
+    assert {understood(call).seed for call in calls if "student.py" in call[0]} == {1}
+    assert {understood(call).seed for call in calls[:7]} == {0} and out_of(calls[7]) == "distillation_labels.csv"
+    assert [out_of(call) for call in make("teachers", "SEED=1")[2]][::6] == [
+        "weights/seresnet164-fold0-seed1.pt", "weights/shakeshake26-64-se-noval-seed1.pt"]
+    calls = make("distill", "SEED=1", "TEACHER_SEED=2", "-B")[2]
+    assert {understood(call).seed for call in calls[:7]} == {2}
+    assert out_of(calls[7]) == "distillation_labels-seed2.csv" == understood(calls[8]).labels
+    assert understood(calls[8]).seed == 1
+
+
+def test_teachers_that_answer_on_the_students_own_batch(make):
+    calls = make("distill", "HOW=view")[2]
+    taught = understood(calls[7])
+    assert taught.teachers == tuple(map(out_of, calls[:7])) and taught.labels is None
+    assert out_of(calls[7]) == "weights/student-view.pt" == calls[8][1] and len(calls) == 9
+
+
+def test_images_without_labels_reach_labels_and_student(make, tmp_path):
+    calls = make("distill", "IMAGES=my images.pkl")[2]
+    assert all(" ".join(call[call.index("--images") + 1:]).startswith("my images.pkl") for call in calls[7:9])
+    assert not any("--images" in call for call in calls[:7])
+    [call] = make("submission", "IMAGES=my.pkl", "WEIGHTS=a.pt b.pt", "DEVICE=cpu")[2]
+    assert call == ["distill/submission.py", "a.pt", "b.pt", "--images", "my.pkl", "--device", "cpu"]
+
+
+def test_a_folder_of_images_that_is_there_is_not_fetched(make, tmp_path):
+    assert make("baseline", data="my images")[2][0] == ["train/data.py", "--data", "my", "images"]
+    shutil.rmtree(tmp_path / "weights")
+    (tmp_path / "my images").mkdir()
+    (tmp_path / "my images" / "cifar10.npz").touch()
+    assert make("baseline", data="my images")[2][0][0] == "train/baseline.py"
+
+
+# ---------------------------------------------------------------- the demo, and GPUs
+
+
+def test_the_demo_ends_with_answers_and_a_report_of_all_that_it_trained(make):
     code, out, calls = make("demo", "SEED=4")
     assert code == 0, out
-    training = {call[-1]: understood(call) for call in calls if call[0] in SCRIPTS}
-    folder = "weights/demo-seed4"
-    roles = ["shakeshake", "all", *(f"fold{fold}" for fold in range(5)), "baseline", "control", "student"]
-    assert set(training) == {f"{folder}/{role}.pt" for role in roles}
-    assert all(r.seed == 4 and r.data == "synthetic" and r.limit == 1000 for r in training.values())
-    student, control = (dict(vars(training[f"{folder}/{role}.pt"])) for role in ("student", "control"))
-    assert {key for key in student if student[key] != control[key]} <= {"labels", "alpha", "out", "identity"}
-    others = [call[0] for call in calls if call[0] not in SCRIPTS]
-    assert others[0] == "distill/labels.py" and len(others) == 4
-    assert set(others[1:]) == {"distill/submission.py", "train/report.py", "distill/compare.py"}
-    # A second time nothing trains again: the files that the stand-in did not write are asked for, no others.
-    assert {call[0] for call in make("demo", "SEED=4")[2]} <= set(others[1:])
-
-
-def test_the_study_trains_each_network_at_three_seeds_and_its_teachers_first(make, tmp_path):
-    code, out, calls = make("study", "-j1")
-    assert code == 0, out
-    order = [Path(call[call.index("--out") + 1]).name for call in calls]
-    training = {Path(call[-1]).stem: understood(call) for call in calls if call[0] in SCRIPTS}
-    assert len(training) == 43 and all(call[call.index("--data") + 1] == "synthetic" for call in calls)
-    assert order.index("few-teacher-fold4.pt") < order.index("few-oof.csv") < order.index("few-oof-seed0.pt")
-    assert order.index("teacher-fold4.pt") < order.index("labels.csv") < order.index("student-seed0.pt")
-    for few, names in [("", ["student", "control"]), ("half-", ["student", "control"]), ("few-", ["control", "mean", "oof", "view"])]:
-        for seed in range(3):
-            alike = [{k: v for k, v in vars(training[f"{few}{name}-seed{seed}"]).items()
-                      if k not in ("labels", "teachers", "alpha", "out", "identity")} for name in names]
-            assert all(one == alike[0] for one in alike) and alike[0]["seed"] == seed
-    assert [training[f"{stage}-seed1"].augment for stage in ("basic", "optimized")] == [(), ("crop", "flip")]
-    assert {r.epochs for name, r in training.items() if "few" not in name and "half" not in name} == {4}
-    assert calls[-1][0] == "train/report.py"
-    for name in ("teacher", "few-teacher"):
-        place = calls[-1].index(f"{name}s")
-        assert calls[-1][place - 1:place + 6] == ["--ensemble", f"{name}s", *(
-            f"weights/study/{name}-fold{fold}.pt" for fold in range(5))]
-    assert [call[0] for call in make("study")[2]] == ["train/report.py"]
+    training = {Path(out_of(call)).stem: understood(call) for call in calls if call[0] in SCRIPTS}
+    six = [f"seresnet20-8-{fold}-seed4" for fold in FOLDS]
+    roles = ["resnet18-basic-noval-seed4", *six, "shakeshake26-8-noval-seed4", "student-seed4", "student-control-seed4"]
+    assert set(training) == set(roles)
+    assert {(r.seed, r.data, r.limit, r.device) for r in training.values()} == {(4, "synthetic", 1000, "cpu")}
+    assert decisions(training["student-seed4"]) == decisions(training["student-control-seed4"])
+    files = {role: f"weights/demo/{role}.pt" for role in roles}
+    *_, answers, report = calls
+    assert answers[:2] == ["distill/submission.py", files["student-seed4"]]
+    assert report[0] == "train/report.py" and report[1:11] == list(files.values())
+    flags = argparse.ArgumentParser()
+    for flag in ("--data", "--device", "--out", "--baseline", "--control", "--student"):
+        flags.add_argument(flag)
+    flags.add_argument("--teachers", nargs="+")
+    shown = flags.parse_args(report[11:])
+    assert shown.teachers == list(files.values())[1:8] and shown.out == "weights/demo/report"
+    assert [shown.baseline, shown.student, shown.control] == [files[roles[k]] for k in (0, 8, 9)]
+    assert [call[0] for call in make("demo", "SEED=4")[2]] == ["distill/submission.py", "train/report.py"]
 
 
 def test_a_stage_of_the_demo_that_fails_shows_its_output_and_ends_it(make, tmp_path):
@@ -141,14 +305,12 @@ def test_a_stage_of_the_demo_that_fails_shows_its_output_and_ends_it(make, tmp_p
 
 
 def test_several_jobs_share_gpus_without_ever_sharing_one(make, tmp_path):
-    (tmp_path / "python").write_text(STAND_IN.replace("while", 'echo "$CUDA_VISIBLE_DEVICES in" >> gpus; sleep 0.2; '
-                                                      'echo "$CUDA_VISIBLE_DEVICES out" >> gpus\nwhile'))
+    noted = 'echo "$CUDA_VISIBLE_DEVICES in" >> gpus; sleep 0.2; echo "$CUDA_VISIBLE_DEVICES out" >> gpus\nwhile'
+    (tmp_path / "python").write_text(STAND_IN.replace("while", noted))
     code, out, calls = make("-j5", "GPUS=2", "teachers")
-    assert code == 0 and len(calls) == 14, out
-    busy, events = {"0": 0, "1": 0}, [line.partition(" ") for line in (tmp_path / "gpus").read_text().splitlines()]
-    assert {gpu for gpu, *_ in events} == {"", "0", "1"} and sum(gpu == "" for gpu, *_ in events) == 14  # remaining.py
-    for gpu, _, event in events:
-        if not gpu:
-            continue
+    assert code == 0 and len(calls) == 7, out
+    busy, events = {"0": 0, "1": 0}, [line.split() for line in (tmp_path / "gpus").read_text().splitlines()]
+    assert {gpu for gpu, _ in events} == {"0", "1"} and len(events) == 14
+    for gpu, event in events:
         busy[gpu] += 1 if event == "in" else -1
         assert 0 <= busy[gpu] <= 1

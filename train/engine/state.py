@@ -146,8 +146,9 @@ def provenance(state, train, labelled):
         "over_budget": params > models.BUDGET, "include_test": recipe.sees_test, "images": len(train),
         "unlabelled": int((train.labels < 0).sum()), "train_digest": labelled.digest,
         "source": Path(train.source).name, "steps": state.step, "seconds": sum(row["seconds"] for row in state.rows),
-        "hardware": hardware(state.device), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
-        "python": platform.python_version(), "commit": commit(), "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(state.device), "precision": recipe.precision, "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__), "python": platform.python_version(), "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 

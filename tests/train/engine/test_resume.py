@@ -36,6 +36,9 @@ def small(name):
 FAMILIES = {getattr(constructor, "func", constructor): name for name, constructor in models.MODELS.items()}.values()
 
 
+pytestmark = pytest.mark.usefixtures("handlers")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def toy_set(tmp_path_factory):
     """The toy set is the official one in this module; its folder."""
@@ -45,15 +48,6 @@ def toy_set(tmp_path_factory):
         torch.set_num_threads(1)
         yield toy.write_npz(tmp_path_factory.mktemp("data"))
         torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """A run that was stopped leaves signals ignored, for its process is about to end; ours is not."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

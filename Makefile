@@ -61,7 +61,7 @@ name.demo    := seresnet20-8
 other.demo   := train/shakeshake.py --width 8 --lr 0.03 --epochs 12
 wide.demo    := shakeshake26-8
 student.demo := --model seresnet20 --width 8 --wd 5e-4 --lr 0.05 --epochs 5
-flags.demo   := -b 32 --augment flip --mix none
+flags.demo   := -b 32 --augment flip --mix none --precision float32
 limit.demo   := 1000
 
 # A trial stays away from the files that the documented recipes make.

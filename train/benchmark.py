@@ -224,7 +224,7 @@ def bound(name):
 # ---------------------------------------------------------------- the command
 
 HEADER = """\
-| model | batch | | (a) step | (b) loop | (c) torchvision | (d) usual | (b) not (a) | memory | compile | graphs | of bound |
+| model | batch | | (a) step | (b) loop | (c) torchvision | (d) usual | not step | memory | compile | graphs | bound |
 | --- | ---: | --- |""" + " ---: |" * 7 + " --- | ---: |"
 
 

@@ -216,7 +216,8 @@ def test_a_model_that_does_not_compile_is_told_and_the_others_go_on(run, monkeyp
 
 def test_what_went_wrong_in_capitals(monkeypatch):
     monkeypatch.setattr(benchmark, "counters", {
-        "stats": Counter(), "graph_break": Counter(), "frames": Counter(total=2), "inductor": Counter(cudagraph_skips=3)})
+        "stats": Counter(), "graph_break": Counter(), "frames": Counter(total=2),
+        "inductor": Counter(cudagraph_skips=3)})
     assert benchmark.explain_compilation() == "2 LEFT TO EAGER, 3 NO CUDA GRAPH"
     benchmark.counters["frames"]["ok"] = 2
     benchmark.counters["inductor"].clear()

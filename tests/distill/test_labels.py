@@ -70,7 +70,7 @@ def test_teachers_are_refused_by_name(toy_set, tmp_path, teachers, run):
     content = checkpoint.load_weights(teachers[2])
     content["recipe"]["fold"] = 3
     checkpoint.save(tmp_path / "liar.pt", content)
-    content["provenance"]["source"] = "synthetic"
+    content["recipe"]["fold"], content["provenance"]["source"] = 2, "synthetic"
     checkpoint.save(tmp_path / "shapes.pt", content)
     for names, told in [
         (("fold0", "fold1", "fold0"), "fold0.pt repeats"), (("missing",), "missing.pt does not exist"),

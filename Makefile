@@ -5,7 +5,6 @@ DATA    ?= $(if $(filter demo,$(SIZE)),synthetic,data)
 DEVICE  ?= $(if $(filter demo,$(SIZE)),cpu)
 VENV    ?= .venv
 PYTHON  ?= $(if $(VENV),$(VENV)/bin/python,python3)
-cores   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SHELL   := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -31,14 +30,13 @@ MAKEFLAGS += --no-builtin-rules
 known   := SIZE DATA FOLD EPOCHS LIMIT SEED TEACHER_SEED HOW DEVICE GPUS IMAGES STAGE WEIGHTS SRC ARGS VENV PYTHON BASE
 strange := $(filter-out $(known),$(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v)))
 $(if $(strange),$(error there is no variable $(strange); `make help` lists them))
-one_of   = $(if $(filter-out $(2),$($(1))),$(error $(1)=$($(1)): should be one of $(2)))
+one_of   = $(if $(filter-out $(2),$($(1)))$(word 2,$($(1))),$(error $(1)=$($(1)): should be one of $(2)))
 $(call one_of,SIZE,demo quick full)$(call one_of,STAGE,basic optimized augmented)$(call one_of,HOW,csv view)
 $(call one_of,FOLD,0 1 2 3 4 noval)$(call one_of,DEVICE,auto cuda cpu)
 pipeline := $(filter teachers labels distill control report demo,$(MAKECMDGOALS))
 $(if $(ARGS),$(if $(filter teachers demo,$(pipeline))$(word 2,$(pipeline)),$(error ARGS are for one script, not for $(pipeline))))
 
 # ---------------------------------------------------------------- three sizes of one pipeline
-
 place.full   := weights
 script.full  := train/seresnet.py
 name.full    := seresnet164
@@ -53,8 +51,7 @@ other.quick   := train/quick.py --width 128 --middle 256 --epochs 16 --augment s
 wide.quick    := fastnet-128-256-256
 student.quick := --model fastnet --temperature 1 --alpha 1
 
-# One thread for each job of the demo. A teacher trains longer than the student: at as many epochs the control, on all
-# images, outgrows the teachers. A rate of 0.05 loses no start.
+# A teacher trains longer than the student: at as many epochs the control, on all images, outgrows the teachers.
 place.demo   := weights/demo
 script.demo  := train/seresnet.py --depth 20 --width 8 --wd 5e-4 --epochs 8
 name.demo    := seresnet20-8
@@ -70,21 +67,20 @@ seed   := $(if $(filter-out 0,$(SEED)),-seed$(SEED))
 source := $(if $(filter-out 0,$(TEACHER_SEED)),-seed$(TEACHER_SEED))
 seeds  := $(sort x$(seed) x$(source))
 view   := $(if $(filter view,$(HOW)),-view)
+extra  := $(if $(IMAGES),$(if $(filter labels distill,$(MAKECMDGOALS)),-images))
 
 parts    := fold0 fold1 fold2 fold3 fold4 noval
 alike     = $(foreach part,$(parts),$(place)/$(name.$(SIZE))-$(part)$(1).pt)
 wide      = $(place)/$(wide.$(SIZE))-noval$(1).pt
 teachers  = $(call alike,$(1)) $(call wide,$(1))
-labels    = $(if $(filter-out weights,$(place)),$(place)/)distillation_labels$(1).csv
-student  := $(place)/student$(view)$(seed).pt
+labels    = $(if $(filter-out weights,$(place)),$(place)/)distillation_labels$(extra)$(1).csv
+student  := $(place)/student$(view)$(extra)$(seed).pt
 control  := $(place)/student-control$(seed).pt
 fold     := $(if $(filter noval,$(FOLD)),noval,fold$(or $(FOLD),0))
 baseline := $(place)/resnet18$(if $(filter-out augmented,$(STAGE)),-$(STAGE))-$(fold)$(seed).pt
 
 # ---------------------------------------------------------------- how a file is made
-
-# The images are there in either form, or the archive is fetched; the synthetic set needs nothing. A space cannot stand
-# in the name of a target, unless it is escaped.
+# The images are there in either form, or the archive is fetched. A space in the name of a target has to be escaped.
 data   := $(subst $() ,\ ,$(DATA))
 images := $(data)/$(if $(wildcard $(data)/cifar10.npz),cifar10.npz,cifar-10-batches-py/batches.meta)
 python := $(if $(VENV),$(VENV)/installed)
@@ -93,7 +89,8 @@ ready  := $(python) $(if $(filter synthetic,$(DATA)),,$(images))
 # A flag is passed on only when its variable is set. What the name of a file says, its fold and seed, becomes flags.
 common := --data "$(DATA)" $(DEVICE:%=--device %)
 limit  := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
-flags   = $(common) $(limit) $(EPOCHS:%=--epochs %) $(ARGS)
+flags  := $(common) $(limit) $(EPOCHS:%=--epochs %)
+added  := $(if $(IMAGES),--images "$(IMAGES)")
 split   = $(patsubst seed%,--seed %,$(patsubst fold%,--fold %,$(patsubst noval,--noval,\
   $(filter noval seed% $(parts),$(subst -, ,$(basename $(@F)))))))
 
@@ -101,8 +98,9 @@ split   = $(patsubst seed%,--seed %,$(patsubst fold%,--fold %,$(patsubst noval,-
 free_gpu = $(if $(GPUS),gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
   gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; export CUDA_VISIBLE_DEVICES=$$gpu;)
 
-# $(call train,script and flags): the demo keeps the output in a log and shows its last line.
-run   = $(PYTHON) $(strip $(1) $(flags.$(SIZE)) $(flags) $(split)) --out $@
+# $(call train,script and flags,goal): the demo shows the last line only. ARGS are for the script of the typed goal alone.
+args  = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
+run   = $(PYTHON) $(strip $(1) $(flags.$(SIZE)) $(flags) $(call args,$(2)) $(split)) --out $@
 quiet = > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }; \
   printf '%-24s %s\n' $(basename $(@F)) "$$(tail -n 1 $(@:.pt=.log) | sed 's/^[^:]*: //')"
 define train
@@ -112,40 +110,38 @@ endef
 
 # Weights are built when they are missing, never because something is newer: every prerequisite is order-only. With
 # ARGS the script is asked all the same, and says what differs from the file that is there.
+asked = $(if $(call args,$(1)),ask)
 every = $(sort $(foreach s,$(seeds),$(call $(1),$(s:x%=%))))
 
-$(call every,alike): $(if $(ARGS),ask) | $(ready)
-	$(call train,$(script.$(SIZE)))
+$(call every,alike): $(call asked,one) | $(ready)
+	$(call train,$(script.$(SIZE)),one)
 $(call every,wide): | $(ready)
 	$(call train,$(other.$(SIZE)))
 
-$(baseline): $(if $(ARGS),ask) | $(ready)
-	$(call train,train/baseline.py $(STAGE:%=--stage %) $(if $(filter demo,$(SIZE)),--width 4 --epochs 6))
+$(baseline): $(call asked,baseline) | $(ready)
+	$(call train,train/baseline.py $(STAGE:%=--stage %) $(if $(filter demo,$(SIZE)),--width 4 --epochs 6),baseline)
 
 define labels_of
-$(call labels,$(1)): | $(call teachers,$(1))
-	$(PYTHON) distill/labels.py $(call teachers,$(1)) $(common) $(limit) $(IMAGES:%=--images "%") --out $$@
+$(call labels,$(1)): $(call asked,labels) | $(call teachers,$(1))
+	$(PYTHON) distill/labels.py $(call teachers,$(1)) $(common) $(limit) $(added) $(call args,labels) --out $$@
 endef
 $(foreach s,$(seeds),$(eval $(call labels_of,$(s:x%=%))))
 
 from := $(if $(view),--teachers $(call teachers,$(source)),--labels $(call labels,$(source)))
-$(student): $(if $(ARGS),ask) | $(if $(view),$(call teachers,$(source)),$(call labels,$(source)))
-	$(call train,distill/student.py --noval $(from) $(student.$(SIZE)) $(IMAGES:%=--images "%"))
-$(control): $(if $(ARGS),ask) | $(ready)
-	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0)
+$(student): $(call asked,distill) | $(if $(view),$(call teachers,$(source)),$(call labels,$(source)))
+	$(call train,distill/student.py --noval $(from) $(student.$(SIZE)) $(added),distill)
+$(control): $(call asked,control) | $(ready)
+	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,control)
 
 # ---------------------------------------------------------------- what people type
-
 .PHONY: help setup data demo quick baseline teachers labels distill control evaluate submission report benchmark test \
   test-faults clean ask one pictures
-
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+[ :].*## /{sub(/ .*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "Variables, with an example each:"; echo
 	@awk -F '##: ' '/^##: /{print "  " $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two minutes)
-
 # The stamp is touched last: an installation that was cut off is repeated.
 $(VENV)/installed: requirements.txt
 	$(or $(BASE),python3) -m venv $(VENV)
@@ -154,10 +150,9 @@ $(VENV)/installed: requirements.txt
 
 data $(data)/cifar-10-batches-py/batches.meta: | $(python) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
 	$(PYTHON) train/data.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
-
 demo: ## the whole pipeline in miniature, offline, in two to four minutes on two cores
-	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, $(cores) jobs at once:"
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$(cores) SIZE=demo TEACHER_SEED=$(SEED) STAGE=basic FOLD=noval pictures
+	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, a job a core:"
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) SIZE=demo TEACHER_SEED=$(SEED) STAGE=basic FOLD=noval pictures
 	@echo; echo "Now look at $(place.demo)/report/report.html, and at the logs, curves and answers in $(place.demo)."
 quick: ## train the one network of SIZE=quick on all images and score it on the test set
 	@$(MAKE) --no-print-directory SIZE=quick one

@@ -1,7 +1,7 @@
 """PyramidNet with ShakeDrop (Han et al. 2017, arXiv 1610.02915; Yamada et al. 2019, arXiv 1802.02375).
 
 A residual network that widens by a little in every block instead of doubling at each stage.
-`pyramidnet` is the widest of depth 110 within 5,000,000 parameters: alpha 99, 4,993,281 parameters.
+`pyramidnet` is the widest of depth 110 within 5,000,000 parameters: widening 99, 4,993,281 parameters.
 """
 
 import torch.nn as nn
@@ -81,13 +81,13 @@ class PyramidNet(nn.Module):
     """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
 
     Depth is 6 n + 2, or 9 n + 2 with `bottleneck`, for three stages of n blocks. Block k of N has
-    16 + floor(k alpha / N) planes, so the integer `alpha` is the widening from the stem to the last
+    16 + floor(k widening / N) planes: the integer `widening` (alpha in the paper) leads from the stem to the last
     block (Han et al. 2017, eq. 2, the floor taken of the whole sum). `shakedrop` in [0, 1] is the
     probability that the last residual survives unshaken; block k survives with
     1 - k / N (1 - shakedrop), the linear decay of Yamada et al. (2019). At 1 there is no ShakeDrop.
     """
 
-    def __init__(self, num_classes=10, depth=110, alpha=99, bottleneck=False, shakedrop=0.5):
+    def __init__(self, num_classes=10, depth=110, widening=99, bottleneck=False, shakedrop=0.5):
         super().__init__()
         per_block = 9 if bottleneck else 6
         blocks, rest = divmod(depth - 2, per_block)
@@ -95,11 +95,11 @@ class PyramidNet(nn.Module):
             raise ValueError(f"the depth of this PyramidNet is {per_block} n + 2, not {depth}")
         if not 0 <= shakedrop <= 1:
             raise ValueError(f"shakedrop is a probability, not {shakedrop}")
-        self.name = canonical_name(depth, alpha, bottleneck, shakedrop)
-        self.options = {"num_classes": num_classes, "depth": depth, "alpha": alpha, "bottleneck": bottleneck,
+        self.name = canonical_name(depth, widening, bottleneck, shakedrop)
+        self.options = {"num_classes": num_classes, "depth": depth, "widening": widening, "bottleneck": bottleneck,
                         "shakedrop": shakedrop}
         self.stem = nn.Sequential(conv3x3(3, STEM_CHANNELS), nn.BatchNorm2d(STEM_CHANNELS))
-        pyramid = pyramid_blocks(3 * blocks, alpha, bottleneck, shakedrop)
+        pyramid = pyramid_blocks(3 * blocks, widening, bottleneck, shakedrop)
         self.stage1 = nn.Sequential(*pyramid[:blocks])
         self.stage2 = nn.Sequential(*pyramid[blocks : 2 * blocks])
         self.stage3 = nn.Sequential(*pyramid[2 * blocks :])
@@ -114,11 +114,11 @@ class PyramidNet(nn.Module):
         return self.head(F.relu(self.norm(x)).mean((2, 3)))
 
 
-def pyramid_blocks(total, alpha, bottleneck, shakedrop):
+def pyramid_blocks(total, widening, bottleneck, shakedrop):
     """All `total` blocks; the first of the second and of the last third has stride 2."""
     blocks, channels = [], STEM_CHANNELS
     for k in range(1, total + 1):
-        planes = STEM_CHANNELS + k * alpha // total
+        planes = STEM_CHANNELS + k * widening // total
         stride = 2 if k - 1 in (total // 3, 2 * total // 3) else 1
         survival = 1 - k / total * (1 - shakedrop)
         blocks.append(PyramidBlock(channels, planes, stride, bottleneck, survival))
@@ -126,7 +126,7 @@ def pyramid_blocks(total, alpha, bottleneck, shakedrop):
     return blocks
 
 
-def canonical_name(depth, alpha, bottleneck, shakedrop):
+def canonical_name(depth, widening, bottleneck, shakedrop):
     """pyramidnet by default, else pyramidnet20-a24, pyramidnet164-a101-bottleneck, pyramidnet20-a24-p0.8."""
     suffix = ("-bottleneck" if bottleneck else "") + (f"-p{shakedrop:g}" if shakedrop != 0.5 else "")
-    return "pyramidnet" + (f"{depth}-a{alpha}" if (depth, alpha) != (110, 99) or bottleneck else "") + suffix
+    return "pyramidnet" + (f"{depth}-a{widening}" if (depth, widening) != (110, 99) or bottleneck else "") + suffix

@@ -25,7 +25,7 @@ class PyramidNet(Recipe):
     augment: tuple = ("crop", "flip", "autoaugment", "erase")
     mix: str = "ricap"
     depth: int = setting(110, "layers, 6n + 2 (with --bottleneck 9n + 2)", integer(8), "model", model=True)
-    alpha: int = setting(99, "channels added from the first block to the last", integer(1), "model", model=True)
+    widening: int = setting(99, "channels added from the first block to the last", integer(1), "model", model=True)
     bottleneck: bool = setting(False, "bottleneck instead of basic blocks", None, "model", model=True)
     shakedrop: float = setting(0.5, "survival probability of the last block, 1 for no ShakeDrop", number(0, 1), "model",
                                model=True)

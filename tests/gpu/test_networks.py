@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore::DeprecationW
 
 STOCHASTIC = {
     "shakeshake": ("shakeshake26-40-se", {"width": 8}),
-    "pyramidnet": ("pyramidnet", {"depth": 8, "alpha": 12}),
+    "pyramidnet": ("pyramidnet", {"depth": 8, "widening": 12}),
     "flatse": ("flatse", {"width": 8, "depth": 16, "drop_path": 0.5}),
 }
 SMALL = STOCHASTIC | {"resnet": ("resnet18", {"width": 8}), "seresnet": ("seresnet20", {"width": 8}),

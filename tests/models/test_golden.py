@@ -186,8 +186,8 @@ def gelu(x):
         (shakeshake, "shakeshake26-32", {"width": 4}),
         (shakeshake, "shakeshake26-40-se", {"width": 4}),
         (shakeshake, "shakeshake26-32", {"width": 16}),  # no ReLU in the first shortcut hides the stem
-        (pyramidnet, "pyramidnet", {"depth": 14, "alpha": 11}),
-        (pyramidnet, "pyramidnet", {"depth": 20, "alpha": 11, "bottleneck": True}),
+        (pyramidnet, "pyramidnet", {"depth": 14, "widening": 11}),
+        (pyramidnet, "pyramidnet", {"depth": 20, "widening": 11, "bottleneck": True}),
         (flatse, "flatse", {"width": 8, "depth": 16}),
         (fastnet, "fastnet", {"width": 4, "top": 12}),
         (fastnet, "fastnet", {"width": 4, "middle": 6, "top": 5, "residual": True}),

@@ -47,8 +47,8 @@ def test_only_the_teacher_is_above_the_budget():
         ("seresnet164", {"width": 8}, "seresnet164-8"),
         ("seresnet20", {"width": 8, "reduction": 16}, "seresnet20-8-r16"),
         ("seresnet20", {"zero_init": False, "head_std": 1e-3}, "seresnet20"),
-        ("pyramidnet", {"depth": 20, "alpha": 24}, "pyramidnet20-a24"),
-        ("pyramidnet", {"depth": 164, "alpha": 101, "bottleneck": True}, "pyramidnet164-a101-bottleneck"),
+        ("pyramidnet", {"depth": 20, "widening": 24}, "pyramidnet20-a24"),
+        ("pyramidnet", {"depth": 164, "widening": 101, "bottleneck": True}, "pyramidnet164-a101-bottleneck"),
         ("pyramidnet", {"bottleneck": True}, "pyramidnet110-a99-bottleneck"),
         ("pyramidnet", {"shakedrop": 1.0}, "pyramidnet-p1"),
         ("flatse", {"width": 16}, "flatse-16"),
@@ -161,7 +161,7 @@ def test_a_budget_error_says_where_the_parameters_are():
 
 def test_the_default_pyramid_is_the_widest_that_fits():
     with torch.device("meta"), pytest.raises(BudgetError):
-        check_budget(build("pyramidnet", alpha=build("pyramidnet").options["alpha"] + 1))
+        check_budget(build("pyramidnet", widening=build("pyramidnet").options["widening"] + 1))
 
 
 def test_the_budget_check_leaves_the_random_state_alone():

@@ -165,7 +165,7 @@ def test_shakedrop_evaluates_to_the_expectation(survival):
 
 
 def test_shakedrop_decays_linearly_to_one_half():
-    model = build("pyramidnet", depth=20, alpha=9)
+    model = build("pyramidnet", depth=20, widening=9)
     survival = [part.survival for part in model.modules() if isinstance(part, ShakeDrop)]
     assert survival == pytest.approx([1 - 0.5 * k / 9 for k in range(1, 10)])
 

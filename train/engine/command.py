@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # What is not trained in bfloat16, scores and labels above all, is float32 to the last bit: no TF32 anywhere.
-torch.backends.fp32_precision = "ieee"
+for backend in (torch.backends, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+    backend.fp32_precision = "ieee"
 
 
 class UserError(Exception):
@@ -189,7 +190,8 @@ def device_of(name):
         if parallel.device_index() >= torch.cuda.device_count():
             raise UserError(f"--nproc-per-node is above the number of GPUs here, {torch.cuda.device_count()}")
         torch.cuda.set_device(parallel.device_index())
-        torch.backends.cudnn.benchmark = True  # all batches have one shape
+        # All batches have one shape; what is fastest on it may differ from process to process.
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     return torch.device(name)
 
 

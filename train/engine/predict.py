@@ -125,7 +125,6 @@ def logits(model, images, tta=False, label=None):
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions is on
     batches = images.split(BATCH[device.type])
     answers = []
     for batch in progress(batches, label, unit="batch") if label else batches:

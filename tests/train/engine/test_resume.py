@@ -18,7 +18,7 @@ from train.engine import checkpoint, data, loop, state
 from train.engine.command import UserError, has_bfloat16_units
 from train.engine.state import Diverged, Stopped
 
-SMALL = {"depth": (20, 14, 16, 11), "alpha": (6,), "drop_path": (0.3,), "shakedrop": (0.5,)}
+SMALL = {"depth": (20, 14, 16, 11), "widening": (6,), "drop_path": (0.3,), "shakedrop": (0.5,)}
 
 
 def small(name):

@@ -100,8 +100,9 @@ def test_the_documented_numbers(name, wanted):
     assert {field: getattr(taught, field) for field in wanted} == wanted
 
 
-def test_no_architecture_is_without_a_recipe_of_its_own():
-    assert all(student.student_of(name).__mro__[2] is not Recipe for name in MODELS)
+def test_an_architecture_without_a_recipe_of_its_own_trains_by_the_plain_one(monkeypatch):
+    monkeypatch.setitem(MODELS, "plain", lambda num_classes=10: None)
+    assert student.student_of("plain").__mro__[2] is Recipe and student.student_of("plain")().lr == Recipe().lr
 
 
 def test_help_shows_the_defaults_of_the_architecture(typed):

@@ -1,6 +1,7 @@
 """All that changes while a run trains, and how it stops: State, the signals, the provenance of what was finished."""
 
 import copy
+import os
 import platform
 import signal
 import subprocess
@@ -113,7 +114,8 @@ class State:
         if self.average:
             self.average.load_state_dict(saved["ema"])
         self.step, self.rows, self.seconds, self.totals = (saved[k] for k in ("step", "rows", "seconds", "totals"))
-        self.ranks.once(lambda: self.files.save_csv(self.rows))
+        if self.rows:
+            self.ranks.once(lambda: self.files.save_csv(self.rows))
         threads = torch.get_num_threads()
         other = "" if saved["threads"] == threads or self.device.type == "cuda" else (
             f", with {count_of(threads, 'thread')} instead of {saved['threads']}: the last bits will differ")
@@ -156,7 +158,8 @@ def commit():
     """The commit of this repository, with `+` behind it when files were changed since; empty without git."""
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        ours = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not that of a repository around this one
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10, env=ours).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 

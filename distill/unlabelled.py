@@ -1,4 +1,4 @@
-"""Images without labels, as a competition hands them out: a pickle, an npz, or a folder of PNGs."""
+"""Images without labels, as a competition hands them out: a pickle, an npz, or a folder of pictures."""
 
 import codecs
 import pickle
@@ -48,7 +48,7 @@ def load_images(path):
     """(images uint8 (N, 32, 32, 3), ids (N,) strings) of a file, in its own order.
 
     path: a pickle of a dict with b'data' (N, 32, 32, 3) or (N, 3072) and b'ids'; an npz with `data` (or `images`) and
-    `ids`; a folder of 32x32 PNGs whose names are the ids; or the word `synthetic`, the generated set's test images.
+    `ids`; a folder of 32x32 pictures whose names are the ids; or the word `synthetic`, the generated set's test images.
     Raises UserError for anything else, ids that repeat, and a pickle that would call something.
     """
     if str(path) == "synthetic":
@@ -89,17 +89,9 @@ def named(arrays):
 
 
 def read_folder(path):
-    from PIL import Image  # comes with torchvision
-
-    files = sorted(path.glob("*.png"), key=lambda file: (len(file.stem), file.stem))  # 2 before 10
-    if not files:
-        raise UserError(f"{path} holds no .png files")
-    images = []
+    files, images = sources.picture_files(path), []
     for file in files:
-        try:
-            images.append(np.asarray(Image.open(file).convert("RGB")))
-        except OSError as error:
-            raise UserError(f"{file} is not a readable PNG: {error}")
+        images.append(np.asarray(sources.read_picture(file)))
         if images[-1].shape != (32, 32, 3):
             raise UserError(f"{file} is {images[-1].shape[1]}x{images[-1].shape[0]} pixels, and should be 32x32")
     return {"data": np.stack(images), "ids": [file.stem for file in files]}

@@ -1,9 +1,12 @@
 """Score weights, or an ensemble of several, on the official test set.
 
+    python train/evaluate.py                                    the released network
     python train/evaluate.py weights/resnet18-fold0.pt
     python train/evaluate.py weights/seresnet164-fold?.pt --tta --json weights/ensemble.json
     python train/evaluate.py weights/resnet18-fold0.pt --calibrate --mistakes mistakes.png
+    python train/evaluate.py weights/resnet18-fold0.pt --calibrate --store      for the probabilities of classify
     python train/evaluate.py weights/resnet18-fold0.pt --corruptions --limit 1000
+    python train/evaluate.py --humans humans.csv                beside what people say; train/humans.py makes the CSV
 
 Several weights answer by the mean of their logits, as they do in the distillation labels. About a minute per
 network on two CPU cores, seconds on a GPU; --corruptions is sixty passes more.
@@ -20,7 +23,7 @@ import torch
 import models
 from augment.basic import derive
 from augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from train.engine import data, plots, predict
+from train.engine import checkpoint, data, people, plots, predict
 from train.engine.checkpoint import write, write_text
 from train.engine.command import UserError, add_common, check_target, command, count_of, device_of, integer, parser
 from train.engine.progress import progress
@@ -68,6 +71,20 @@ def calibrate(networks, val, logits, labels, tta=False):
             "fold": networks[0].fold, "fold_images": len(val)}
 
 
+def check_store(args):
+    """UserError where --store has no temperature to keep, or not the one that classify would divide by."""
+    if args.store and not args.calibrate:
+        raise UserError("--store keeps the temperature of --calibrate: add that")
+    if args.store and (args.tta or len(args.weights) > 1):
+        raise UserError("--store is for one network without --tta: classify answers by that")
+
+
+def store(network, temperature):
+    """Put the temperature into the weights file of a Network, which is otherwise left as it is."""
+    checkpoint.save(network.file, network.content | {"temperature": temperature})
+    print(f"{network.file}: the temperature is stored")
+
+
 def corrupted(networks, dataset, tta=False):
     """{corruption: [top-1 in percent at severity 1 to 5]}."""
     accuracy = {name: [] for name in CORRUPTIONS}
@@ -96,6 +113,15 @@ def show(figures):
     print("per class: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(data.CLASSES, figures["per_class"])))
 
 
+def show_humans(figures):
+    print(f"top-1 {figures['top1_corrected']:.2f} % on corrected labels, without {figures['undecided']:,} that have no "
+          f"majority; {figures['top1_apart']:.2f} % without {figures['twins']:,} images that have a near twin among "
+          f"the training images")
+    print(f"cross-entropy {figures['nll_votes']:.4f} against people's votes, {figures['nll']:.4f} against the labels; "
+          f"{figures['agreement']:.2f} % of the people would give its answers, {figures['label_agreement']:.2f} % the "
+          f"labels")
+
+
 def show_corrupted(accuracy):
     def mean(values):
         return sum(values) / len(values)
@@ -110,12 +136,15 @@ def show_corrupted(accuracy):
 
 def flags():
     arguments = parser(__doc__)
-    arguments.add_argument("weights", nargs="+", metavar="WEIGHTS", help="one weights file, or several as an ensemble")
+    arguments.add_argument("weights", nargs="*", metavar="WEIGHTS",
+                           help="one weights file, or several as an ensemble (default: the released network)")
     add_common(arguments)
     add = arguments.add_argument
     add("--limit", type=integer(1), metavar="N", help="only the N test images of smallest id, for a trial")
     add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
     add("--calibrate", action="store_true", help="fit a temperature on the held-out fold")
+    add("--store", action="store_true", help="keep that temperature in the weights file, for classify")
+    add("--humans", type=Path, metavar="CSV", help="also score against what people say, by train/humans.py")
     add("--corruptions", action="store_true", help="also score approximations of CIFAR-10-C")
     add("--budget", action="store_true", help=f"refuse weights above {models.BUDGET:,} parameters")
     add("--json", "--output", type=Path, metavar="FILE", help="also write the figures there")
@@ -129,6 +158,7 @@ def main():
     # Whatever can be refused is refused before the work.
     check_target("--json", args.json, ".json")
     check_target("--mistakes", args.mistakes, ".png")
+    check_store(args)
     networks = predict.load(args.weights, device_of(args.device))
     for network in networks:
         network.check_clean()
@@ -136,7 +166,9 @@ def main():
         if args.budget:
             network.check_budget()
     val = held_out(networks, data.load(args.data, "train")) if args.calibrate else None
-    dataset = data.load(args.data, "test").select(slice(args.limit))
+    test = data.load(args.data, "test")
+    opinions = people.read(args.humans, test, args.limit) if args.humans else None
+    dataset = test.select(slice(args.limit))
 
     figures, logits = score(networks, dataset, args.tta)
     for network in networks:
@@ -146,6 +178,11 @@ def main():
         figures["calibrated"] = fit = calibrate(networks, val, logits, dataset.labels, args.tta)
         print(f"at temperature {fit['temperature']:.3f}, fitted on {fit['fold_images']:,} images of fold "
               f"{fit['fold']}: nll {fit['nll']:.4f}, ece {fit['ece']:.4f}")
+    if args.store:
+        store(networks[0], fit["temperature"])
+    if opinions:
+        figures["humans"] = people.figures(logits, dataset.labels, opinions)
+        show_humans(figures["humans"])
     if args.mistakes:
         write(args.mistakes, lambda handle: plots.mistakes(handle, dataset, logits))
         print(f"{args.mistakes}: the most confident mistakes")

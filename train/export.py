@@ -2,9 +2,13 @@
 
     python train/export.py weights/student.pt --format torch     weights/student.pt2, for torch.export.load
     python train/export.py weights/student.pt --format onnx      weights/student.onnx, for onnxruntime and others
+    python train/export.py weights/student.pt --format half --out weights/released.pt     for this project, at half size
 
 Input `images`: uint8 (N, 3, 32, 32), red, green, blue, any N; output `logits`: float32 (N, 10). Before the file is
-written, its answers are compared with the network's own. Seconds to a minute on a CPU.
+written, its answers are compared with the network's own. Seconds to a minute on a CPU. Without a file it is the
+released network that is exported.
+
+`half` writes a weights file as training does, its numbers in half precision, with its logits of 16 generated images.
 
     answers = torch.export.load("weights/student.pt2").module()(images)
     answers, = onnxruntime.InferenceSession("weights/student.onnx").run(None, {"images": images.numpy()})
@@ -23,12 +27,14 @@ import torch.nn as nn
 
 import models
 from augment.basic import MEAN, STD
-from train.engine import predict
+from train.engine import checkpoint, data, predict
 from train.engine.checkpoint import write
 from train.engine.command import UserError, check_target, command, parser
 
 TOLERANCE = 1e-5  # of the largest logit
 ANY_BATCH = {"images": {0: torch.export.Dim.DYNAMIC}}
+TIE = 0.01  # between the two likeliest logits: such an answer may turn
+CHECKED = 16  # generated test images whose logits go into a file in half precision
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -47,6 +53,42 @@ class FromBytes(nn.Module):
 
 def random_images(count):
     return torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
+
+
+# ---------------------------------------------------------------- half precision
+
+
+def halved(content):
+    """The content of a weights file in half precision: of the moving average where there is one, else of the state."""
+    state = content["ema"] or content["state"]
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    if flawed := checkpoint.nonfinite(half):
+        raise UserError(f"{flawed} is not finite in half precision; nothing was written")
+    return content | {"state": half, "ema": None}
+
+
+def write_half(network, out, ties=False):
+    """Write a Network's file in half precision, unless an answer to a generated test image were another one then.
+
+    ties: an answer may change whose two likeliest logits are within TIE.
+
+    load_state_dict makes float32 of it again. content["check"] holds its logits, float32 (16, 10), of the first
+    generated test images, by which a later version of the code can tell that it still answers so.
+    """
+    if out.resolve() == network.file.resolve():
+        raise UserError(f"--out {out} is the file itself: the half would replace the whole")
+    content = halved(network.content)
+    images = data.load("synthetic", "test").images
+    before, after = (predict.logits(model, images) for model in (network.model, predict.restore(content)))
+    difference, changed = (after - before).abs(), before.argmax(1) != after.argmax(1)
+    margin = before.topk(2).values[changed].diff().abs().amax() if changed.any() else 0.0
+    told = (f"of {len(images):,} generated images {changed.sum()} answers differ, of {before.numel():,} logits "
+            f"{(difference > 0).sum():,}, by {difference.mean():.1e} in the mean and {difference.max():.1e} at most")
+    if margin > (TIE if ties else 0.0):
+        way = f"; --ties allows what was within {TIE}, as here" if margin <= TIE else ""
+        raise UserError(f"{network.file}: in half precision, {told}; nothing was written{way}")
+    checkpoint.save(out, content | {"check": {"logits": after[:CHECKED].clone()}})
+    print(f"{out}: {network.model.name} in half precision, {out.stat().st_size / 1e6:.1f} MB; {told}")
 
 
 # ---------------------------------------------------------------- formats: network -> (bytes, images -> logits)
@@ -95,21 +137,27 @@ def parity(network, exported, counts=(1, 2, 33)):
 @command
 def main():
     arguments = parser(__doc__)
-    arguments.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weights file")
+    arguments.add_argument("weights", nargs="?", metavar="WEIGHTS", help="a weights file (default: the released one)")
     group = arguments.add_argument_group("what is written")
-    group.add_argument("--format", choices=tuple(FORMATS), default="torch", help="of the exported file")
+    group.add_argument("--format", choices=(*FORMATS, "half"), default="torch", help="of the exported file")
     group.add_argument("--out", "--output", type=Path, metavar="FILE", help="default: beside the weights")
     group = arguments.add_argument_group("what is allowed")
     group.add_argument("--teacher", action="store_true", help=f"also above {models.BUDGET:,} parameters")
+    group.add_argument("--ties", action="store_true", help=f"half: also answers that turn within {TIE} of a logit")
     args = arguments.parse_args()
 
-    network = predict.load([args.weights])[0].model
+    source = predict.load([args.weights] if args.weights else [])[0]
+    network = source.model
     try:
         count = models.parameter_count(network) if args.teacher else models.check_budget(network)
     except ValueError as error:
         raise UserError(f"{error} --teacher exports it all the same.")
+    if args.format == "half":
+        out = args.out or source.file.with_name(f"{source.file.stem}-half.pt")
+        check_target("--out", out, ".pt")
+        return write_half(source, out, args.ties)
     export, suffix = FORMATS[args.format]
-    out = args.out or args.weights.with_suffix(suffix)
+    out = args.out or source.file.with_suffix(suffix)
     check_target("--out", out, suffix)
 
     with warnings.catch_warnings():
@@ -117,7 +165,7 @@ def main():
         file, exported = export(FromBytes(network).eval())
     difference = parity(network, exported)
     if not difference <= TOLERANCE:
-        raise UserError(f"{args.weights}: the exported network's logits differ by {difference:.1e} of the largest, "
+        raise UserError(f"{source.file}: the exported network's logits differ by {difference:.1e} of the largest, "
                         f"more than {TOLERANCE:.0e}; nothing was written")
     write(out, lambda handle: handle.write(file))
     print(f"{out}: {network.name}, {count:,} parameters, {len(file) / 1e6:.1f} MB; logits agree within "

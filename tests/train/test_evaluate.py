@@ -166,6 +166,33 @@ def test_held_out_images_were_trained_on_by_none(toy_set, written):
         assert held.isdisjoint(train.ids) and held <= set(val.ids)
 
 
+def test_the_temperature_is_stored_and_the_network_stays_the_same(toy_set, run, written):
+    [file] = written({"fold": 2})
+    before = predict.load([file])[0]
+    code, out, _ = run(file, "--calibrate", "--store")
+    after = predict.load([file])[0]
+    training = data.load(toy_set)
+    val = training.select(data.fold_of(training.ids, training.labels.numpy()) == 2)
+    wanted = predict.temperature(predict.logits(after.model, val.images), val.labels)
+    assert code == 0 and "net0.pt: the temperature is stored" in out
+    assert before.temperature == 1.0 and after.temperature == wanted != 1.0 and after.mark == before.mark
+    content = dict(after.content)
+    assert content.pop("temperature") == wanted and checkpoint.digest(content) == checkpoint.digest(before.content)
+    assert run(file)[1].splitlines()[1:] == out.splitlines()[1:4]  # scores are those of the logits
+
+
+@pytest.mark.parametrize("count, flags, words", [
+    (1, ["--store"], "add that"), (1, ["--store", "--calibrate", "--tta"], "without --tta"),
+    (2, ["--store", "--calibrate"], "for one network"),
+])
+def test_a_temperature_is_stored_for_one_network_alone(run, written, count, flags, words):
+    files = written(*[{}] * count)
+    before = [file.read_bytes() for file in files]
+    code, out, err = run(*files, *flags)
+    assert (code, out) == (2, "") and words in err and err.count("\n") == 1
+    assert [file.read_bytes() for file in files] == before
+
+
 # ---------------------------------------------------------------- corruptions and mistakes
 
 

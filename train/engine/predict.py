@@ -1,6 +1,6 @@
 """From weights to answers: `logits` is the primitive, every figure is a line on top of it.
 
-    networks = load(["weights/resnet18-fold0.pt"])
+    networks = load(["weights/resnet18-fold0.pt"])      # load() is the released network
     answers(networks, images)       # uint8 (N, 3, 32, 32) -> float32 (N, 10), the mean of several networks
 
 Answers are computed in float32, TF32 off, on every device: what is scored or distilled does not depend on where.
@@ -16,9 +16,10 @@ import torch.nn.functional as F
 import models
 from augment.basic import normalize
 from train.engine import checkpoint, data
-from train.engine.command import UserError, user_errors
+from train.engine.command import ROOT, UserError, short_path, user_errors
 from train.engine.progress import progress
 
+RELEASED = ROOT / "weights" / "released.pt"
 BATCH = {"cuda": 2_000, "cpu": 500}
 COOLEST, HOTTEST = 0.01, 100.0  # bounds of the temperature
 
@@ -50,6 +51,16 @@ class Network:
         """16 hex digits that stand for the weights that answer: equal for copies of a file."""
         return checkpoint.digest(self.content["ema"] or self.content["state"])[:16]
 
+    @property
+    def temperature(self):
+        """What its logits are divided by before they are probabilities: 1.0 unless one was fitted and stored."""
+        return self.content.get("temperature", 1.0)
+
+    @property
+    def synthetic(self):
+        """Whether it was trained on the generated shapes."""
+        return self.provenance["source"].startswith("synthetic")
+
     def check_clean(self, where=""):
         """Raises Contaminated for weights trained with the test images: they have no test accuracy."""
         if self.provenance["include_test"]:
@@ -63,7 +74,7 @@ class Network:
 
     def check_kind(self, path):
         """UserError for weights of the generated images when `path` holds the real ones, or the other way round."""
-        if self.provenance["source"].startswith("synthetic") != (str(path) == "synthetic"):
+        if self.synthetic != (str(path) == "synthetic"):
             raise UserError(f"{self.file} was trained on other images than those of {path}")
 
     def split(self, dataset):
@@ -77,10 +88,16 @@ class Network:
         return train, held_out
 
 
-def load(files, device="cpu"):
-    """The Networks of weights files, on `device`. UserError names one that is not ours, or that is there twice."""
+def load(files=(), device="cpu"):
+    """The Networks of weights files, on `device`; the released one when no file is named.
+
+    UserError names a file that is not ours, or that is there twice.
+    """
+    if not files and not RELEASED.exists():
+        raise UserError(f"{short_path(RELEASED)} does not exist: no network is released here, so name WEIGHTS, such as "
+                        f"those of `make quick`")
     networks, seen = [], {}
-    for file in map(Path, files):
+    for file in map(Path, files or [RELEASED]):
         content = checkpoint.load_weights(file)
         network = Network(file, restore(content, device, f"{file}: "), content)
         if network.mark in seen:

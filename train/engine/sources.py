@@ -1,17 +1,20 @@
 """Where the images come from: the official archive, an npz, or the generated set. `data.load` makes Datasets of them.
 
 Nothing is read that could execute: the archive's pickles only after every md5 has matched, an npz without pickles.
+Pictures of one's own, of any size, are read here too.
 """
 
 import fcntl
 import os
 import shutil
 import tempfile
+import warnings
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
 
@@ -125,6 +128,52 @@ def place_local(source, scratch):
         raise UserError(f"--src {source} is not the official {CIFAR10.filename}: its md5 is not {CIFAR10.tgz_md5}")
 
 
+# ---------------------------------------------------------------- pictures
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def picture_files(folder):
+    """The files of a folder that are named like pictures, 2 before 10; UserError when there are none."""
+    files = [file for file in Path(folder).iterdir() if file.suffix.lower() in PICTURES and file.name[0] != "."]
+    if not files:
+        raise UserError(f"{folder} holds no {', '.join(PICTURES)} files")
+    return sorted(files, key=lambda file: (len(file.stem), file.stem, file.suffix))
+
+
+def read_picture(file):
+    """The first frame of a picture file as a PIL image in RGB, as its EXIF orientation shows it, transparency on white.
+
+    Raises UserError for a file that is none, is damaged, or has more pixels than Pillow thinks safe (89 million).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what else Pillow finds odd
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                return in_colour(ImageOps.exif_transpose(picture))
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist")
+    except Exception as error:  # every format fails in its own way on a damaged file
+        huge = isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError))
+        reason = f"more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels" if huge else (
+            "no known format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error))
+        raise UserError(f"{file} is not a picture that can be read ({reason})")
+
+
+def in_colour(picture):
+    """A PIL image of any mode in RGB."""
+    if picture.mode[0] in "IF":  # deeper than 8 bits, which Pillow would cut off
+        levels = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+        white = 65_535 if picture.mode[0] == "I" else 1 if levels.max() <= 1 else 255
+        picture = Image.fromarray((levels / white * 255).clip(0, 255).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
 # ---------------------------------------------------------------- the generated set
 
 
@@ -133,6 +182,11 @@ HUES = (
     (0.90, 0.20, 0.20), (0.90, 0.55, 0.15), (0.85, 0.85, 0.20), (0.45, 0.85, 0.20), (0.20, 0.80, 0.40),
     (0.20, 0.80, 0.85), (0.20, 0.50, 0.90), (0.30, 0.25, 0.90), (0.65, 0.25, 0.90), (0.90, 0.25, 0.65),
 )
+
+
+# What they show, by label.
+SHAPES = tuple(f"{texture} {shape}" for shape in ("disk", "square", "triangle", "ring", "cross")
+               for texture in ("striped", "checked"))
 
 
 def synthetic(part="train"):

@@ -1,0 +1,129 @@
+"""Say what pictures show: the three likeliest of the ten classes, one line a picture.
+
+    python train/classify.py cat.jpg holiday/                   pictures, and all those of a folder
+    python train/classify.py cat.jpg --weights weights/student.pt --json answers.json --csv answers.csv
+
+A picture may have any size and format that Pillow reads; of an animated one it is the first frame. Its centre square
+is resized to 32x32, all that a network sees, so what matters should fill the middle. Without --weights the released
+network answers; several answer by the mean of their logits. The probabilities are calibrated where evaluate has stored
+a temperature with the weights (`--calibrate --store`). A second or two, and for each large photograph a tenth more.
+
+A file that is no picture is a line on standard error; the others are still answered, and the exit code is 2.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from train.engine import data, predict, sources
+from train.engine.checkpoint import write_text
+from train.engine.command import UserError, check_target, command, complain, device_of, parser
+from train.engine.progress import progress
+
+SIDE, LIKELIEST = 32, 3
+
+
+def centre(picture):
+    """uint8 (32, 32, 3): the centre square of a PIL image in RGB, made smaller with antialiasing, or larger."""
+    (width, height), side = picture.size, min(picture.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def collect(paths):
+    """(files, images uint8 (N, 3, 32, 32), complaints): the pictures among files and in folders, in that order."""
+    listed, files, images, complaints = [], [], [], []
+    for path in paths:
+        try:
+            listed += sources.picture_files(path) if path.is_dir() else [path]
+        except (UserError, OSError) as error:
+            complaints.append(error)
+    for file in progress(listed, "reading", unit="picture"):
+        try:
+            images.append(centre(sources.read_picture(file)))
+            files.append(file)
+        except UserError as error:
+            complaints.append(error)
+    images = np.stack(images) if images else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+    return files, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), complaints
+
+
+def class_names(networks):
+    """The names of the ten classes: of CIFAR-10, or of the generated shapes that the weights were trained on."""
+    if len({network.synthetic for network in networks}) > 1:
+        raise UserError("--weights: some were trained on photographs and some on generated shapes")
+    return sources.SHAPES if networks[0].synthetic else data.CLASSES
+
+
+def probabilities(networks, images):
+    """float64 (N, 10) of uint8 images; one network's logits are divided by the temperature stored with it."""
+    temperature = networks[0].temperature if len(networks) == 1 else 1.0  # one is fitted to the network alone
+    return (predict.answers(networks, images).double() / temperature).softmax(1)
+
+
+def shown(file):
+    """A path in text that any terminal takes."""
+    return os.fsencode(file).decode(errors="replace")
+
+
+def show(file, chances, names):
+    likeliest = chances.topk(LIKELIEST)
+    print(f"{shown(file)}: " + ", ".join(
+        f"{names[k]} {100 * chance:.1f} %" for chance, k in zip(likeliest.values.tolist(), likeliest.indices.tolist())))
+
+
+def save(files, chances, names, as_json, as_csv):
+    """Write the answers as JSON, a list with a dict for each picture, and as CSV, a row for each; None: not."""
+    rows = [{"file": shown(file), "class": names[row.argmax()], "probabilities": dict(zip(names, row.tolist()))}
+            for file, row in zip(files, chances)]
+    if as_json:
+        write_text(as_json, json.dumps(rows, indent=1) + "\n")
+    if as_csv:
+        table = [{"file": row["file"], "class": row["class"], **row["probabilities"]} for row in rows]
+        write_text(as_csv, pd.DataFrame(table, columns=["file", "class", *names]).to_csv(index=False))
+
+
+def flags():
+    arguments = parser(__doc__)
+    add = arguments.add_argument
+    add("pictures", nargs="+", type=Path, metavar="PICTURE", help="a picture, or a folder of pictures")
+    add("--weights", nargs="+", default=[], metavar="FILE", help="one weights file, or several (default: the released)")
+    add("--json", type=Path, metavar="FILE", help="also write the answers, with all ten probabilities, there")
+    add("--csv", type=Path, metavar="FILE", help="the same as a table")
+    add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+    return arguments
+
+
+@command
+def main():
+    args = flags().parse_args()
+    check_target("--json", args.json, ".json")
+    check_target("--csv", args.csv, ".csv")
+    networks = predict.load(args.weights, device_of(args.device))
+    names = class_names(networks)
+    if networks[0].synthetic:
+        complain("these weights know generated shapes and no photographs: their classes are shapes", 0)
+    complain(f"every picture gets one of {', '.join(names)}, also one that shows none of them", 0)
+
+    files, images, complaints = collect(args.pictures)
+    chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
+    for file, row in zip(files, chances):
+        show(file, row, names)
+    save(files, chances, names, args.json, args.csv)
+    for error in complaints:
+        complain(error, 2)
+    if complaints:
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,9 +45,8 @@ def weights_of(file):
 
 
 def test_float32_is_float32_wherever_a_gpu_has_less():
-    """torch's own default for convolutions is TF32, and the general switch does not reach it."""
-    assert {torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision,
-            torch.backends.cuda.matmul.fp32_precision} == {"ieee"}
+    """torch's own default for convolutions is TF32."""
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 # ---------------------------------------------------------------- batches

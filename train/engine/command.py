@@ -24,9 +24,8 @@ from train.engine import parallel
 ROOT = Path(__file__).resolve().parents[2]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# What is not trained in bfloat16, scores and labels above all, is float32 to the last bit: no TF32 anywhere.
-for backend in (torch.backends, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
-    backend.fp32_precision = "ieee"
+# What is not trained in bfloat16, scores and labels above all, is float32: no TF32, which torch allows convolutions.
+torch.backends.cudnn.allow_tf32 = False
 
 
 class UserError(Exception):

@@ -123,7 +123,7 @@ $(baseline): $(call asked,baseline) | $(ready)
 
 define labels_of
 $(call labels,$(1)): $(call asked,labels) | $(call teachers,$(1))
-	$(PYTHON) distill/labels.py $(call teachers,$(1)) $(common) $(limit) $(added) $(call args,labels) --out $$@
+	$(if $(filter demo,$(SIZE)),@)$(PYTHON) distill/labels.py $(call teachers,$(1)) $(common) $(limit) $(added) $(call args,labels) --out $$@
 endef
 $(foreach s,$(seeds),$(eval $(call labels_of,$(s:x%=%))))
 

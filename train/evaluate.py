@@ -103,7 +103,7 @@ def show_trained(network):
     recipe, images = network.content["recipe"], network.provenance["images"]
     held_out = "none held out" if network.fold is None else f"fold {network.fold} held out"
     print(f"{network.file.name}: trained for {count_of(recipe['epochs'], 'epoch')} on {count_of(images, 'image')}, "
-          f"{held_out}, seed {recipe['seed']}")
+          f"{held_out}, seed {recipe['seed']}, by `{network.provenance['command']}`")
 
 
 def show(figures):

@@ -53,7 +53,7 @@ def test_a_score_comes_with_what_was_trained(toy_set, run, written):
     files = written({"epochs": 3}, {"fold": None, "epochs": 1})
     _, out, _ = run(*files)
     held = len(data.split(data.load(toy_set), 0)[0])
-    assert f"net0.pt: trained for 3 epochs on {held} images, fold 0 held out, seed 0" in out
+    assert f"net0.pt: trained for 3 epochs on {held} images, fold 0 held out, seed 0, by `python train/base" in out
     assert "net1.pt: trained for 1 epoch on 60 images, none held out, seed 1" in out
 
 

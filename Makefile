@@ -6,6 +6,7 @@ DEVICE  ?= $(if $(filter demo,$(SIZE)),cpu)
 VENV    ?= .venv
 PYTHON  ?= $(if $(VENV),$(VENV)/bin/python,python3)
 SHELL   := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -43,7 +44,6 @@ name.full    := seresnet164
 other.full   := train/shakeshake.py --width 64 --se
 wide.full    := shakeshake26-64-se
 student.full := --model seresnet164
-
 place.quick   := weights/quick
 script.quick  := train/quick.py
 name.quick    := fastnet
@@ -65,7 +65,8 @@ limit.demo   := 1000
 place  := $(place.$(SIZE))$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
 seed   := $(if $(filter-out 0,$(SEED)),-seed$(SEED))
 source := $(if $(filter-out 0,$(TEACHER_SEED)),-seed$(TEACHER_SEED))
-seeds  := $(sort x$(seed) x$(source))
+taught := $(if $(TEACHER_SEED),$(source),$(seed))
+seeds  := $(sort x$(taught) x$(source))
 view   := $(if $(filter view,$(HOW)),-view)
 extra  := $(if $(IMAGES),$(if $(filter labels distill,$(MAKECMDGOALS)),-images))
 
@@ -74,7 +75,7 @@ alike     = $(foreach part,$(parts),$(place)/$(name.$(SIZE))-$(part)$(1).pt)
 wide      = $(place)/$(wide.$(SIZE))-noval$(1).pt
 teachers  = $(call alike,$(1)) $(call wide,$(1))
 labels    = $(if $(filter-out weights,$(place)),$(place)/)distillation_labels$(extra)$(1).csv
-student  := $(place)/student$(view)$(extra)$(seed).pt
+student  := $(place)/student$(view)$(extra)$(source:-seed%=-teachers%)$(seed).pt
 control  := $(place)/student-control$(seed).pt
 fold     := $(if $(filter noval,$(FOLD)),noval,fold$(or $(FOLD),0))
 baseline := $(place)/resnet18$(if $(filter-out augmented,$(STAGE)),-$(STAGE))-$(fold)$(seed).pt
@@ -90,14 +91,12 @@ ready  := $(python) $(if $(filter synthetic,$(DATA)),,$(images))
 common := --data "$(DATA)" $(DEVICE:%=--device %)
 limit  := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 flags  := $(common) $(limit) $(EPOCHS:%=--epochs %)
-added  := $(if $(IMAGES),--images "$(IMAGES)")
+added  := $(if $(extra),--images "$(IMAGES)")
 split   = $(patsubst seed%,--seed %,$(patsubst fold%,--fold %,$(patsubst noval,--noval,\
   $(filter noval seed% $(parts),$(subst -, ,$(basename $(@F)))))))
-
 # With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it.
 free_gpu = $(if $(GPUS),gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
   gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; export CUDA_VISIBLE_DEVICES=$$gpu;)
-
 # $(call train,script and flags,goal): the demo shows the last line only. ARGS are for the script of the typed goal alone.
 args  = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 run   = $(PYTHON) $(strip $(1) $(flags.$(SIZE)) $(flags) $(call args,$(2)) $(split)) --out $@
@@ -107,11 +106,12 @@ define train
 @mkdir -p $(@D)
 $(if $(filter demo,$(SIZE)),@$(run) $(quiet),$(strip $(free_gpu)) $(run))
 endef
-
 # Weights are built when they are missing, never because something is newer: every prerequisite is order-only. With
 # ARGS the script is asked all the same, and says what differs from the file that is there.
 asked = $(if $(call args,$(1)),ask)
 every = $(sort $(foreach s,$(seeds),$(call $(1),$(s:x%=%))))
+# A missing teacher is trained only where its answers, or the teacher itself, are asked for.
+.SECONDARY: $(call every,alike) $(call every,wide) $(call every,labels)
 
 $(call every,alike): $(call asked,one) | $(ready)
 	$(call train,$(script.$(SIZE)),one)
@@ -160,18 +160,18 @@ one: $(place)/$(name.$(SIZE))-noval$(seed).pt
 	$(PYTHON) train/evaluate.py $< $(common) --budget
 baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common)
-teachers: $(call teachers,$(seed)) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs
-labels: $(call labels,$(seed)) ## average the teachers' logits into distillation_labels.csv
+teachers: $(call teachers,$(taught)) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs
+labels: $(call labels,$(taught)) ## average the teachers' logits into distillation_labels.csv
 distill: $(student) ## train the student from the teachers and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common) --budget
 control: $(control) ## train the student's twin from the labels alone and score it
 	$(PYTHON) train/evaluate.py $< $(common) --budget
-evaluate: | $(ready) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
+evaluate: | $(python) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
 submission: | $(python) ## answer the unlabelled IMAGES with WEIGHTS (default: the student) into submission.csv
 	@$(if $(IMAGES),,echo "submission: set IMAGES, as in make submission IMAGES=cifar_test_nolabel.pkl" >&2; exit 2)
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) --images "$(IMAGES)" $(DEVICE:%=--device %) $(ARGS)
-report: | $(ready) ## tables and pictures of all finished weights of the SIZE, into its folder
+report: | $(python) ## tables and pictures of all finished weights of the SIZE, into its folder
 	$(PYTHON) train/report.py $(or $(WEIGHTS),$(place)) --out $(place)/report $(common) $(ARGS)
 
 # The end of the demo: answers, the report, and its table.

@@ -57,7 +57,8 @@ def decoupled(student_logits, soft_targets, hard_targets, temperature, beta=DKD_
     TCKD compares the two-way split target against rest, NCKD the distribution among the rest, which plain KL weighs
     by 1 - p_target. With mixed hard targets the class of the largest share is the target.
     """
-    target = F.one_hot(hard_targets.argmax(1), hard_targets.shape[1]).bool()
+    labelled = hard_targets.sum(1, keepdim=True) > 0  # of an image without a label, the teacher's answer is the target
+    target = F.one_hot(torch.where(labelled, hard_targets, soft_targets).argmax(1), hard_targets.shape[1]).bool()
     log_student = (student_logits / temperature).log_softmax(1)
     log_teacher = soft_targets.clamp_min(torch.finfo(soft_targets.dtype).tiny).log()
     inside = binary_kl(log_teacher, log_student, target)

@@ -72,6 +72,7 @@ class Distillation:
         device = device_of(self.device)
         networks = predict.load(self.teachers, device)
         for network in networks:
+            network.check_kind(self.data)
             if network.provenance["include_test"] and not self.include_test:
                 raise UserError(f"{network.file} was trained with the test images: its answers would leak them")
         compiling = device.type == "cuda" if self.compile is None else self.compile

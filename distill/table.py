@@ -33,7 +33,7 @@ def read_labels(path, dataset, only=None):
         table = pd.read_csv(path, dtype={"id": str})
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: `make labels` writes it")
-    except (ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a table of labels: {error}")
     if list(table.columns) != COLUMNS:
         raise UserError(

@@ -63,6 +63,8 @@ def load_images(path):
         images, ids = np.asarray(content["data"]), content["ids"]
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]!r}: it should have `data` and `ids`")
+    except ValueError:
+        raise UserError(f"{path}: data is not one array of images of one size")
     ids = [name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ids).ravel().tolist()]
     if images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3072:
         images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # the official batches' rows are CHW

@@ -1,2 +1,1 @@
-"""Training. data, recipe, loop, checkpoint, predict, progress, parallel, corruptions and plots are the mechanism;
-the rest are recipes, one per family, and tools: evaluate, report, benchmark, export, remaining."""
+"""Training: what a person runs. Recipes, one per family, and tools; what they share is in train/engine."""

@@ -17,7 +17,7 @@ from train.engine import checkpoint, data, parallel
 from train.engine.command import ROOT, autocast, count_of, hardware, user_errors
 from train.engine.parallel import Ranks
 from train.engine.progress import Every, Progress, duration, say
-from train.engine.state import Signals, State, Stopped, provenance
+from train.engine.state import Signals, State, Stopped, commit, provenance
 
 SAVE_EVERY = 300.0  # seconds between two saved states
 LOOK_EVERY = 0.5  # seconds between two looks at the metrics, each of which waits for the device
@@ -31,7 +31,7 @@ def run(recipe, teacher=False):
     teacher: the model may exceed the parameter budget. Raises UserError for whatever the person who typed the command
     can set right.
     """
-    device, recipe = recipe.on_device()
+    (device, recipe), code = recipe.on_device(), commit()
     torch.manual_seed(derive(recipe.seed, "init"))
     with user_errors():
         model = models.build(recipe.model, **recipe.options)
@@ -54,7 +54,7 @@ def run(recipe, teacher=False):
         model.to(device, memory_format=torch.channels_last)
         steps = recipe.epochs * steps_per_epoch(len(train), recipe)
         state = fit(State(model, recipe, files, digest, steps, ranks), train, val, soft)
-        about = provenance(state, train, labelled)
+        about = provenance(state, train, labelled, code)
         ranks.once(lambda: files.finish(state.weights() | {"log": state.rows, "provenance": about}))
     last = state.rows[-1]
     held_out = "" if val is None else f", validation {last['val_accuracy']:.2f} % of {len(val):,} images"

@@ -47,7 +47,9 @@ class State:
     def advance(self, parts, logits, hard, count):
         """Take note of one finished step, of which the first `count` images count, without waiting for the device."""
         counts = {name: (value.detach().double() * (count / UNIT)).round().long() for name, value in parts.items()}
-        counts["right"] = (logits.argmax(1) == hard.argmax(1))[:count].sum()
+        labelled = hard[:count].sum(1) > 0  # others have no label to be right about
+        counts["right"] = ((logits.argmax(1) == hard.argmax(1))[:count] & labelled).sum()
+        counts["labelled"] = labelled.sum()
         counts["images"] = torch.tensor(count)
         for name, value in counts.items():
             self.recent[name] = self.recent[name] + value if name in self.recent else value
@@ -83,8 +85,9 @@ class State:
         totals = self.tally()
         images, speed = totals["images"], totals["images"] / self.elapsed()
         row = {"epoch": len(self.rows) + 1, "lr": self.recipe.learning_rate(self.step - 1, self.steps),
-               "train_loss": None, "train_accuracy": 100 * totals["right"] / images}
-        row |= {f"train_{name}": totals[name] * UNIT / images for name in totals if name not in ("images", "right")}
+               "train_loss": None, "train_accuracy": 100 * totals["right"] / max(1, totals["labelled"])}
+        counted = ("images", "right", "labelled")
+        row |= {f"train_{name}": value * UNIT / images for name, value in totals.items() if name not in counted}
         row |= self.ranks.once(lambda: validate(self.evaluated, val))
         self.rows.append(row | {"seconds": self.elapsed(), "images_per_second": speed})
         self.totals, self.seconds, self.started = {}, 0.0, time.perf_counter()
@@ -137,10 +140,11 @@ def validate(model, dataset):
     return {"val_loss": predict.nll(answers, dataset.labels), "val_accuracy": predict.accuracy(answers, dataset.labels)}
 
 
-def provenance(state, train, labelled):
+def provenance(state, train, labelled, code):
     """How finished weights came about, as plain values.
 
-    train: the Dataset that was trained on; labelled: the images among them that the fold and the limit leave.
+    train: the Dataset that was trained on; labelled: the images among them that the fold and the limit leave; code: the
+    `commit` when this process began.
     """
     params, recipe = models.parameter_count(state.model), state.recipe
     return {
@@ -149,7 +153,7 @@ def provenance(state, train, labelled):
         "unlabelled": int((train.labels < 0).sum()), "train_digest": labelled.digest,
         "source": Path(train.source).name, "steps": state.step, "seconds": sum(row["seconds"] for row in state.rows),
         "hardware": hardware(state.device), "precision": recipe.precision, "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__), "python": platform.python_version(), "commit": commit(),
+        "torch": str(torch.__version__), "python": platform.python_version(), "commit": code,
         "date": time.strftime("%Y-%m-%d"),
     }
 

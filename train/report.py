@@ -2,6 +2,7 @@
 
     python train/report.py                                        all finished weights under weights/
     python train/report.py weights/seresnet164-fold?.pt --tta
+    python train/report.py --humans humans.csv                    also accuracy by what people say of the test images
     python train/report.py weights/study --readme README.md --section study     put the table of a folder there
     python train/report.py --ensemble teachers weights/seresnet164-fold?.pt     a row for their mean
     python train/report.py --baseline A.pt --teachers B.pt C.pt --control D.pt --student E.pt    what teachers gain
@@ -30,7 +31,7 @@ from train.engine.command import ROOT, UserError, add_common, command, complain,
 from train.engine.compare import compare, differences, pipeline
 from train.engine.page import commands, in_words, markdown, page
 from train.engine.recipe import family
-from train.engine.results import Scorer, group, read_result, tell_apart
+from train.engine.results import HUMANS, Scorer, group, read_result, tell_apart
 
 PUBLISHED = Path(plots.__file__).with_name("published.csv")
 MARKERS = "<!-- {} -->", "<!-- /{} -->"
@@ -41,6 +42,8 @@ NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: t
         "seed only, ± their sample deviation. The interval is Wilson's for one run with that mean. PFLOP is the work "
         "of training, 6 x MACs x images x epochs, without that of teachers; time is per run. A teacher is above the "
         "budget; a mean of several networks counts all of their parameters, work and time.")
+NOTE_HUMANS = (" Corrected is top-1 on the labels that most people of a study chose, without the images on which they "
+               "did not agree; twins are test images with a near duplicate among the training images.")
 
 
 def into_readme(file, text, section="results"):
@@ -61,42 +64,31 @@ def into_readme(file, text, section="results"):
 def show(text):
     """Print; where the terminal knows no ± it is +-."""
     encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.replace("±", "+-").encode(encoding, "replace").decode(encoding)
-    print(text)
+    text = text if "±".encode(encoding, "ignore") else text.replace("±", "+-")
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 # ---------------------------------------------------------------- what there is
 
 
-def everything(folder):
-    """(finished weights files, logs, summaries) of a folder of runs."""
-    weights = sorted(file for file in folder.glob("*.pt") if not file.name.endswith(".last.pt"))
-    return weights, sorted(folder.glob("*.csv")), sorted((folder / "results").glob("*.json"))
+def collect(paths, scorer):
+    """(results, {file: DataFrame of its log}, log CSVs, summaries) of weights files and folders of them.
 
-
-def gathered(paths):
-    """(weights files, logs, summaries) of files and folders. What is named itself is never left out silently."""
-    weights, logs, summaries = [], [], []
+    What a folder holds and cannot be scored is left out with a sentence; UserError for a file that is named itself.
+    """
+    weights, results, logs, csvs, summaries = [], [], {}, [], []
     for path in paths:
         if path.is_dir():
-            found = everything(path)
+            weights += sorted(file for file in path.glob("*.pt") if not file.name.endswith(".last.pt"))
+            csvs += sorted(path.glob("*.csv"))
+            summaries += sorted((path / "results").glob("*.json"))
         elif path.name.endswith(".last.pt"):  # `weights/*.pt` names it too
             complain(f"left out: {path} is a resume state", 0)
-            continue
         else:
             checkpoint.load_weights(path)
-            found = [path], [path.with_suffix(".csv")], []
-        weights, logs, summaries = weights + found[0], logs + found[1], summaries + found[2]
-    return weights, logs, summaries
-
-
-def collect(files, scorer):
-    """(summaries, {file: DataFrame of its log}) of weights files; a sentence for each file that has none."""
-    results, logs = [], {}
-    for file in files:
+            weights.append(path)
+            csvs.append(path.with_suffix(".csv"))
+    for file in weights:
         try:
             [network] = predict.load([file], scorer.device)
             network.check_kind(scorer.path)
@@ -105,7 +97,7 @@ def collect(files, scorer):
                 logs[file] = pd.DataFrame(network.content["log"])
         except UserError as error:
             complain(f"left out: {error}", 0)
-    return results, logs
+    return results, logs, csvs, summaries
 
 
 def remembered(files, results, scorer):
@@ -118,8 +110,9 @@ def remembered(files, results, scorer):
         # Weights of that name, or of a member's, that were trained anew since make it a figure of the past.
         sources = result.get("members", [[run, result["weights"]]])
         past = any(here.get((folder, name), mark) != mark for name, mark in sources)
-        foreign += result["data"] != scorer.digest
-        if result["data"] == scorer.digest and not past and (folder, run, result["tta"]) not in shown:
+        if result["data"] != scorer.digest:
+            foreign += 1
+        elif not past and (folder, run, result["tta"]) not in shown:
             kept.append(result)
     if foreign:
         complain(f"left out: {count_of(foreign, 'result')} on other test images", 0)
@@ -128,7 +121,6 @@ def remembered(files, results, scorer):
 
 def read_logs(logs, files):
     """{name: [DataFrame, ...]} of training logs: those of weights files, and CSVs of runs that have none here."""
-    needed = {"epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"}
     logs, runs = dict(logs), {}
     for file in files:
         try:
@@ -136,7 +128,7 @@ def read_logs(logs, files):
         except (OSError, ValueError):
             continue
     for file, log in logs.items():
-        if len(log) and needed <= set(log):
+        if len(log) and {"epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"} <= set(log):
             runs.setdefault(file.resolve().parent / family(file.stem), []).append(log)
     short = tell_apart(runs)
     return {short[path] + f" ({len(logs)} runs)" * (len(logs) > 1): logs for path, logs in runs.items()}
@@ -148,46 +140,41 @@ def published(best=True):
     return table.drop_duplicates("model") if best else table
 
 
-# ---------------------------------------------------------------- pictures
-
-
 def draw(folder, table, results, logs, official):
     """Draw all pictures; returns {file name: caption}."""
     pictures = {}
     if logs:
         plots.curves(folder / "curves.png", logs)
         pictures["curves.png"] = "Training. Folds and seeds of a model share a line style."
+
+    # What accuracy costs, beside the figures of others on the same images.
     scored = table[~table["contaminated"]]
-    if scored.empty:
-        return pictures
     names = scored["name"] + scored["protocol"].str.extract("(, TTA)$", expand=False).fillna("")
+    known = published()[:None if official else 0]
     others = " The circles are the figures of others, each under its own protocol." if official else ""
     title = "test accuracy, with 95 % intervals" + ("; circles: as published by others" if official else "")
     for file, cost, theirs, label, unit, budget, caption in (
             ("landscape.png", "parameters", "parameters", "parameters, millions", 1e6, models.BUDGET, "parameters"),
             ("cost.png", "pflop", "training_pflop", "training, PFLOP", 1, None, "the work of training")):
         ours = scored.assign(name=names)[scored[cost] > 0][["name", cost, "top1", "low", "high"]]
-        known = published().dropna(subset=theirs)[["model", theirs, "test_accuracy_percent"]][:None if official else 0]
+        circles = known.dropna(subset=theirs)[["model", theirs, "test_accuracy_percent"]]
         if len(ours):
-            points = (list(rows.itertuples(index=False)) for rows in (ours, known))
+            points = (list(rows.itertuples(index=False)) for rows in (ours, circles))
             plots.landscape(folder / file, *points, title, label, unit, budget)
             pictures[file] = f"Accuracy against {caption}.{others}"
-    return pictures | draw_best(folder, scored[scored["networks"] == 1], results)
 
-
-def draw_best(folder, single, results):
-    """The two pictures of a single run, the best one that keeps the budget. single: rows of the table."""
-    if single.empty:
-        return {}
-    best = single.sort_values("over_budget", kind="stable").iloc[0]
-    run = next(run for run in results if (run["weights"], run["tta"]) == (best["weights"], best["tta"]))
-    name = run["run"] + (", TTA" if run["tta"] else "")
-    title = f"{name}: {run['top1']:.2f} % of {run['images']:,} images"
-    plots.confusion(folder / "confusion.png", run["confusion"], title)
-    title = f"{name}: calibration error {100 * run['ece']:.2f} %"
-    plots.reliability(folder / "reliability.png", run["reliability"], title)
-    return {"confusion.png": "Answers by true class; the colour marks the frequent mistakes.",
-            "reliability.png": "Confidence against truth. A dot's area is its share of the images."}
+    # The best single run, one that keeps the budget where there is any.
+    single = scored[scored["networks"] == 1].sort_values("over_budget", kind="stable")
+    for best in single[:1].to_dict("records"):
+        run = next(run for run in results if (run["weights"], run["tta"]) == (best["weights"], best["tta"]))
+        name = run["run"] + (", TTA" if run["tta"] else "")
+        plots.confusion(folder / "confusion.png", run["confusion"],
+                        f"{name}: {run['top1']:.2f} % of {run['images']:,} images")
+        plots.reliability(folder / "reliability.png", run["reliability"],
+                          f"{name}: calibration error {100 * run['ece']:.2f} %")
+        pictures["confusion.png"] = "Answers by true class; the colour marks the frequent mistakes."
+        pictures["reliability.png"] = "Confidence against truth. A dot's area is its share of the images."
+    return pictures
 
 
 # ---------------------------------------------------------------- the command
@@ -201,6 +188,8 @@ def flags():
     add_common(arguments)
     add = arguments.add_argument
     add("--tta", action="store_true", help="score the mean of the image and its mirror image")
+    add("--humans", type=Path, metavar="CSV", help="also score against what people say, by train/humans.py; its "
+        "figures stay in the results")
     add("--ensemble", nargs="+", action="append", metavar=("NAME", "WEIGHTS"),
         help="also a row for the mean of these weights' logits; may be repeated")
     group = arguments.add_argument_group("what is written")
@@ -240,14 +229,13 @@ def main():
     args = flags().parse_args()
     if args.diff:
         return show(differences(args.diff))
-    generated = args.data == "synthetic"
-    default = ROOT / "weights" / ("report-synthetic" if generated else "report")
-    scorer = Scorer(args.data, device_of(args.device), args.tta, args.out or default, beside=args.out is None)
-    args.out = scorer.out
+    beside = args.out is None
+    args.out = args.out or ROOT / "weights" / ("report-synthetic" if args.data == "synthetic" else "report")
     args.ensemble = args.ensemble or []
     if args.teachers and len(args.teachers) > 1:
         args.ensemble.append(["ensemble", *args.teachers])
     check(args)
+    scorer = Scorer(args.data, device_of(args.device), args.tta, args.out, beside, args.humans)
     ensembles = {name: scorer.load(files, f"--ensemble {name}: ") for name, *files in args.ensemble}
     roles = {role: scorer.load(getattr(args, role), f"--{role}: ") for role in ROLES if getattr(args, role)}
     named = [network.file for networks in [*ensembles.values(), *roles.values()] for network in networks]
@@ -255,14 +243,14 @@ def main():
     if args.compare and not args.weights + named:
         return show(further["Comparison"])
 
-    weights, logs, summaries = gathered(args.weights or list(dict.fromkeys(named)) or [ROOT / "weights"])
-    results, histories = collect(weights, scorer)
+    paths = args.weights or list(dict.fromkeys(named)) or [ROOT / "weights"]
+    results, logs, csvs, summaries = collect(paths, scorer)
     results += [scorer.ensemble(name, networks) for name, networks in ensembles.items()]
     results += remembered(summaries, results, scorer)
     if not results:
         raise UserError("no finished weights and no results: train first (`make baseline`), or name weights files")
     further |= {PIPELINE: pipeline(roles, scorer)} if roles else {}
-    write_report(args, results, read_logs(histories, logs), further, scorer.digest == data.OFFICIAL["test"])
+    write_report(args, results, read_logs(logs, csvs), further, scorer.digest == data.OFFICIAL["test"])
 
 
 def write_report(args, results, logs, further, official):
@@ -271,6 +259,7 @@ def write_report(args, results, logs, further, official):
     table = group(results)
     images = next((f"{result['images']:,}" for result in results if "images" in result), "0")
     note = NOTE.format(images=images if official else f"{images} generated")
+    note += NOTE_HUMANS if set(HUMANS) & set(table) else ""
     source = "the official CIFAR-10" if official else "generated"
     summary = f"{count_of(len(results), 'run')}, scored on {source} test images."
     pictures = draw(args.out, table, results, logs, official)

@@ -52,17 +52,17 @@ def welch(first, second):
     return difference, difference - half, difference + half
 
 
-def seeds_needed(difference, deviations, power=0.8):
-    """How many values a group show a difference of means at 5 %, two-sided, with this power; None for no difference.
+def seeds_needed(difference, deviations):
+    """How many values a group show a difference of means at 5 %, two-sided, with 80 % power; None for no difference.
 
-    deviations: of the two groups. By the usual approximation n = (t(0.975) + t(power))^2 (s1^2 + s2^2) / difference^2.
+    deviations: of the two groups. The smallest n >= (t(0.975) + t(0.8))^2 (s1^2 + s2^2) / difference^2.
     """
     if difference == 0:
         return None
     spread = sum(deviation**2 for deviation in deviations) / difference**2
-    normal = NormalDist().inv_cdf
-    count = max(2, math.ceil((normal(0.975) + normal(power))**2 * spread))
-    while (t_quantile(0.975, 2 * count - 2) + t_quantile(power, 2 * count - 2))**2 * spread > count:
+    normal = NormalDist().inv_cdf  # whose quantiles are below those of t: the search begins there
+    count = max(2, math.ceil((normal(0.975) + normal(0.8))**2 * spread))
+    while (t_quantile(0.975, 2 * count - 2) + t_quantile(0.8, 2 * count - 2))**2 * spread > count:
         count += 1
     return count
 
@@ -75,98 +75,80 @@ def compare(patterns, scorer):
 
     patterns: two texts, each a file or a pattern such as `weights/student-seed*.pt`. Raises UserError.
     """
-    sides = [scorer.load(matching(pattern), "--compare: ") for pattern in patterns]
-    short = tell_apart([Path(pattern).absolute().with_suffix("") for pattern in patterns])
-    names = [short[Path(pattern).absolute().with_suffix("")] for pattern in patterns]
+    paths, sides = [Path(pattern).absolute().with_suffix("") for pattern in patterns], []
+    for pattern in patterns:
+        several = sorted(file for file in glob.glob(pattern) if not file.endswith(".last.pt"))
+        files = [pattern] if Path(pattern).exists() else several
+        if not files:
+            raise UserError(f"--compare {pattern}: there is no such weights file")
+        sides.append(scorer.load(files, "--compare: "))
+    a, b = map(tell_apart(paths).get, paths)
     if len(sides[0]) == len(sides[1]) == 1:
-        return compare_networks(names, [scorer.right(network) for network, in sides])
+        return compare_networks(a, b, *(scorer.answers(network).argmax(1) == scorer.dataset.labels
+                                        for network, in sides))
     for pattern, side in zip(patterns, sides):
         if len(side) < 2:
             raise UserError(f"--compare {pattern}: one file against several; a group has two seeds or more")
-    return compare_groups(names, sides, scorer)
 
-
-def matching(pattern):
-    """The finished weights files of a path or a pattern of paths, in order."""
-    if Path(pattern).exists():
-        return [Path(pattern)]
-    files = [Path(file) for file in sorted(glob.glob(pattern)) if not file.endswith(".last.pt")]
-    if not files:
-        raise UserError(f"--compare {pattern}: there is no such weights file")
-    return files
-
-
-def compare_networks(names, right):
-    """McNemar's test. right: of each network which images it answers right, bool (N,)."""
-    first, second = (right[0] & ~right[1]).sum().item(), (right[1] & ~right[0]).sum().item()
-    a, b = names
-    return (f"{a} is right on {right[0].sum():,} and {b} on {right[1].sum():,} of {len(right[0]):,} test images: "
-            f"{first:,} only {a}, {second:,} only {b}; McNemar's exact test p = {mcnemar(first, second):.3g}. "
-            f"It compares these two networks and says nothing of seeds: for that, name groups of them.")
-
-
-def compare_groups(names, sides, scorer):
-    """Welch's interval of the difference, and the seeds that it would take to show it."""
-    scores = [[predict.accuracy(scorer.answers(network), scorer.dataset.labels) for network in side] for side in sides]
+    scores = [list(map(scorer.accuracy, side)) for side in sides]
     deviations = [np.std(values, ddof=1) for values in scores]
     difference, low, high = welch(*scores)
-    a, b = (f"{name} has {np.mean(values):.2f} ± {deviation:.2f} % ({count_of(len(values), 'seed')})"
-            for name, values, deviation in zip(names, scores, deviations))
-    verdict = "that is more than chance" if low > 0 or high < 0 else "which may be chance"
-    needed = seeds_needed(difference, deviations)
-    text = (f"{a}, {b}: a difference of {difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} (Welch), "
-            f"{verdict}.")
-    if needed:
+    text = ", ".join(f"{name} has {np.mean(values):.2f} ± {deviation:.2f} % ({count_of(len(values), 'seed')})"
+                     for name, values, deviation in zip((a, b), scores, deviations))
+    text += (f": a difference of {difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} (Welch), "
+             f"{'that is more than chance' if low > 0 or high < 0 else 'which may be chance'}.")
+    if needed := seeds_needed(difference, deviations):
         text += f" To show a difference of this size with 80 % power takes {count_of(needed, 'seed')} a group."
-    for name, side in zip(names, sides):
+    for name, side in zip((a, b), sides):
         if len({same_but_seed(facts(network) | {"tta": False}) for network in side}) > 1:
             text += f" The runs of {name} differ by more than their seed."
     return text
+
+
+def compare_networks(a, b, right_a, right_b):
+    """McNemar's test of the networks named a and b. right: which images each answers right, bool (N,)."""
+    first, second = (right_a & ~right_b).sum().item(), (right_b & ~right_a).sum().item()
+    return (f"{a} is right on {right_a.sum():,} and {b} on {right_b.sum():,} of {len(right_a):,} test images: "
+            f"{first:,} only {a}, {second:,} only {b}; McNemar's exact test p = {mcnemar(first, second):.3g}. "
+            f"It compares these two networks and says nothing of seeds: for that, name groups of them.")
 
 
 def differences(files):
     """What differs between two weights files, in lines: recipe, data, versions, command."""
     contents = [checkpoint.load_weights(file) for file in files]
     parts = {"recipe": [{"model": c["model"], **c["options"], **c["recipe"]} for c in contents]}
-    parts |= {title: [{name: c["provenance"][name] for name in names if name in c["provenance"]}
-                       for c in contents]
-              for title, names in SECTIONS.items()}
+    for title, names in SECTIONS.items():
+        parts[title] = [{name: c["provenance"][name] for name in names if name in c["provenance"]} for c in contents]
     parts["data"] = [part | {"images and targets": c["data"]} for part, c in zip(parts["data"], contents)]
     lines = [f"{sign} {file}" for sign, file in zip("-+", files)]
     for title, (first, second) in parts.items():
         names = [name for name in first | second if first.get(name) != second.get(name)]
         lines.append(f"{title}: {'different' if names else 'the same'}")
-        for name in names:
-            lines += [f"  {sign} {name}: {part.get(name, 'not known')}" for sign, part in zip("-+", (first, second))]
+        lines += [f"  {sign} {name}: {part.get(name, 'not known')}"
+                  for name in names for sign, part in zip("-+", (first, second))]
     marks = {checkpoint.digest(content["ema"] or content["state"]) for content in contents}
     return "\n".join([*lines, f"weights: {'the same' if len(marks) == 1 else 'different'}"])
 
 
 def pipeline(roles, scorer):
     """Roles, runs, parameters and test accuracy in lines, and what the student gains. roles: {role: [Network, ...]}."""
-    lines, mean = [f"{'role':10s} {'run':34s} {'parameters':>12s} {'test %':>8s}"], {}
-
-    def line(role, name, params, score):
-        lines.append(f"{role:10s} {name:34s} {params:>12s} {score:8.2f}")
-
+    rows, mean = [("role", "run", "parameters", "test %")], {}
     for role, networks in roles.items():
-        scores = [predict.accuracy(scorer.answers(network), scorer.dataset.labels) for network in networks]
-        params = [network.provenance["params"] for network in networks]
+        scores, params = list(map(scorer.accuracy, networks)), [network.provenance["params"] for network in networks]
         mean[role] = sum(scores) / len(scores)
-        for network, count, score in zip(networks, params, scores):
-            line(role.removesuffix("s"), network.file.stem, f"{count:,}", score)
+        rows += [(role.removesuffix("s"), network.file.stem, f"{count:,}", f"{score:.2f}")
+                 for network, count, score in zip(networks, params, scores)]
         if len(networks) > 1:
-            line(role, f"mean of the {len(networks)}", "", mean[role])
+            rows.append((role, f"mean of the {len(networks)}", "", f"{mean[role]:.2f}"))
         if role == "teachers" and len(networks) > 1:
             together = predict.accuracy(sum(map(scorer.answers, networks)), scorer.dataset.labels)
-            line("ensemble", "mean of their logits", f"{sum(params):,}", together)
-    ahead = {role: mean["student"] - mean[role] for role in ("baseline", "control") if {role, "student"} <= set(mean)}
-    lines += [""] * bool(ahead)
-    if "baseline" in ahead:
-        lines.append(f"student {ahead['baseline']:+.2f} points against the baseline")
-    if "control" in ahead:
-        points = round(ahead["control"], 9)
+            rows.append(("ensemble", "mean of their logits", f"{sum(params):,}", f"{together:.2f}"))
+    lines, gains = [f"{role:10s} {run:34s} {params:>12s} {score:>8s}" for role, run, params, score in rows], []
+    if {"student", "baseline"} <= set(mean):
+        gains.append(f"student {mean['student'] - mean['baseline']:+.2f} points against the baseline")
+    if {"student", "control"} <= set(mean):
+        points = round(mean["student"] - mean["control"], 9)
         verdict = "distillation is ahead" if points > 0 else "the control is ahead" if points < 0 else "a tie"
-        lines.append(f"student {points:+.2f} points against the control, the same network and epochs without teachers: "
+        gains.append(f"student {points:+.2f} points against the control, the same network and epochs without teachers: "
                      f"{verdict}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *gains] if gains else lines)

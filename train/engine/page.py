@@ -6,30 +6,31 @@ import html
 import pandas as pd
 
 from train.engine.progress import duration
+from train.engine.results import HUMANS
 
 LEFT = ("model", "protocol", "hardware", "command")  # the other columns are numbers
 
 
 def in_words(table):
     """The table of `results.group` as people read it, a DataFrame of texts; commands only as targets of make."""
-    words = pd.DataFrame([worded(row) for row in table.to_dict("records")])
+    words = []
+    for row in table.to_dict("records"):
+        deviation = f" ± {row['deviation']:.2f}" if row["n"] > 1 else ""
+        work, pure = row["pflop"], row["contaminated"] is False
+        digits = 0 if work >= 100 else 1 if work >= 10 else 2
+        words.append({
+            "model": title_of(row), "parameters": f"{row['parameters']:,}", "MACs": f"{row['macs'] / 1e6:,.0f} M",
+            "epochs": f"{row['epochs']:,}", "protocol": row["protocol"],
+            "test top-1 %": f"{row['top1']:.2f}{deviation}" if pure else "contaminated", "n": str(row["n"]),
+            "95 % interval": f"{row['low']:.2f} to {row['high']:.2f}" if pure else "",
+            **{heading: "" if pd.isna(row[name]) else f"{row[name]:.2f}"
+               for name, heading in zip(HUMANS, ("corrected %", "without twins %")) if name in row},
+            "PFLOP": "" if pd.isna(work) else f"{work:,.{digits}f}" if work >= 0.01 else f"{work:.2g}",
+            "time": duration(row["seconds"]), "hardware": row["hardware"],
+            "command": f"`make {row['make']}`" if row["make"] else "",
+        })
+    words = pd.DataFrame(words)
     return words if words["command"].any() else words.drop(columns="command")
-
-
-def worded(row):
-    """A row of `results.group` in words, under the headings of the table."""
-    deviation = f" ± {row['deviation']:.2f}" if row["n"] > 1 else ""
-    work, pure = row["pflop"], row["contaminated"] is False
-    digits = 0 if work >= 100 else 1 if work >= 10 else 2
-    return {
-        "model": title_of(row), "parameters": f"{row['parameters']:,}", "MACs": f"{row['macs'] / 1e6:,.0f} M",
-        "epochs": f"{row['epochs']:,}", "protocol": row["protocol"],
-        "test top-1 %": f"{row['top1']:.2f}{deviation}" if pure else "contaminated", "n": str(row["n"]),
-        "95 % interval": f"{row['low']:.2f} to {row['high']:.2f}" if pure else "",
-        "PFLOP": "" if pd.isna(work) else f"{work:,.{digits}f}" if work >= 0.01 else f"{work:.2g}",
-        "time": duration(row["seconds"]), "hardware": row["hardware"],
-        "command": f"`make {row['make']}`" if row["make"] else "",
-    }
 
 
 def title_of(row):
@@ -42,8 +43,7 @@ def title_of(row):
 def commands(table):
     """The command of each row, a DataFrame of texts; of several seeds the first one's."""
     known = table[table["command"] != ""]
-    return pd.DataFrame({"model": [title_of(row) for row in known.to_dict("records")], "protocol": known["protocol"],
-                         "command": known["command"]})
+    return known.assign(model=list(map(title_of, known.to_dict("records"))))[["model", "protocol", "command"]]
 
 
 def markdown(words):
@@ -71,7 +71,7 @@ table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabul
 th {{ font-weight: 600; border-bottom: 1px solid #7d8b99; vertical-align: bottom }}
 th, td {{ padding: 5px 14px 5px 0; white-space: nowrap; text-align: left }}
 td {{ border-bottom: 1px solid #e6eaee; vertical-align: top }}
-.results :is(th, td):nth-child(n+2):nth-child(-n+10):not(:nth-child(5)) {{ text-align: right }}
+.results :is(th, td):not(:nth-child(1), :nth-child(5), :last-child) {{ text-align: right }}
 .published :is(th, td):nth-child(n+2):nth-child(-n+5) {{ text-align: right }}
 .commands td:last-child, pre {{ font: 12px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap }}
 figure {{ margin: 0 }}
@@ -100,23 +100,20 @@ def page(table, note, summary, folder, pictures, further, published=None):
     """
     sections = [f"<h2>{title}</h2><pre>{html.escape(text)}</pre>" for title, text in further.items()]
     for title, names in PICTURES.items():
-        figures = [figure(folder / name, pictures[name]) for name in names if name in pictures]
-        sections += [f'<h2>{title}</h2><div class="pair">{"".join(figures)}</div>'] if figures else []
+        figures = ""
+        for name in filter(pictures.get, names):
+            image, caption = base64.b64encode((folder / name).read_bytes()).decode(), html.escape(pictures[name])
+            figures += (f'<figure><img alt="{caption}" src="data:image/png;base64,{image}">'
+                        f"<figcaption>{caption}</figcaption></figure>")
+        sections += [f'<h2>{title}</h2><div class="pair">{figures}</div>'] if figures else []
     if published is not None:
-        words = {"parameters": "{:,}".format, "test_accuracy_percent": "{:.2f}".format}
-        known = published.assign(**{name: published[name].map(word) for name, word in words.items()})
+        known = published.assign(parameters=published["parameters"].map("{:,}".format),
+                                 test_accuracy_percent=published["test_accuracy_percent"].map("{:.2f}".format))
         known.columns = [name.replace("_", " ").replace(" percent", " %") for name in known.columns]
         sections.append(f'<h2>Published by others</h2><div class="wide">{as_html(known, "published")}</div>')
     words = in_words(table).drop(columns="command", errors="ignore")
     return PAGE.format(summary=html.escape(summary), table=as_html(words, "results"), note=html.escape(note),
                        commands=as_html(commands(table), "commands"), sections="\n".join(sections))
-
-
-def figure(file, caption):
-    """A picture within the page, with its caption."""
-    image, caption = base64.b64encode(file.read_bytes()).decode(), html.escape(caption)
-    source = f"data:image/png;base64,{image}"
-    return f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
 
 
 def as_html(words, kind):

@@ -61,22 +61,17 @@ def curves(file, logs):
             axes.set(title=title, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.margins(x=0.02)
-        cut_spikes(panels[0])
+        # The loss ends at what is usual, three times the 90 % quantile, and its title says how far the rest goes.
+        drawn = np.concatenate([line.get_ydata() for line in panels[0].lines])
+        drawn = drawn[np.isfinite(drawn)]
+        usual = drawn[drawn <= 3 * np.quantile(drawn, 0.9, method="lower")]
+        if 0 < len(usual) < len(drawn):
+            low, high = usual.min(), usual.max()
+            panels[0].set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+            panels[0].set_title(f"loss (cut: it reaches {drawn.max():,.{0 if drawn.max() > 100 else 1}f})")
         handles = [Line2D([], [], color=colour, linestyle=dash) for (dash, colour), _ in zip(looks, logs)]
         sheet.legend(handles, logs, loc="outside right upper", handlelength=3.2, **LEGEND)
         sheet.supxlabel("thick: validation fold      thin: training images, as augmented", color=GREY, fontsize=8.5)
-
-
-def cut_spikes(axes):
-    """Let the y axis end at what is usual, three times the 90 % quantile, and the title say how far the rest goes."""
-    drawn = np.concatenate([line.get_ydata() for line in axes.lines])
-    drawn = drawn[np.isfinite(drawn)]
-    usual = drawn[drawn <= 3 * np.quantile(drawn, 0.9, method="lower")]
-    if 0 < len(usual) < len(drawn):
-        low, high = usual.min(), usual.max()
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        digits = 0 if drawn.max() > 100 else 1
-        axes.set_title(f"{axes.get_title(loc='left')} (cut: it reaches {drawn.max():,.{digits}f})")
 
 
 def confusion(file, counts, title):
@@ -134,26 +129,22 @@ def landscape(file, ours, published, title, xlabel, unit=1, budget=None):
         if budget:
             axes.axvline(budget, color=COLOURS[1], lw=1, linestyle=(0, (4, 3)))
             axes.annotate(" the budget", (budget, 0.01), None, ("data", "axes fraction"), color=COLOURS[1], fontsize=8)
+        # The y axis is upside down; costs that differ little have more ticks.
         costs = [row[1] for row in (*ours, *published)] + [budget] * bool(budget)
-        scale_axes(axes, costs, [100 - top1 for row in (*ours, *published) for top1 in row[2:]], unit)
+        errors = [100 - top1 for row in (*ours, *published) for top1 in row[2:]]
+        lowest, highest = max(0.05, min(errors) / 1.15), min(99.9, max(errors) * 1.15)
+        ticks = [error for error in ERRORS if lowest <= error <= highest]
+        axes.set(xlim=(min(costs) / 1.35, max(costs) * 1.35), ylim=(highest, lowest))
+        axes.set_yticks(ticks, [f"{100 - error:g} %" for error in ticks])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 100 * min(costs) else (1,)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        axes.tick_params(which="minor", length=0)
         dots = [Line2D([], [], color=colour, marker=marker, lw=0, ms=6.5, mew=0) for marker, colour in looks.values()]
         circles = [Line2D([], [], color=GREY, marker="o", mfc="white", lw=0, ms=5, mew=0.7) for _ in published]
         numbered = [f"{number}  {name}" for number, (name, *_) in enumerate(published, 1)]
         sheet.legend(dots + circles, names + numbered, loc="outside right upper", handlelength=1, **LEGEND)
-
-
-def scale_axes(axes, costs, errors, unit):
-    """Limits and ticks of a landscape: costs that differ little have more of them; the y axis is upside down."""
-    axes.set_xlim(min(costs) / 1.35, max(costs) * 1.35)
-    axes.set_ylim(min(99.9, max(errors) * 1.15), max(0.05, min(errors) / 1.15))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 100 * min(costs) else (1,)))
-    lowest, highest = sorted(axes.get_ylim())
-    ticks = [error for error in ERRORS if lowest <= error <= highest]
-    axes.set_yticks(ticks, [f"{100 - error:g} %" for error in ticks])
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="minor", length=0)
 
 
 def mistakes(file, dataset, logits, rows=5, columns=8):

@@ -18,29 +18,31 @@ import pandas as pd
 import torch
 
 import models
-from train.engine import checkpoint, data, predict
+from train.engine import checkpoint, data, people, predict
 from train.engine.command import UserError, short_path
 from train.engine.loop import SMALL
 from train.engine.recipe import family
 
 FORMAT = "result/1"
-# What a summary takes over from the provenance: of every file, and of those that know it.
-KNOWN = ("run", "params", "over_budget", "include_test", "hardware", "seconds", "date")
-NEWER = ("command", "make", "torch", "commit", "threads", "unlabelled")
-
-
-# ---------------------------------------------------------------- one test pass per weights file
+# What a summary takes over from the provenance, None where older weights do not know it; and what it says of answers.
+ORIGIN = ("run", "params", "over_budget", "include_test", "hardware", "seconds", "date", "command", "make", "torch",
+          "commit", "threads", "unlabelled")
+SCORES = ("images", "top1", "nll", "ece", "per_class", "confusion", "reliability", "humans")
+HUMANS = ("top1_corrected", "top1_apart")  # of `people.figures`, what the table shows
 
 
 class Scorer:
     """Scores Networks on one test set, each once.
 
     path: --data, read only when an answer is missing; out: the folder of the report, where answers are kept; beside:
-    whether a summary stands in results/ beside its weights, or else in the report.
+    whether a summary stands in results/ beside its weights, or else in the report; humans: the CSV of `people`, read
+    at once. UserError where that does not fit.
     """
 
-    def __init__(self, path, device, tta, out, beside):
+    def __init__(self, path, device, tta, out, beside, humans=None):
         self.path, self.device, self.tta, self.out, self.beside = path, device, tta, out, beside
+        self.suffix = "-tta" if tta else ""
+        self.people = people.read(humans, self.dataset) if humans else None
 
     @cached_property
     def dataset(self):
@@ -51,7 +53,7 @@ class Scorer:
         """That of the test images, which without loading them can only be the official one."""
         return self.dataset.digest if self.path == "synthetic" else data.OFFICIAL["test"]
 
-    def load(self, files, where=""):
+    def load(self, files, where):
         """The Networks of files that may be scored here; UserError, or Contaminated, for any other."""
         networks = predict.load(files, self.device)
         for network in networks:
@@ -70,13 +72,8 @@ class Scorer:
         checkpoint.save(kept, {"logits": logits})
         return logits
 
-    @property
-    def suffix(self):
-        return "-tta" if self.tta else ""
-
-    def right(self, network):
-        """Which test images are answered right, bool (N,)."""
-        return self.answers(network).argmax(1) == self.dataset.labels
+    def accuracy(self, network):
+        return predict.accuracy(self.answers(network), self.dataset.labels)
 
     def result(self, network):
         """The summary of one network."""
@@ -93,60 +90,65 @@ class Scorer:
                             lambda: torch.stack(list(map(self.answers, networks))).mean(0))
 
     def summary(self, file, mark, about, answers):
-        """The figures known of these weights, or those of `answers()`, with what is to be said about them, and kept."""
+        """What is known of these weights, scored by `answers()` where no summary has it yet, and kept."""
         beside = file.parent / "results" / f"{file.stem}{self.suffix}.json"
         ours = self.out / "results" / f"{file.stem}-{mark[:8]}{self.suffix}.json"
         result = {"format": FORMAT, "weights": mark, "data": self.digest, "tta": self.tta, **about}
         if not about["include_test"]:
-            result |= self.known(mark, beside, ours) or self.score(answers())
-        kept = beside if self.may_write_beside(file) else ours
+            for old in filter(None, map(read_result, (ours, beside))):
+                if all(old[name] == result[name] for name in ("weights", "data", "tta")):
+                    result |= {name: old[name] for name in SCORES if name in old}
+            if self.people or "top1" not in result:
+                logits, labels = answers(), self.dataset.labels
+                result |= {"images": len(labels), **predict.figures(logits, labels),
+                           "reliability": predict.reliability(logits, labels)}
+                result |= {"humans": people.figures(logits, labels, self.people)} if self.people else {}
+        # A report beside its weights is at home. Scores of generated images would stand among those of real ones.
+        home = self.beside or self.out.resolve() == file.resolve().parent / "report"
+        writable = all(os.access(folder, os.W_OK) for folder in (file.parent, beside.parent) if folder.exists())
+        kept = beside if home and writable and self.path != "synthetic" else ours
         kept.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(kept, json.dumps(result) + "\n")
         return result | {"folder": file.resolve().parent}
 
-    def may_write_beside(self, file):
-        """Never of generated images, which would stand among the real ones; a report beside its weights is at home."""
-        wanted = self.beside or self.out.resolve() == file.resolve().parent / "report"
-        folders = [folder for folder in (file.parent, file.parent / "results") if folder.exists()]
-        return wanted and self.path != "synthetic" and all(os.access(folder, os.W_OK) for folder in folders)
 
-    def known(self, mark, *files):
-        """The figures of a summary of the same weights on the same images, or None."""
-        for result in filter(None, map(read_result, files)):
-            if (result["weights"], result["data"], result["tta"]) == (mark, self.digest, self.tta) and "top1" in result:
-                return {name: result[name] for name in (
-                    "images", "top1", "nll", "ece", "per_class", "confusion", "reliability")}
+def read_result(file):
+    """A summary that a Scorer wrote, with the folder of its weights; None where there is none, or another version's."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        return result | {"folder": file.resolve().parents[1]} if result["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
-    def score(self, logits):
-        """What a summary says about one set of answers."""
-        return {"images": len(self.dataset), **predict.figures(logits, self.dataset.labels),
-                "reliability": predict.reliability(logits, self.dataset.labels)}
+
+# ---------------------------------------------------------------- how weights came about
 
 
 def facts(network):
     """What a summary says about how the weights came about."""
     about = network.provenance
-    kept = {name: about[name] for name in KNOWN} | {name: about.get(name) for name in NEWER}
-    return {"model": about["name"], **kept, "trained_on": about["images"], "macs": models.macs(network.model),
-            "recipe": network.content["recipe"], "training_data": network.content["data"]}
+    return {"model": about["name"], **{name: about.get(name) for name in ORIGIN}, "trained_on": about["images"],
+            "macs": models.macs(network.model), "recipe": network.content["recipe"],
+            "training_data": network.content["data"]}
 
 
 def facts_of_all(members):
     """The `facts` of several networks that answer together: their sums, and of their recipes what they share."""
     recipes = [member["recipe"] for member in members]
-    shared = {name: value for name, value in recipes[0].items()
-              if all(name in recipe and recipe[name] == value for recipe in recipes)}
-    counts = Counter(member["model"] for member in members)
+    shared = dict(item for item in recipes[0].items() if all(item in recipe.items() for recipe in recipes))
     total = {name: sum(member[name] for member in members) for name in ("params", "macs", "seconds")}
-    return total | {
-        "model": " + ".join(f"{count} {model}" for model, count in counts.items()), "include_test": False,
-        "over_budget": total["params"] > models.BUDGET, "pflop": sum(map(pflop, members)),
+    return total | joined(members) | {
+        "model": " + ".join(f"{count} {model}" for model, count in Counter(m["model"] for m in members).items()),
+        "include_test": False, "over_budget": total["params"] > models.BUDGET, "pflop": sum(map(pflop, members)),
         "unlabelled": max(member["unlabelled"] or 0 for member in members), "date": max(m["date"] for m in members),
-        **{name: ", ".join(dict.fromkeys(str(member[name]) for member in members if member[name]))
-           for name in ("hardware", "torch", "commit", "threads")},
         "recipe": shared | {"seed": 0, "limit": shared.get("limit"), "epochs": max(r["epochs"] for r in recipes)},
-        "training_data": checkpoint.digest([member["training_data"] for member in members]),
-    }
+        "training_data": checkpoint.digest([member["training_data"] for member in members])}
+
+
+def joined(runs):
+    """Where and with what several runs were made: each different word once."""
+    return {name: ", ".join(dict.fromkeys(str(run[name]) for run in runs if run.get(name)))
+            for name in ("hardware", "torch", "commit", "threads")}
 
 
 def pflop(result):
@@ -164,15 +166,6 @@ def pflop(result):
     return 2 * 3 * result["macs"] * images * recipe["epochs"] * area / 1e15
 
 
-def read_result(file):
-    """A summary that a Scorer wrote, with the folder of its weights; None where there is none, or another version's."""
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        return result | {"folder": file.resolve().parents[1]} if result["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 # ---------------------------------------------------------------- the rows of the table
 
 
@@ -184,18 +177,11 @@ def group(results):
             seen.add((result["weights"], result["tta"]))
             alike.setdefault((str(result["folder"]), same_but_seed(result)), []).append(result)
     table = pd.DataFrame([row_of(runs) for runs in alike.values()])
+    table = table.drop(columns=[name for name in HUMANS if table[name].isna().all()])
     paths = [folder / name for folder, name in zip(table["folder"], table["name"])]
     table["name"] = list(map(tell_apart(paths).get, paths))
     table["folder"] = table["folder"].map(short_path)
     return table.sort_values(["top1", "model"], ascending=[False, True], na_position="last", ignore_index=True)
-
-
-def wilson(right, total, z=1.959963984540054):
-    """The 95 % interval, (low, high) in 0..1, of a share of which `right` of `total` were observed (Wilson 1927)."""
-    share = right / total
-    middle = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, (middle - half) / (1 + z * z / total)), min(1.0, (middle + half) / (1 + z * z / total))
 
 
 def same_but_seed(result):
@@ -217,35 +203,35 @@ def tell_apart(paths):
 
 
 def row_of(runs):
-    """The row of runs that differ by their seed only."""
-    first = runs[0]
+    """The row of runs that differ by their seed only; figures that not all of them have are missing."""
+    first, recipe = runs[0], runs[0]["recipe"]
     scores = pd.Series([run.get("top1") for run in runs], dtype=float)
-    row = {
+    humans = pd.DataFrame([run.get("humans", {}) for run in runs], columns=HUMANS, dtype=float)
+    low, high = None, None
+    if not first["include_test"]:
+        low, high = wilson(scores.mean() / 100 * first["images"], first["images"])
+    protocol = [f"mean of {len(first['members'])}" if "members" in first else
+                "noval" if recipe["fold"] is None else f"fold {recipe['fold']}"]
+    protocol += [f"{recipe['limit']:,} images"] if recipe["limit"] else []
+    protocol += [f"{first['unlabelled']:,} unlabelled images"] if first.get("unlabelled") else []
+    protocol += ["with the test images"] if first["include_test"] else []
+    protocol += ["TTA"] if first["tta"] else []
+    return {
         "model": first["model"], "name": family(first["run"]), "parameters": first["params"], "macs": first["macs"],
         "over_budget": first["over_budget"], "contaminated": first["include_test"],
-        "epochs": first["recipe"]["epochs"], "protocol": protocol(first), "tta": first["tta"],
+        "epochs": recipe["epochs"], "protocol": ", ".join(protocol), "tta": first["tta"],
         "networks": len(first.get("members", [first])),
-        "top1": scores.mean(), "deviation": scores.std(), "n": len(runs), "low": None, "high": None,
-        "images": first.get("images"), "pflop": pflop(first),
-        "seconds": sum(run["seconds"] for run in runs) / len(runs),
-        **{name: ", ".join(dict.fromkeys(str(run[name]) for run in runs if run.get(name)))
-           for name in ("hardware", "torch", "commit", "threads")},
+        "top1": scores.mean(), "deviation": scores.std(), "n": len(runs), "low": low, "high": high,
+        **humans.mean(skipna=False), "images": first.get("images"), "pflop": pflop(first),
+        "seconds": sum(run["seconds"] for run in runs) / len(runs), **joined(runs),
         "unlabelled": first.get("unlabelled") or 0, "make": first.get("make") or "", "command": first["command"] or "",
         "runs": " ".join(run["run"] for run in runs), "folder": first["folder"], "weights": first["weights"],
     }
-    if not first["include_test"]:
-        interval = wilson(scores.mean() / 100 * first["images"], first["images"])
-        row |= {"low": 100 * interval[0], "high": 100 * interval[1]}
-    return row
 
 
-def protocol(result):
-    recipe = result["recipe"]
-    if "members" in result:
-        words = [f"mean of {len(result['members'])}"]
-    else:
-        words = ["noval" if recipe["fold"] is None else f"fold {recipe['fold']}"]
-    words += [f"{recipe['limit']:,} images"] if recipe["limit"] else []
-    words += [f"{result['unlabelled']:,} unlabelled images"] if result.get("unlabelled") else []
-    words += ["with the test images"] if result["include_test"] else []
-    return ", ".join(words + (["TTA"] if result["tta"] else []))
+def wilson(right, total, z=1.959963984540054):
+    """The 95 % interval, (low, high) in percent, of a share of which `right` of `total` were observed (Wilson 1927)."""
+    share = right / total
+    middle = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return tuple(100 * min(1, max(0, bound / (1 + z * z / total))) for bound in (middle - half, middle + half))

@@ -19,14 +19,15 @@ from train.engine import compare, page, results
 @pytest.mark.parametrize("right, total", [(9712, 10_000), (1, 20), (10, 20), (9_999, 10_000)])
 def test_wilsons_bounds_are_where_the_score_test_just_rejects(right, total):
     for bound in results.wilson(right, total):
+        bound /= 100
         score = (right / total - bound) / np.sqrt(bound * (1 - bound) / total)
         assert abs(score) == pytest.approx(1.959964, abs=1e-5)
 
 
 def test_wilson_by_hand_and_at_the_ends():
-    assert results.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I, method 3
-    assert results.wilson(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
-    assert results.wilson(20, 20) == pytest.approx((0.8389, 1), abs=1e-4)
+    assert results.wilson(81, 263) == pytest.approx((25.53, 36.62), abs=0.01)  # Newcombe 1998, table I, method 3
+    assert results.wilson(0, 20) == pytest.approx((0, 16.11), abs=0.01)
+    assert results.wilson(20, 20) == pytest.approx((83.89, 100), abs=0.01)
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 10])
@@ -78,7 +79,7 @@ def test_seeds_needed_as_in_cohens_tables_and_as_simulated():
 
 def test_comparisons_say_what_they_are_about():
     right = torch.tensor([True, True, False, True]), torch.tensor([True, False, False, False])
-    text = compare.compare_networks("ab", right)
+    text = compare.compare_networks("a", "b", *right)
     assert text.startswith("a is right on 3 and b on 1 of 4 test images: 2 only a, 0 only b;")
     assert "p = 0.5." in text and "says nothing of seeds" in text
 
@@ -99,7 +100,7 @@ def test_runs_that_differ_by_their_seed_only_are_one_row():
     [row] = table.to_dict("records")
     assert row["n"] == 3 and row["top1"] == pytest.approx(97.2) and row["deviation"] == pytest.approx(0.2)
     assert row["seconds"] == 101 and row["runs"] == "a-s0 a-s1 a-s2"
-    assert (row["low"], row["high"]) == pytest.approx([100 * bound for bound in results.wilson(9720, 10_000)])
+    assert (row["low"], row["high"]) == pytest.approx(results.wilson(9720, 10_000))
     words = page.in_words(table).iloc[0]
     assert words["test top-1 %"] == "97.20 ± 0.20" and words["n"] == "3" and words["95 % interval"] == "96.86 to 97.51"
 

@@ -280,13 +280,13 @@ def test_the_demo_ends_with_answers_and_a_report_of_all_that_it_trained(make):
     assert code == 0, out
     training = {Path(out_of(call)).stem: understood(call) for call in calls if call[0] in SCRIPTS}
     six = [f"seresnet20-8-{fold}-seed4" for fold in FOLDS]
-    roles = ["resnet18-basic-noval-seed4", *six, "shakeshake26-8-noval-seed4", "student-seed4", "student-control-seed4"]
+    roles = ["resnet18-basic-noval-seed4", *six, "shakeshake26-8-noval-seed4", "student-teachers4-seed4", "student-control-seed4"]
     assert set(training) == set(roles)
     assert {(r.seed, r.data, r.limit, r.device) for r in training.values()} == {(4, "synthetic", 1000, "cpu")}
-    assert decisions(training["student-seed4"]) == decisions(training["student-control-seed4"])
+    assert decisions(training["student-teachers4-seed4"]) == decisions(training["student-control-seed4"])
     files = {role: f"weights/demo/{role}.pt" for role in roles}
     *_, answers, report = calls
-    assert answers[:2] == ["distill/submission.py", files["student-seed4"]]
+    assert answers[:2] == ["distill/submission.py", files["student-teachers4-seed4"]]
     assert report[0] == "train/report.py" and report[1:11] == list(files.values())
     flags = argparse.ArgumentParser()
     for flag in ("--data", "--device", "--out", "--baseline", "--control", "--student"):

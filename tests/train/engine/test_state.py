@@ -23,7 +23,7 @@ def provenance(toy_set, tmp_path):
 
 
 def test_threads_hardware_and_commit_are_told(provenance, monkeypatch):
-    monkeypatch.setattr(state, "commit", lambda: "abc+")
+    monkeypatch.setattr(loop, "commit", lambda: "abc+")
     told = provenance()
     assert told["threads"] == torch.get_num_threads() == 1 and told["hardware"].endswith("cpu, 1 thread")
     assert told["commit"] == "abc+" and told["unlabelled"] == 0 and told["images"] == 40

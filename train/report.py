@@ -3,7 +3,7 @@
     python train/report.py                                        all finished weights under weights/
     python train/report.py weights/seresnet164-fold?.pt --tta
     python train/report.py --humans humans.csv                    also accuracy by what people say of the test images
-    python train/report.py weights/study --readme README.md --section study     put the table of a folder there
+    python train/report.py weights/quick --readme README.md       put the table of a folder between the markers there
     python train/report.py --ensemble teachers weights/seresnet164-fold?.pt     a row for their mean
     python train/report.py --baseline A.pt --teachers B.pt C.pt --control D.pt --student E.pt    what teachers gain
     python train/report.py --compare weights/student.pt weights/seresnet164-noval.pt     two networks, or seeds:

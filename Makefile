@@ -34,8 +34,10 @@ $(if $(strange),$(error there is no variable $(strange); `make help` lists them)
 one_of   = $(if $(filter-out $(2),$($(1)))$(word 2,$($(1))),$(error $(1)=$($(1)): should be one of $(2)))
 $(call one_of,SIZE,demo quick full)$(call one_of,STAGE,basic optimized augmented)$(call one_of,HOW,csv view)
 $(call one_of,FOLD,0 1 2 3 4 noval)$(call one_of,DEVICE,auto cuda cpu)
-pipeline := $(filter teachers labels distill control report demo,$(MAKECMDGOALS))
-$(if $(ARGS),$(if $(filter teachers demo,$(pipeline))$(word 2,$(pipeline)),$(error ARGS are for one script, not for $(pipeline))))
+scripts := quick one baseline labels distill control evaluate submission report benchmark test test-faults
+$(if $(ARGS),$(if $(filter-out $(scripts),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS)),$(error ARGS are for one script, not \
+  for $(MAKECMDGOALS))))
+$(if $(STAGE)$(FOLD),$(if $(filter-out baseline pictures %.pt,$(MAKECMDGOALS)),$(error FOLD and STAGE are of the baseline alone)))
 
 # ---------------------------------------------------------------- three sizes of one pipeline
 place.full   := weights
@@ -62,7 +64,8 @@ flags.demo   := -b 32 --augment flip --mix none --precision float32
 limit.demo   := 1000
 
 # A trial stays away from the files that the documented recipes make.
-place  := $(place.$(SIZE))$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
+trial  := $(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
+place  := $(place.$(SIZE))$(trial)
 seed   := $(if $(filter-out 0,$(SEED)),-seed$(SEED))
 source := $(if $(filter-out 0,$(TEACHER_SEED)),-seed$(TEACHER_SEED))
 taught := $(if $(TEACHER_SEED),$(source),$(seed))
@@ -153,7 +156,7 @@ data $(data)/cifar-10-batches-py/batches.meta: | $(python) ## fetch CIFAR-10 (or
 demo: ## the whole pipeline in miniature, offline, in two to four minutes on two cores
 	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, a job a core:"
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) SIZE=demo TEACHER_SEED=$(SEED) STAGE=basic FOLD=noval pictures
-	@echo; echo "Now look at $(place.demo)/report/report.html, and at the logs, curves and answers in $(place.demo)."
+	@echo; echo "Now look at $(place.demo)$(trial)/report/report.html, and at the logs, curves and answers beside it."
 quick: ## train the one network of SIZE=quick on all images and score it on the test set
 	@$(MAKE) --no-print-directory SIZE=quick one
 one: $(place)/$(name.$(SIZE))-noval$(seed).pt

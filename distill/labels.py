@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 import numpy as np
 import torch
@@ -70,8 +71,8 @@ def flags():
     arguments.add_argument("--average", choices=("mean", "oof"), default="mean",
                            help="all teachers, or only those that have not trained on the image")
     arguments.add_argument("--limit", type=integer(1), metavar="N", help="only the N images of smallest id")
-    arguments.add_argument("--images", metavar="FILE", help="also these images without labels (pickle, npz or PNG "
-                           "folder)")
+    arguments.add_argument("--images", metavar="FILE", help="also these images without labels (pickle, npz or "
+                           "folder of 32x32 pictures)")
     arguments.add_argument("--include-test", action="store_true", help="admit teachers trained with the test images, "
                            "and label those too, for students that are marked likewise")
     arguments.add_argument("--admit-test-images", action="store_true", help="--images may hold test images, for a "
@@ -86,8 +87,7 @@ def main():
     teachers = predict.load(args.weights, device_of(args.device))
     for teacher in teachers:
         teacher.check_kind(args.data)
-        if teacher.provenance["include_test"] and not args.include_test:
-            raise UserError(f"{teacher.file} was trained with the test images: its answers would leak them")
+        teacher.check_teacher(args.include_test)
     whole = data.load(args.data)
     dataset = whole.select(slice(args.limit))
     known = len(dataset)

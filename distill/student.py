@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from distill.table import read_labels
 from distill.unlabelled import with_unlabelled
 from models import MODELS
 from train.baseline import STAGES, Baseline
-from train.engine import checkpoint, data, predict
+from train.engine import data, predict
 from train.engine.command import UserError, autocast, command, device_of, number
 from train.engine.loop import run
 from train.engine.recipe import Recipe, parse, peek, setting
@@ -59,24 +60,22 @@ class Distillation:
     @cached_property
     def identity(self):
         """With the teachers by content; the CSV's content is in the digest of the targets already."""
-        marks = [checkpoint.digest(checkpoint.load_weights(file)["state"]) for file in self.teachers]
-        return super().identity | {"teachers": marks}
+        return super().identity | {"teachers": [network.mark for network in self.networks]}
 
     @property
     def sees_test(self):
         return super().sees_test or self.admit_test_images
 
     @cached_property
+    def networks(self):
+        """The teachers as Networks."""
+        return predict.load(self.teachers, device_of(self.device)) if self.teachers else []
+
+    @cached_property
     def teach(self):
         """The Teachers that answer on the student's own batch."""
-        device = device_of(self.device)
-        networks = predict.load(self.teachers, device)
-        for network in networks:
-            network.check_kind(self.data)
-            if network.provenance["include_test"] and not self.include_test:
-                raise UserError(f"{network.file} was trained with the test images: its answers would leak them")
-        compiling = device.type == "cuda" if self.compile is None else self.compile
-        return Teachers([network.model for network in networks], self.precision, compiling)
+        compiling = device_of(self.device).type == "cuda" if self.compile is None else self.compile
+        return Teachers([network.model for network in self.networks], self.precision, compiling)
 
     def prepare(self, train, model):
         train, soft = super().prepare(train, model)
@@ -85,7 +84,11 @@ class Distillation:
         if self.alpha == 0:
             return train, soft
         if self.teachers:
-            self.teach  # whatever is wrong with them is told before the training
+            whole = data.load(self.data)
+            for network in self.networks:
+                network.check_kind(self.data)
+                network.check_teacher(self.include_test)
+                network.split(whole)
             return train, soft
         only = None if self.include_test else np.concatenate([data.load(self.data).ids, train.ids])
         logits = read_labels(self.labels, train, only)
@@ -144,7 +147,7 @@ def check_source(recipe):
         raise UserError(f"--alpha 0 learns from the labels of the data alone: leave {named[0]} out")
     if recipe.alpha > 0 and len(named) != 1:
         raise UserError("name one source of soft targets, --labels FILE or --teachers WEIGHTS (--alpha 0 needs none)")
-    if recipe.images and recipe.alpha < 1 and not named:
+    if recipe.images and not named:
         raise UserError("--images have no labels: they need teachers")
 
 

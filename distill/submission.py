@@ -5,19 +5,20 @@
     python distill/submission.py weights/seresnet164-fold?.pt --images folder/ --tta --compare earlier.csv
 
 Several weights answer by the mean of their logits. The images are a pickle with b'data' (N, 32, 32, 3) and b'ids', an
-npz with `data` and `ids`, or a folder of PNGs. Seconds on a GPU.
+npz with `data` and `ids`, or a folder of 32x32 pictures. Seconds on a GPU.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 import pandas as pd
 import torch
 
 from distill.unlabelled import load_images
-from train.engine import data, predict
+from train.engine import predict
 from train.engine.checkpoint import write_text
 from train.engine.command import (
     UserError, add_common, check_target, command, complain, count_of, device_of, parser,
@@ -43,7 +44,7 @@ def other_kind(networks, images):
     images: the value of --images; its ids are free, so whether a file holds photographs is taken for granted.
     """
     generated = images == "synthetic"
-    strange = [n.file.name for n in networks if n.provenance["source"].startswith("synthetic") != generated]
+    strange = [network.file.name for network in networks if network.synthetic != generated]
     kinds = ("photographs", "generated shapes") if generated else ("generated shapes", "photographs")
     return f"{', '.join(strange)} learned from {kinds[0]}, and of {kinds[1]} it knows nothing" if strange else None
 
@@ -52,7 +53,7 @@ def other_kind(networks, images):
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("weights", nargs="+", metavar="WEIGHTS", help="one weights file, or several as an ensemble")
-    arguments.add_argument("--images", required=True, metavar="FILE", help="pickle, npz or folder of PNGs")
+    arguments.add_argument("--images", required=True, metavar="FILE", help="pickle, npz or folder of 32x32 pictures")
     arguments.add_argument("--out", "--output", "-o", type=Path, default=Path("submission.csv"), metavar="FILE",
                            help="CSV to write")
     arguments.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
@@ -69,12 +70,13 @@ def main():
         complain(f"warning: {warning}", 0)
     logits = predict.answers(networks, batch, args.tta)
     submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
+    classes = networks[0].classes
     if args.probabilities:
-        submission[list(data.CLASSES)] = logits.softmax(1).numpy()
+        submission[list(classes)] = logits.softmax(1).numpy()
 
-    counts = submission["Labels"].value_counts().reindex(range(len(data.CLASSES)), fill_value=0)
-    for name, count in zip(data.CLASSES, counts):
-        print(f"{name:11s} {count:6,d} {'#' * round(200 * count / len(ids))}")
+    counts = submission["Labels"].value_counts().reindex(range(len(classes)), fill_value=0)
+    for name, count in zip(classes, counts):
+        print(f"{name:16s} {count:6,d} {'#' * round(200 * count / len(ids))}")
     if args.compare:
         print(f"agrees with {args.compare} on {agreement(submission, args.compare):.2f} %")
     write_text(args.out, submission.to_csv(index=False, float_format="%.6f"))

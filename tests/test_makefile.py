@@ -106,6 +106,8 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("baseline", "FOLD=5"), "FOLD=5"), (("submission",), "set IMAGES"),
     (("teachers", "ARGS=--depth 20"), "ARGS are for one script"), (("demo", "ARGS=-b 8"), "ARGS are for one script"),
     (("labels", "distill", "ARGS=-b 8"), "ARGS are for one script"),
+    (("weights/resnet18-fold0.pt", "ARGS=-b 8"), "ARGS are for one script"), (("distill", "FOLD=3"), "of the baseline"),
+    (("SIZE=quick", "teachers", "STAGE=basic"), "of the baseline"),
 ])
 def test_a_wrong_or_missing_value_runs_nothing(make, tmp_path, words, told):
     code, out, calls = make(*words)

@@ -24,6 +24,7 @@ from itertools import chain, count, islice, product, repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +155,8 @@ def build(name):
     """The model of `name` or `name:width`; UserError when there is none."""
     name, _, width = name.partition(":")
     with user_errors(f"--models {name}: "):
+        if width and int(width) < 1:
+            raise ValueError(f"a width is 1 or more, not {width}")
         return models.build(name, **({"width": int(width)} if width else {}))
 
 

@@ -17,13 +17,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
-from train.engine import data, predict, sources
+from train.engine import predict, sources
 from train.engine.checkpoint import write_text
 from train.engine.command import UserError, check_target, command, complain, device_of, parser
 from train.engine.progress import progress
@@ -55,13 +56,6 @@ def collect(paths):
             complaints.append(error)
     images = np.stack(images) if images else np.zeros((0, SIDE, SIDE, 3), np.uint8)
     return files, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), complaints
-
-
-def class_names(networks):
-    """The names of the ten classes: of CIFAR-10, or of the generated shapes that the weights were trained on."""
-    if len({network.synthetic for network in networks}) > 1:
-        raise UserError("--weights: some were trained on photographs and some on generated shapes")
-    return sources.SHAPES if networks[0].synthetic else data.CLASSES
 
 
 def probabilities(networks, images):
@@ -109,7 +103,9 @@ def main():
     check_target("--json", args.json, ".json")
     check_target("--csv", args.csv, ".csv")
     networks = predict.load(args.weights, device_of(args.device))
-    names = class_names(networks)
+    if len({network.synthetic for network in networks}) > 1:
+        raise UserError("--weights: some were trained on photographs and some on generated shapes")
+    names = networks[0].classes
     if networks[0].synthetic:
         complain("these weights know generated shapes and no photographs: their classes are shapes", 0)
     complain(f"every picture gets one of {', '.join(names)}, also one that shows none of them", 0)

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 import torch
 
@@ -24,8 +25,8 @@ import models
 from augment.basic import derive
 from augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.engine import checkpoint, data, people, plots, predict
-from train.engine.checkpoint import write, write_text
-from train.engine.command import UserError, add_common, check_target, command, count_of, device_of, integer, parser
+from train.engine.checkpoint import write_text
+from train.engine.command import UserError, add_common, check_target, command, device_of, integer, parser
 from train.engine.progress import progress
 
 
@@ -98,19 +99,11 @@ def corrupted(networks, dataset, tta=False):
 # ---------------------------------------------------------------- the command
 
 
-def show_trained(network):
-    """How a network came about: what a score without it may be mistaken for."""
-    recipe, images = network.content["recipe"], network.provenance["images"]
-    held_out = "none held out" if network.fold is None else f"fold {network.fold} held out"
-    print(f"{network.file.name}: trained for {count_of(recipe['epochs'], 'epoch')} on {count_of(images, 'image')}, "
-          f"{held_out}, seed {recipe['seed']}, by `{network.provenance['command']}`")
-
-
-def show(figures):
+def show(figures, classes):
     print(f"{figures['model']}: {figures['params']:,} parameters, {figures['macs'] / 1e6:,.0f} M multiply-accumulates")
     print(f"test top-1 {figures['top1']:.2f} % of {figures['images']:,} images, "
           f"nll {figures['nll']:.4f}, ece {figures['ece']:.4f}{', with flip TTA' if figures['tta'] else ''}")
-    print("per class: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(data.CLASSES, figures["per_class"])))
+    print("per class: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(classes, figures["per_class"])))
 
 
 def show_humans(figures):
@@ -172,8 +165,8 @@ def main():
 
     figures, logits = score(networks, dataset, args.tta)
     for network in networks:
-        show_trained(network)
-    show(figures)
+        print(f"{network.file.name}: {network.origin}")
+    show(figures, dataset.classes)
     if args.calibrate:
         figures["calibrated"] = fit = calibrate(networks, val, logits, dataset.labels, args.tta)
         print(f"at temperature {fit['temperature']:.3f}, fitted on {fit['fold_images']:,} images of fold "
@@ -184,7 +177,7 @@ def main():
         figures["humans"] = people.figures(logits, dataset.labels, opinions)
         show_humans(figures["humans"])
     if args.mistakes:
-        write(args.mistakes, lambda handle: plots.mistakes(handle, dataset, logits))
+        plots.mistakes(args.mistakes, dataset, logits)
         print(f"{args.mistakes}: the most confident mistakes")
     if args.corruptions:
         figures["corruptions"] = corrupted(networks, dataset, args.tta)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ def main():
     check_target("--out", args.out, ".png")
     images = data.load(args.data).images[:COLUMNS]
     panels = [[("original", images), *operation_rows(images)], list(random_rows(images, args.seed))]
-    write(args.out, lambda handle: draw(panels, handle))
+    draw(panels, args.out)
     print(f"wrote {args.out}")
 
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 from augment.basic import normalize
-from train.engine.command import command, integer
+from train.engine.command import command, integer, number
 from train.engine.loop import run
 from train.engine.recipe import Recipe, parse, setting
 
@@ -35,6 +36,7 @@ class Quick(Recipe):
     momentum: float = 0.85
     weight_decay: float = 1.3e-3
     warmup_epochs: float = 2.0
+    warmup_lr: float | None = setting(None, "learning rate that the warm-up begins from [lr / 5]", number(0))
     smoothing: float = 0.2
     augment: tuple = ("shift",)
     alternate_flip: bool = True
@@ -45,19 +47,19 @@ class Quick(Recipe):
     residual: bool = setting(False, "a third convolution a stage, with a shortcut", None, "model", model=True)
 
     def learning_rate(self, step, steps):
-        """Straight up from a fifth of the peak during the warm-up, and straight down after it."""
-        warmup = self.warmup_steps(steps)
+        """Straight up during the warm-up, from a fifth of the peak, and straight down after it."""
+        warmup, first = self.warmup_steps(steps), 0.2 if self.warmup_lr is None else self.warmup_lr / self.lr
         if step < warmup:
-            return self.lr * (0.2 + 0.8 * step / warmup)
+            return self.lr * (first + (1 - first) * step / warmup)
         return self.min_lr + (self.lr - self.min_lr) * (steps - step) / max(1, steps - warmup)
 
     def parameter_groups(self, model):
         """The normalizations' shifts learn faster, with the same decay per step: it counts times the learning rate."""
-        learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        shifts = [name for name in learned if name.startswith("stage") and name.endswith("bias")]
-        return [{"params": [p for name, p in learned.items() if name not in shifts]},
-                {"params": [learned[name] for name in shifts], "lr_scale": SHIFT_LR,
-                 "weight_decay": self.weight_decay / SHIFT_LR if self.decay_all else 0.0}]
+        shifts = {p: name for name, p in model.named_parameters() if name.startswith("stage") and name.endswith("bias")}
+        others = [group | {"params": [p for p in group["params"] if p not in shifts]}
+                  for group in super().parameter_groups(model)]
+        return [*others, {"params": list(shifts), "lr_scale": SHIFT_LR,
+                          "weight_decay": self.weight_decay / SHIFT_LR if self.decay_all else 0.0}]
 
     def prepare(self, train, model):
         """Compute the first layer from the first training images."""

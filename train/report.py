@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # a library that is missing is told in one line
 
 import pandas as pd
 
@@ -168,7 +169,7 @@ def draw(folder, table, results, logs, official):
     for best in single[:1].to_dict("records"):
         run = next(run for run in results if (run["weights"], run["tta"]) == (best["weights"], best["tta"]))
         name = run["run"] + (", TTA" if run["tta"] else "")
-        plots.confusion(folder / "confusion.png", run["confusion"],
+        plots.confusion(folder / "confusion.png", run["confusion"], data.class_names("" if official else "synthetic"),
                         f"{name}: {run['top1']:.2f} % of {run['images']:,} images")
         plots.reliability(folder / "reliability.png", run["reliability"],
                           f"{name}: calibration error {100 * run['ece']:.2f} %")

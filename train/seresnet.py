@@ -32,7 +32,7 @@ class SEResNet(Recipe):
     reduction: int = setting(4, "of squeeze and excitation", integer(1), "model", model=True)
     zero_init: bool = setting(True, "zero-initialise the last normalization of each block", None, "model", model=True)
     head_std: float | None = setting(None, "deviation of the head's first weights [inputs ** -0.5]",
-                                     number(0, above=True), "model", model=True, metavar="X")
+                                     number(0, above=True), "model", model=True)
 
 
 @command

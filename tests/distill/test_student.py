@@ -197,6 +197,14 @@ def test_other_teachers_are_another_recipe(train, teachers):
     assert "the saved run differs from this command (teachers" in told
 
 
+def test_teachers_of_other_images_are_refused(toy_set, tmp_path, train):
+    content = write_weights(tmp_path / "other.pt", toy_set)
+    content["provenance"]["train_digest"] = "0" * 64
+    checkpoint.save(tmp_path / "other.pt", content)
+    told = train("student", *RESNET, "--teachers", tmp_path / "other.pt", code=2)
+    assert "was trained on other images than those of" in told and not (tmp_path / "student.last.pt").exists()
+
+
 def test_teachers_stay_in_evaluation_mode_and_unchanged(teachers):
     teach = student.student_of("resnet18")(teachers=tuple(teachers), device="cpu", precision="float32").teach
     before = [checkpoint.digest(network.state_dict()) for network in teach.networks]

@@ -9,7 +9,7 @@ import torch
 
 import toy
 from distill import submission
-from train.engine import checkpoint, data, predict
+from train.engine import checkpoint, data, predict, sources
 from untrained import write_weights
 
 
@@ -45,6 +45,15 @@ def test_a_submission_is_complete_and_the_ensemble_is_the_mean(files, run):
     assert "on 100.00 %" in run(weights, "--compare", out, "--tta")[1]
     code, _, err = run(weights, "--compare", images)
     assert code == 2 and err.count("\n") == 1 and "is not a submission" in err
+
+
+def test_generated_classes_have_names_of_their_own(files, run):
+    content = checkpoint.load(files[0][0])
+    content["provenance"]["source"] = "synthetic"
+    checkpoint.save(files[0][0], content)
+    code, printed, err = run(files[0][:1], "--probabilities")
+    assert code == 0 and "generated shapes" in err and "airplane" not in printed
+    assert list(pd.read_csv(files[2])) == ["ID", "Labels", *sources.SHAPES] and sources.SHAPES[9] in printed
 
 
 def test_probabilities_stand_under_the_names_of_the_classes(files, run):

@@ -1,5 +1,7 @@
 """The quick recipe: its schedule, parameter groups and mirroring against numbers by hand, and a run of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,19 +19,23 @@ def test_the_triangle_by_hand():
     recipe = quick.Quick(epochs=10, warmup_epochs=4.0, lr=2.0, min_lr=0.2)  # a fifth of the run is two epochs
     rates = [recipe.learning_rate(step, 10) for step in range(10)]
     assert rates == pytest.approx([0.4, 1.2, 2.0, 1.775, 1.55, 1.325, 1.1, 0.875, 0.65, 0.425])
+    rates = [replace(recipe, warmup_lr=1.0).learning_rate(step, 10) for step in range(4)]
+    assert rates == pytest.approx([1.0, 1.5, 2.0, 1.775])
 
 
-@pytest.mark.parametrize("decay_all, decays", [(True, [1.3e-3, 1.3e-3]), (False, [1.3e-3, 0.0])])
+@pytest.mark.parametrize("decay_all, decays", [(True, [1.3e-3] * 3), (False, [1.3e-3, 0.0, 0.0])])
 def test_the_shifts_learn_faster_with_the_same_decay_per_step_and_frozen_weights_are_in_no_group(decay_all, decays):
     recipe = quick.Quick(decay_all=decay_all)
     model = models.build("fastnet", width=4)
-    others, shifts = recipe.parameter_groups(model)
-    optimizer = torch.optim.SGD([others, shifts], lr=1, weight_decay=recipe.weight_decay)
-    steps = [group["weight_decay"] * group.get("lr_scale", 1) for group in optimizer.param_groups]
-    assert steps == pytest.approx(decays) and shifts["lr_scale"] == 64
-    assert any(p is model.whitening.bias for p in others["params"]) and {p.dim() for p in shifts["params"]} == {1}
+    optimizer = torch.optim.SGD(recipe.parameter_groups(model), lr=1, weight_decay=recipe.weight_decay)
+    decay = {p: group["weight_decay"] * group.get("lr_scale", 1) for group in optimizer.param_groups
+             for p in group["params"]}
+    shifts = [layer.bias for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    *others, last = optimizer.param_groups
+    assert last["params"] == shifts and last["lr_scale"] == 64 and not any("lr_scale" in group for group in others)
+    assert [decay[p] for p in (model.stage1[0].weight, shifts[0], model.whitening.bias)] == pytest.approx(decays)
     learned = [p for p in model.parameters() if p.requires_grad]
-    assert len(others["params"]) + len(shifts["params"]) == len(learned) == 8 + 6
+    assert len(decay) == len(learned) == 8 + 6 and set(decay) == set(learned)
     assert all(p is not model.whitening.weight for p in learned)
 
 

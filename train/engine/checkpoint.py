@@ -35,8 +35,8 @@ class Damaged(Exception):
 def write(path, save, backup=None):
     """Call `save(handle)` on a temporary file beside `path`, flush it, and move it over `path`.
 
-    backup: a path under which the old content is kept. Raises OSError (disk full, read-only folder); what `path` held
-    is then still there, and no temporary file is left.
+    backup: a path under which the old content is kept. Raises OSError that names `path` (disk full, read-only folder);
+    what it held is then still there, and no temporary file is left.
     """
     path = Path(path)
     handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
@@ -49,8 +49,10 @@ def write(path, save, backup=None):
         if backup and path.exists():
             os.replace(path, backup)
         os.replace(handle.name, path)
-    except BaseException:
+    except BaseException as error:
         Path(handle.name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path))
         raise
     flush_folder(path.parent)
 

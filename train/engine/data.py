@@ -49,6 +49,11 @@ class Dataset:
         return len(self.ids)
 
     @property
+    def classes(self):
+        """The names of the ten classes."""
+        return class_names(self.source)
+
+    @property
     def digest(self):
         """64 hex digits that stand for every pixel, every label and nothing else."""
         return digest(self.ids, self.labels.numpy())
@@ -57,6 +62,11 @@ class Dataset:
         """The Dataset of some rows: a slice, a boolean mask or indices, as numpy takes them."""
         kept = torch.from_numpy(np.arange(len(self))[rows])
         return Dataset(self.images[kept], self.labels[kept], self.ids[rows], self.source)
+
+
+def class_names(source):
+    """The names of the ten classes: CIFAR-10's, or of the shapes where the images were generated."""
+    return sources.SHAPES if str(source).startswith("synthetic") else CLASSES
 
 
 def image_ids(images):

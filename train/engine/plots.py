@@ -1,6 +1,6 @@
 """The pictures of the report and of `evaluate --mistakes`, in one style: thin lines, and a legend that hides nothing.
 
-Each function draws one figure and writes it as a PNG to a path or an open file. Nothing needs a screen.
+Each function draws one figure and writes it as a PNG, whole or not at all. Nothing needs a screen.
 """
 
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from train.engine.data import CLASSES
+from train.engine.checkpoint import write
 
 INK, GREY, PALE = "#22303c", "#7d8b99", "#e6eaee"
 COLOURS = ("#1f6fb2", "#d1662a", "#2e8b6a", "#8a55a8", "#b5892b", "#c2405f", "#4aa3b8", "#6b7a3a")
@@ -42,7 +42,7 @@ def figure(file, size, *shape):
         sheet, axes = plt.subplots(*shape, figsize=size)
         try:
             yield sheet, axes
-            sheet.savefig(file, format="png", metadata={"Software": None})
+            write(file, lambda handle: sheet.savefig(handle, format="png", metadata={"Software": None}))
         finally:
             plt.close(sheet)
 
@@ -74,8 +74,8 @@ def curves(file, logs):
         sheet.supxlabel("thick: validation fold      thin: training images, as augmented", color=GREY, fontsize=8.5)
 
 
-def confusion(file, counts, title):
-    """Counts (10, 10), row the true class; the colours are scaled to the mistakes, the right answers stand apart."""
+def confusion(file, counts, classes, title):
+    """Counts (10, 10), row the true class, with their names; the colours are scaled to the mistakes, the right answers stand apart."""
     counts = np.asarray(counts)
     right = np.eye(len(counts), dtype=bool)
     worst = max(1, counts[~right].max())
@@ -86,8 +86,8 @@ def confusion(file, counts, title):
             axes.text(column, row, f"{count:,}" if count else "·", ha="center", va="center", fontsize=8.5,
                       color="white" if strong else INK if count else GREY, weight="bold" if row == column else "normal")
         axes.set(title=title, xlabel="answer", ylabel="true class")
-        axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(CLASSES)), CLASSES)
+        axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), classes)
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -159,6 +159,6 @@ def mistakes(file, dataset, logits, rows=5, columns=8):
             axes.axis("off")
         for axes, index in zip(panels.flat, worst):
             axes.imshow(dataset.images[index].permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set_title(CLASSES[dataset.labels[index]], fontsize=8.5, loc="center", pad=3)
-            axes.text(0.5, -0.04, f"{CLASSES[answer[index]]} {100 * confidence[index]:.0f} %", color=COLOURS[1],
+            axes.set_title(dataset.classes[dataset.labels[index]], fontsize=8.5, loc="center", pad=3)
+            axes.text(0.5, -0.04, f"{dataset.classes[answer[index]]} {100 * confidence[index]:.0f} %", color=COLOURS[1],
                       transform=axes.transAxes, ha="center", va="top", fontsize=8.5)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import models
 from augment.basic import normalize
 from train.engine import checkpoint, data
-from train.engine.command import ROOT, UserError, short_path, user_errors
+from train.engine.command import ROOT, UserError, count_of, short_path, user_errors
 from train.engine.progress import progress
 
 RELEASED = ROOT / "weights" / "released.pt"
@@ -61,11 +61,29 @@ class Network:
         """Whether it was trained on the generated shapes."""
         return self.provenance["source"].startswith("synthetic")
 
+    @property
+    def classes(self):
+        """The names of the ten classes that it knows."""
+        return data.class_names(self.provenance["source"])
+
+    @property
+    def origin(self):
+        """How it came about, in a sentence: what a score without it may be mistaken for."""
+        recipe, about = self.content["recipe"], self.provenance
+        held_out = "none held out" if self.fold is None else f"fold {self.fold} held out"
+        return (f"trained for {count_of(recipe['epochs'], 'epoch')} on {count_of(about['images'], 'image')}, {held_out}, "
+                f"seed {recipe['seed']}, by `{about['command']}`")
+
     def check_clean(self, where=""):
         """Raises Contaminated for weights trained with the test images: they have no test accuracy."""
         if self.provenance["include_test"]:
             raise Contaminated(f"{where}CONTAMINATED: {self.file} was trained with the test images; it has no test "
                                f"accuracy")
+
+    def check_teacher(self, admitted):
+        """UserError for weights trained with the test images, unless they are `admitted`: students would learn them."""
+        if self.provenance["include_test"] and not admitted:
+            raise UserError(f"{self.file} was trained with the test images: its answers would leak them")
 
     def check_budget(self):
         """UserError above BUDGET parameters."""

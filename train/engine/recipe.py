@@ -204,7 +204,7 @@ def read_flags(kind, args):
     values["fold"] = None if args.noval else kind.fold if args.fold is None else args.fold
     recipe = kind(**values)
     for name in ("min_lr", "warmup_lr"):
-        if getattr(recipe, name) > recipe.lr:
+        if (getattr(recipe, name) or 0) > recipe.lr:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {getattr(recipe, name)} is above --lr {recipe.lr}: it should be at most that")
     if recipe.nesterov and recipe.momentum == 0:
@@ -232,7 +232,7 @@ def add_flags(arguments, kind):
             group.add_argument(*flags, action=action, help=about["help"], **default)
             continue
         if "choices" not in extra:
-            extra.setdefault("metavar", "X" if f.type is float else "N")
+            extra.setdefault("metavar", "X" if f.type in (float, float | None) else "N")
         if f.name == "fold":  # None until it is given: with --noval it would contradict
             default, help = {}, f"{about['help']} [{f.default}]"
             group.add_argument(*flags, type=about["type"], help=help, **extra)

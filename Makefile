@@ -9,6 +9,8 @@ SHELL   := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
+# What was typed goes into the weights; paths of this machine do not.
+export MADE_BY ?= $(strip $(MAKECMDGOALS) $(filter-out DATA=% VENV=% PYTHON=% WEIGHTS=% IMAGES=%,$(MAKEOVERRIDES)))
 .DEFAULT_GOAL := help
 
 ##: SIZE=quick          demo, quick or full: which networks           make SIZE=quick teachers labels distill control report

@@ -94,8 +94,8 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     listed = {line.split()[1]: line.split()[2:] for line in out.splitlines() if line.startswith("  make ")}
     assert code == 0 and set(listed) == phony - {"ask", "one", "pictures"} and all(listed.values())
     variables = out.partition("Variables")[2]
-    for name in {*re.findall(r"\$\((?:call one_of,)?([A-Z_]{3,})[):,]", text)} - {"SHELL", "MAKE", "MAKECMDGOALS",
-                                                                                "MAKEFILE_LIST"}:
+    for name in {*re.findall(r"\$\((?:call one_of,)?([A-Z_]{3,})[):,]", text)} - {
+            "SHELL", "MAKE", "MAKECMDGOALS", "MAKEFILE_LIST", "MAKEOVERRIDES"}:
         assert re.search(rf"\b{name}=", variables) or name in variables, name
 
 
@@ -151,6 +151,13 @@ def test_the_size_of_the_documented_recipes_adds_no_flag(make):
     assert calls[0] == ["train/seresnet.py", *common, "--fold", "0", "--out", "weights/seresnet164-fold0.pt"]
     wide = ["--width", "64", "--se", *common, "--noval", "--out", "weights/shakeshake26-64-se-noval.pt"]
     assert calls[6] == ["train/shakeshake.py", *wide]
+
+
+def test_what_was_typed_goes_down_to_the_scripts_without_paths(make, tmp_path):
+    (tmp_path / "python").write_text(STAND_IN.replace("while", 'echo "$MADE_BY" >> typed; while', 1))
+    make("quick", "SEED=3", "ARGS=-b 512", "DEVICE=cpu")
+    assert {*map(frozenset, map(str.split, (tmp_path / "typed").read_text().splitlines()))} == {
+        frozenset({"quick", "SEED=3", "ARGS=-b\\", "512", "DEVICE=cpu"})}
 
 
 def test_quick_is_the_one_network_of_its_size_on_all_images(make):

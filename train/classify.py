@@ -26,7 +26,7 @@ from PIL import Image
 
 from train.engine import predict, sources
 from train.engine.checkpoint import write_text
-from train.engine.command import UserError, check_target, command, complain, device_of, parser
+from train.engine.command import DEVICE, UserError, check_target, command, complain, device_of, parser
 from train.engine.progress import progress
 
 SIDE, LIKELIEST = 32, 3
@@ -93,7 +93,7 @@ def flags():
     add("--weights", nargs="+", default=[], metavar="FILE", help="one weights file, or several (default: the released)")
     add("--json", type=Path, metavar="FILE", help="also write the answers, with all ten probabilities, there")
     add("--csv", type=Path, metavar="FILE", help="the same as a table")
-    add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+    add("--device", **DEVICE)
     return arguments
 
 

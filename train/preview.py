@@ -21,7 +21,7 @@ from augment.ops import OPS
 from augment.policies import AUTOAUGMENT_SPACE, NAMES, SIGNED
 from train.engine import data
 from train.engine.checkpoint import write
-from train.engine.command import ROOT, check_target, command, integer, parser
+from train.engine.command import DATA, check_target, command, integer, parser
 from train.engine.plots import figure
 
 COLUMNS = 8
@@ -64,7 +64,7 @@ def draw(panels, out):
 @command
 def main():
     arguments = parser(__doc__)
-    arguments.add_argument("--data", default=str(ROOT / "data"), metavar="PATH", help="folder, or synthetic")
+    arguments.add_argument("--data", **DATA)
     arguments.add_argument("--out", type=Path, default=Path("augment.png"), metavar="FILE", help="picture to write")
     arguments.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of the random rows")
     args = arguments.parse_args()

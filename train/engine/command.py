@@ -131,11 +131,16 @@ def parser(doc):
     return Parser(description=summary, formatter_class=lambda prog: Help(prog, max_help_position=32, width=110))
 
 
+# The two flags that recipes and tools share.
+DATA = dict(default=str(ROOT / "data"), help="folder with the images (fetched when absent), or synthetic",
+            metavar="PATH")
+DEVICE = dict(default="auto", help="where to compute", choices=("auto", "cuda", "cpu"))
+
+
 def add_common(arguments):
-    """--data and --device, as every tool has them."""
-    arguments.add_argument("--data", default=str(ROOT / "data"), metavar="PATH",
-                           help="folder with the images (fetched when absent), or synthetic")
-    arguments.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute")
+    """--data and --device."""
+    arguments.add_argument("--data", **DATA)
+    arguments.add_argument("--device", **DEVICE)
 
 
 def check_target(flag, file, suffix):

@@ -75,7 +75,7 @@ def curves(file, logs):
 
 
 def confusion(file, counts, classes, title):
-    """Counts (10, 10), row the true class, with their names; the colours are scaled to the mistakes, the right answers stand apart."""
+    """Counts (10, 10), row the true class; the colours are scaled to the mistakes, the right answers stand apart."""
     counts = np.asarray(counts)
     right = np.eye(len(counts), dtype=bool)
     worst = max(1, counts[~right].max())

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from augment import AUGMENTATIONS, MIXES, describe, mixing, pipeline
 from train.engine import parallel
-from train.engine.command import ROOT, Parser, UserError, device_of, integer, number, parser, precision_of
+from train.engine.command import DATA, DEVICE, Parser, UserError, device_of, integer, number, parser, precision_of
 
 
 def setting(default, help, type=None, group="training", identity=True, model=False, **extra):
@@ -51,8 +51,7 @@ class Recipe:
     """
 
     model: str = field(default="resnet18", metadata={"identity": True, "model": False})
-    data: str = setting(str(ROOT / "data"), "folder with the images (fetched when absent), or synthetic",
-                        group="data", identity=False, metavar="PATH")
+    data: str = setting(**DATA, group="data", identity=False)
     fold: int | None = setting(0, "hold out this fifth of the training images, 0 to 4", integer(0, 4), "data",
                                metavar="K")
     limit: int | None = setting(None, "only the N images of smallest id, for a trial", integer(1), "data", metavar="N")
@@ -82,7 +81,7 @@ class Recipe:
 
     out: str | None = setting(None, "weights file to write (default: weights/<run>.pt)", None, "run", False,
                               metavar="FILE", alias="--output")
-    device: str = setting("auto", "where to compute", str, "run", False, choices=("auto", "cuda", "cpu"))
+    device: str = setting(**DEVICE, type=str, group="run", identity=False)
     precision: str = setting("auto", "of training; auto: bfloat16 where the processor has units for it", str, "run",
                              choices=("auto", "float32", "bfloat16"))
     compile: bool | None = setting(None, "torch.compile the model (default: on CUDA, for long runs)", None, "run",

@@ -148,7 +148,8 @@ def provenance(state, train, labelled, code):
     """
     params, recipe = models.parameter_count(state.model), state.recipe
     return {
-        "run": state.files.weights.stem, "command": command_line(), "name": state.model.name, "params": params,
+        "run": state.files.weights.stem, "command": command_line(), "make": os.getenv("MADE_BY", ""),
+        "name": state.model.name, "params": params,
         "over_budget": params > models.BUDGET, "include_test": recipe.sees_test, "images": len(train),
         "unlabelled": int((train.labels < 0).sum()), "train_digest": labelled.digest,
         "source": Path(train.source).name, "steps": state.step, "seconds": sum(row["seconds"] for row in state.rows),

@@ -30,20 +30,7 @@ from train.engine.command import UserError, add_common, check_target, command, d
 from train.engine.progress import progress
 
 
-def score(networks, dataset, tta=False):
-    """(figures, logits) of Networks on a Dataset: the dict that --json writes, and float32 (N, 10)."""
-    logits = predict.answers(networks, dataset.images, tta)
-    figures = {
-        "model": " + ".join(network.model.name for network in networks),
-        "weights": [network.file.name for network in networks],
-        "params": sum(models.parameter_count(network.model) for network in networks),
-        "macs": sum(models.macs(network.model) for network in networks),
-        "tta": tta, "images": len(dataset), **predict.figures(logits, dataset.labels), "data": dataset.digest,
-    }
-    return figures, logits
-
-
-def held_out(networks, dataset):
+def common_fold(networks, dataset):
     """The training images that every network has held out: the Dataset of their common fold.
 
     dataset: the whole training set. Raises UserError when there is no common fold, or when a network was trained on
@@ -64,67 +51,23 @@ def held_out(networks, dataset):
     return min(parts, key=len)  # what a smaller limit holds out is part of what a larger one does
 
 
-def calibrate(networks, val, logits, labels, tta=False):
-    """{temperature, nll, ece, fold, fold_images}: fitted on the held-out images `val`, scored on the test logits."""
-    fitted = predict.temperature(predict.answers(networks, val.images, tta), val.labels)
-    cooled = logits.double() / fitted
-    return {"temperature": fitted, "nll": predict.nll(cooled, labels), "ece": predict.ece(cooled, labels),
-            "fold": networks[0].fold, "fold_images": len(val)}
-
-
-def check_store(args):
-    """UserError where --store has no temperature to keep, or not the one that classify would divide by."""
-    if args.store and not args.calibrate:
-        raise UserError("--store keeps the temperature of --calibrate: add that")
-    if args.store and (args.tta or len(args.weights) > 1):
-        raise UserError("--store is for one network without --tta: classify answers by that")
-
-
-def store(network, temperature):
-    """Put the temperature into the weights file of a Network, which is otherwise left as it is."""
-    checkpoint.save(network.file, network.content | {"temperature": temperature})
-    print(f"{network.file}: the temperature is stored")
-
-
-def corrupted(networks, dataset, tta=False):
-    """{corruption: [top-1 in percent at severity 1 to 5]}."""
+def score_corruptions(networks, dataset, tta):
+    """{corruption: [top-1 in percent at severity 1 to 5]}, which it also prints as a table."""
     accuracy = {name: [] for name in CORRUPTIONS}
     for name, severity in progress([(n, s) for n in CORRUPTIONS for s in SEVERITIES], "corruptions", unit="set"):
         generator = torch.Generator().manual_seed(derive(0, "corruption", name, severity))
         images = corrupt(dataset.images, name, severity, generator)
         accuracy[name].append(predict.accuracy(predict.answers(networks, images, tta, bars=False), dataset.labels))
-    return accuracy
 
-
-# ---------------------------------------------------------------- the command
-
-
-def show(figures, classes):
-    print(f"{figures['model']}: {figures['params']:,} parameters, {figures['macs'] / 1e6:,.0f} M multiply-accumulates")
-    print(f"test top-1 {figures['top1']:.2f} % of {figures['images']:,} images, "
-          f"nll {figures['nll']:.4f}, ece {figures['ece']:.4f}{', with flip TTA' if figures['tta'] else ''}")
-    print("per class: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(classes, figures["per_class"])))
-
-
-def show_humans(figures):
-    print(f"top-1 {figures['top1_corrected']:.2f} % on corrected labels, without {figures['undecided']:,} that have no "
-          f"majority; {figures['top1_apart']:.2f} % without {figures['twins']:,} images that have a near twin among "
-          f"the training images")
-    print(f"cross-entropy {figures['nll_votes']:.4f} against people's votes, {figures['nll']:.4f} against the labels; "
-          f"{figures['agreement']:.2f} % of the people would give its answers, {figures['label_agreement']:.2f} % the "
-          f"labels")
-
-
-def show_corrupted(accuracy):
-    def mean(values):
-        return sum(values) / len(values)
+    def print_row(title, *columns):
+        print(f"{title:16}" + "".join(f"{sum(values) / len(values):7.2f}" for values in columns))
 
     print("\ntop-1 in percent on approximations of CIFAR-10-C, by severity")
     print(f"{'':16}" + "".join(f"{name:>7}" for name in [*SEVERITIES, "mean"]))
     for name, values in accuracy.items():
-        print(f"{name:16}" + "".join(f"{value:7.2f}" for value in [*values, mean(values)]))
-    columns = [*zip(*accuracy.values()), sum(accuracy.values(), [])]
-    print(f"{'mean':16}" + "".join(f"{mean(values):7.2f}" for values in columns))
+        print_row(name, *zip(values), values)
+    print_row("mean", *zip(*accuracy.values()), sum(accuracy.values(), []))
+    return accuracy
 
 
 def flags():
@@ -151,37 +94,61 @@ def main():
     # Whatever can be refused is refused before the work.
     check_target("--json", args.json, ".json")
     check_target("--mistakes", args.mistakes, ".png")
-    check_store(args)
+    if args.store and not args.calibrate:
+        raise UserError("--store keeps the temperature of --calibrate: add that")
+    if args.store and (args.tta or len(args.weights) > 1):
+        raise UserError("--store is for one network without --tta: classify answers by that")
     networks = predict.load(args.weights, device_of(args.device))
     for network in networks:
         network.check_clean()
         network.check_kind(args.data)
         if args.budget:
             network.check_budget()
-    val = held_out(networks, data.load(args.data, "train")) if args.calibrate else None
+    val = common_fold(networks, data.load(args.data, "train")) if args.calibrate else None
     test = data.load(args.data, "test")
     opinions = people.read(args.humans, test, args.limit) if args.humans else None
-    dataset = test.select(slice(args.limit))
+    test = test.select(slice(args.limit))
 
-    figures, logits = score(networks, dataset, args.tta)
+    logits, labels = predict.answers(networks, test.images, args.tta), test.labels
+    figures = {
+        "model": " + ".join(network.model.name for network in networks),
+        "weights": [network.file.name for network in networks],
+        "params": sum(models.parameter_count(network.model) for network in networks),
+        "macs": sum(models.macs(network.model) for network in networks),
+        "tta": args.tta, "images": len(test), **predict.figures(logits, labels), "data": test.digest,
+    }
     for network in networks:
         print(f"{network.file.name}: {network.origin}")
-    show(figures, dataset.classes)
+    print(f"{figures['model']}: {figures['params']:,} parameters, {figures['macs'] / 1e6:,.0f} M multiply-accumulates")
+    print(f"test top-1 {figures['top1']:.2f} % of {figures['images']:,} images, "
+          f"nll {figures['nll']:.4f}, ece {figures['ece']:.4f}{', with flip TTA' if args.tta else ''}")
+    print("per class: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(test.classes, figures["per_class"])))
+
     if args.calibrate:
-        figures["calibrated"] = fit = calibrate(networks, val, logits, dataset.labels, args.tta)
-        print(f"at temperature {fit['temperature']:.3f}, fitted on {fit['fold_images']:,} images of fold "
-              f"{fit['fold']}: nll {fit['nll']:.4f}, ece {fit['ece']:.4f}")
+        temperature = predict.temperature(predict.answers(networks, val.images, args.tta), val.labels)
+        cooled = logits.double() / temperature
+        figures["calibrated"] = fit = {
+            "temperature": temperature, "nll": predict.nll(cooled, labels), "ece": predict.ece(cooled, labels),
+            "fold": networks[0].fold, "fold_images": len(val)}
+        print(f"at temperature {temperature:.3f}, fitted on {len(val):,} images of fold {fit['fold']}: "
+              f"nll {fit['nll']:.4f}, ece {fit['ece']:.4f}")
     if args.store:
-        store(networks[0], fit["temperature"])
+        [network] = networks
+        checkpoint.save(network.file, network.content | {"temperature": temperature})
+        print(f"{network.file}: the temperature is stored")
     if opinions:
-        figures["humans"] = people.figures(logits, dataset.labels, opinions)
-        show_humans(figures["humans"])
+        figures["humans"] = said = people.figures(logits, labels, opinions)
+        print(f"top-1 {said['top1_corrected']:.2f} % on corrected labels, without {said['undecided']:,} that have no "
+              f"majority; {said['top1_apart']:.2f} % without {said['twins']:,} images that have a near twin among the "
+              f"training images")
+        print(f"cross-entropy {said['nll_votes']:.4f} against people's votes, {said['nll']:.4f} against the labels; "
+              f"{said['agreement']:.2f} % of the people would give its answers, {said['label_agreement']:.2f} % the "
+              f"labels")
     if args.mistakes:
-        plots.mistakes(args.mistakes, dataset, logits)
+        plots.mistakes(args.mistakes, test, logits)
         print(f"{args.mistakes}: the most confident mistakes")
     if args.corruptions:
-        figures["corruptions"] = corrupted(networks, dataset, args.tta)
-        show_corrupted(figures["corruptions"])
+        figures["corruptions"] = score_corruptions(networks, test, args.tta)
     if args.json:
         write_text(args.json, json.dumps(figures, indent=1) + "\n")
 

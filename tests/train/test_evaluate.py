@@ -159,7 +159,7 @@ def test_calibration_is_refused_on_other_images_than_those_of_the_training(tmp_p
 def test_held_out_images_were_trained_on_by_none(toy_set, written):
     loaded = predict.load(written({"fold": 1, "limit": 40}, {"fold": 1}, {"fold": 1, "limit": 50}))
     training = data.load(toy_set)
-    held = set(evaluate.held_out(loaded, training).ids)
+    held = set(evaluate.common_fold(loaded, training).ids)
     assert held
     for network in loaded:
         train, val = data.split(training, 1, network.content["recipe"]["limit"])

@@ -3,16 +3,18 @@
     python train/report.py                                        all finished weights under weights/
     python train/report.py weights/seresnet164-fold?.pt --tta
     python train/report.py --humans humans.csv                    also accuracy by what people say of the test images
-    python train/report.py weights/quick --readme README.md       put the table of a folder between the markers there
+    python train/report.py weights/quick --readme README.md       put the table of a folder between the markers there,
+                             --picture weights/cost.png           and what accuracy costs into a picture
     python train/report.py --ensemble teachers weights/seresnet164-fold?.pt     a row for their mean
     python train/report.py --baseline A.pt --teachers B.pt C.pt --control D.pt --student E.pt    what teachers gain
     python train/report.py --compare weights/student.pt weights/seresnet164-noval.pt     two networks, or seeds:
     python train/report.py --compare "weights/student-seed*.pt" "weights/control-seed*.pt"
     python train/report.py --diff A.pt B.pt                       how two runs differ: recipe, data, versions, command
 
-Every weights file is scored on the test set once: its answers are kept beside the report and its figures in results/,
+Every weights file is scored on the test set once: its answers are kept beside the report and its result in results/,
 so a repeat takes seconds, and results whose weights are not here stay in the table. A first pass takes about a minute
-per network on two CPU cores.
+per network on two CPU cores. The way of a figure: weights or kept results -> a list of results (`gather`) -> the table,
+a row for all runs that differ by their seed only (`results.group`) -> texts, pictures and the page (`write_report`).
 """
 
 import os
@@ -27,8 +29,8 @@ import pandas as pd
 
 import models
 from train.engine import checkpoint, data, plots, predict
-from train.engine.checkpoint import write_text
-from train.engine.command import ROOT, UserError, add_common, command, complain, count_of, device_of, parser
+from train.engine.checkpoint import write, write_text
+from train.engine.command import ROOT, UserError, add_common, check_target, command, complain, count_of, device_of, parser
 from train.engine.compare import compare, differences, pipeline
 from train.engine.page import commands, in_words, markdown, page
 from train.engine.recipe import family
@@ -72,52 +74,51 @@ def show(text):
 # ---------------------------------------------------------------- what there is
 
 
-def collect(paths, scorer):
-    """(results, {file: DataFrame of its log}, log CSVs, summaries) of weights files and folders of them.
+def gather(paths, ensembles, scorer):
+    """(results, {name: [DataFrame of a run's log, ...]}) of weights files and folders of them, and of `ensembles`.
 
-    What a folder holds and cannot be scored is left out with a sentence; UserError for a file that is named itself.
+    ensembles: {name: [Network, ...]}. Results and logs whose weights are not here any more are among them. What a
+    folder holds and cannot be scored is left out with a sentence; UserError for a file that is named itself.
     """
-    weights, results, logs, csvs, summaries = [], [], {}, [], []
+    weights, csvs, kept = [], [], []
     for path in paths:
         if path.is_dir():
             weights += sorted(file for file in path.glob("*.pt") if not file.name.endswith(".last.pt"))
             csvs += sorted(path.glob("*.csv"))
-            summaries += sorted((path / "results").glob("*.json"))
+            kept += sorted((path / "results").glob("*.json"))
         elif path.name.endswith(".last.pt"):  # `weights/*.pt` names it too
             complain(f"left out: {path} is a resume state", 0)
         else:
             checkpoint.load_weights(path)
             weights.append(path)
             csvs.append(path.with_suffix(".csv"))
+
+    results, logs = [], {}
     for file in weights:
         try:
             [network] = predict.load([file], scorer.device)
             network.check_kind(scorer.path)
-            results.append(scorer.result(network))
+            results.append(scorer.result([network]))
             if network.content.get("log"):
                 logs[file] = pd.DataFrame(network.content["log"])
         except UserError as error:
             complain(f"left out: {error}", 0)
-    return results, logs, csvs, summaries
+    results += [scorer.result(networks, name) for name, networks in ensembles.items()]
 
-
-def remembered(files, results, scorer):
-    """The summaries in files whose weights are not here: those of other test images are left out with a sentence."""
+    # Kept results are shown too, unless they are the same again, or weights of that name, or of a member's, were
+    # trained anew since: then they are figures of the past.
     here = {(result["folder"], result["run"]): result["weights"] for result in results}
-    shown = {(result["folder"], result["run"], result["tta"]) for result in results}
-    kept, foreign = [], 0
-    for result in filter(None, map(read_result, files)):
-        folder, run = result["folder"], result["run"]
-        # Weights of that name, or of a member's, that were trained anew since make it a figure of the past.
-        sources = result.get("members", [[run, result["weights"]]])
-        past = any(here.get((folder, name), mark) != mark for name, mark in sources)
-        if result["data"] != scorer.digest:
-            foreign += 1
-        elif not past and (folder, run, result["tta"]) not in shown:
-            kept.append(result)
+    foreign = 0
+    for result in filter(None, map(read_result, kept)):
+        folder, run, mark = result["folder"], result["run"], result["weights"]
+        past = any(here.get((folder, name), source) != source for name, source in result.get("members", [[run, mark]]))
+        again = (folder, run) in here and result["tta"] == scorer.tta
+        foreign += result["data"] != scorer.digest
+        if result["data"] == scorer.digest and not past and not again:
+            results.append(result)
     if foreign:
         complain(f"left out: {count_of(foreign, 'result')} on other test images", 0)
-    return kept
+    return results, read_logs(logs, csvs)
 
 
 def read_logs(logs, files):
@@ -131,14 +132,12 @@ def read_logs(logs, files):
     for file, log in logs.items():
         if len(log) and {"epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"} <= set(log):
             runs.setdefault(file.resolve().parent / family(file.stem), []).append(log)
-    short = tell_apart(runs)
-    return {short[path] + f" ({len(logs)} runs)" * (len(logs) > 1): logs for path, logs in runs.items()}
+    return {name + f" ({len(logs)} runs)" * (len(logs) > 1): logs for name, logs in zip(tell_apart(runs), runs.values())}
 
 
-def published(best=True):
-    """The published figures, or the best one of each model only: a DataFrame, the best first. Sources are in it."""
-    table = pd.read_csv(PUBLISHED).sort_values("test_accuracy_percent", ascending=False, kind="stable")
-    return table.drop_duplicates("model") if best else table
+def published():
+    """The published figures with their sources, a DataFrame, the best first."""
+    return pd.read_csv(PUBLISHED).sort_values("test_accuracy_percent", ascending=False, kind="stable")
 
 
 def draw(folder, table, results, logs, official):
@@ -148,10 +147,10 @@ def draw(folder, table, results, logs, official):
         plots.curves(folder / "curves.png", logs)
         pictures["curves.png"] = "Training. Folds and seeds of a model share a line style."
 
-    # What accuracy costs, beside the figures of others on the same images.
+    # What accuracy costs, beside the best figure of each model of others on the same images.
     scored = table[~table["contaminated"]]
     names = scored["name"] + scored["protocol"].str.extract("(, TTA)$", expand=False).fillna("")
-    known = published()[:None if official else 0]
+    known = published().drop_duplicates("model")[:None if official else 0]
     others = " The circles are the figures of others, each under its own protocol." if official else ""
     title = "test accuracy, with 95 % intervals" + ("; circles: as published by others" if official else "")
     for file, cost, theirs, label, unit, budget, caption in (
@@ -197,6 +196,8 @@ def flags():
     group.add_argument("--out", "--output", type=Path, metavar="DIR", help="folder [weights/report, or for generated "
                        "images weights/report-synthetic]; summaries then stand in it, not beside the weights")
     group.add_argument("--readme", type=Path, metavar="FILE", help="put the table between the markers of --section")
+    group.add_argument("--picture", type=Path, metavar="FILE", help="a copy of the picture of accuracy against the work "
+                       "of training, a .png below 100 kB; of the official images only")
     group.add_argument("--section", default="results", metavar="NAME",
                        help=f"markers in the README, {' and '.join(MARKERS).format('NAME', 'NAME')}")
     group = arguments.add_argument_group("roles, whose comparison is printed last and stands in pipeline.txt")
@@ -217,6 +218,7 @@ def check(args):
         raise UserError(f"--out {args.out}: it is not writable, name another folder")
     if args.readme:
         into_readme(args.readme, None, args.section)
+    check_target("--picture", args.picture, ".png")
     names = [name for name, *_ in args.ensemble]
     for name, *files in args.ensemble:
         if not re.fullmatch(r"[\w.-]+", name) or name.endswith(".pt") or names.count(name) > 1 or len(files) < 2:
@@ -245,13 +247,11 @@ def main():
         return show(further["Comparison"])
 
     paths = args.weights or list(dict.fromkeys(named)) or [ROOT / "weights"]
-    results, logs, csvs, summaries = collect(paths, scorer)
-    results += [scorer.ensemble(name, networks) for name, networks in ensembles.items()]
-    results += remembered(summaries, results, scorer)
+    results, logs = gather(paths, ensembles, scorer)
     if not results:
         raise UserError("no finished weights and no results: train first (`make baseline`), or name weights files")
     further |= {PIPELINE: pipeline(roles, scorer)} if roles else {}
-    write_report(args, results, read_logs(logs, csvs), further, scorer.digest == data.OFFICIAL["test"])
+    write_report(args, results, logs, further, scorer.digest == data.OFFICIAL["test"])
 
 
 def write_report(args, results, logs, further, official):
@@ -268,9 +268,14 @@ def write_report(args, results, logs, further, official):
     write_text(args.out / "results.md", f"{text}\n\n{markdown(commands(table))}")
     write_text(args.out / "results.csv", table.to_csv(index=False))
     write_text(args.out / "report.html", page(table, note, summary, args.out, pictures, further,
-                                              published(best=False) if official else None))
+                                              published() if official else None))
     if args.readme:
         into_readme(args.readme, f"{text}\n", args.section)
+    if args.picture and official and "cost.png" in pictures:
+        picture = (args.out / "cost.png").read_bytes()
+        write(args.picture, lambda handle: handle.write(picture))
+    elif args.picture:
+        complain(f"--picture {args.picture}: not drawn, nothing was scored on the official images", 0)
     if PIPELINE in further:
         write_text(args.out / "pipeline.txt", f"{further[PIPELINE]}\n")
     show("\n\n".join([text, *further.values(), f"{args.out / 'report.html'}: {summary}"]))

@@ -51,8 +51,10 @@ def test_everything_is_written_and_the_page_needs_nothing_else(folder, run):
     for seed in (0, 1):
         add(folder, f"net-fold0-s{seed}", seed=seed)
     add(folder, "net-noval", fold=None, width=3)
-    code, out, err = run()
+    code, out, err = run("--picture", folder / "weights/cost.png")
     report_folder = folder / "weights/report"
+    picture = (folder / "weights/cost.png").read_bytes()
+    assert picture == (report_folder / "cost.png").read_bytes() and len(picture) < 100_000
     assert (code, err) == (0, "") and PICTURES | {"report.html", "results.md", "results.csv"} <= {
         file.name for file in report_folder.iterdir()}
     text = (report_folder / "report.html").read_text("utf-8")

@@ -8,9 +8,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from train.engine import checkpoint, predict
+from train.engine import checkpoint
 from train.engine.command import UserError, count_of
-from train.engine.results import facts, same_but_seed, tell_apart
+from train.engine.results import describe, same_but_seed, tell_apart
 
 # What of the provenance may make two runs differ; the recipe and the model's options come first.
 SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_digest"),
@@ -75,22 +75,21 @@ def compare(patterns, scorer):
 
     patterns: two texts, each a file or a pattern such as `weights/student-seed*.pt`. Raises UserError.
     """
-    paths, sides = [Path(pattern).absolute().with_suffix("") for pattern in patterns], []
+    sides = []
     for pattern in patterns:
         several = sorted(file for file in glob.glob(pattern) if not file.endswith(".last.pt"))
         files = [pattern] if Path(pattern).exists() else several
         if not files:
             raise UserError(f"--compare {pattern}: there is no such weights file")
         sides.append(scorer.load(files, "--compare: "))
-    a, b = map(tell_apart(paths).get, paths)
+    a, b = tell_apart([Path(pattern).absolute().with_suffix("") for pattern in patterns])
     if len(sides[0]) == len(sides[1]) == 1:
-        return compare_networks(a, b, *(scorer.answers(network).argmax(1) == scorer.dataset.labels
-                                        for network, in sides))
+        return compare_networks(a, b, *(scorer.answers(side).argmax(1) == scorer.dataset.labels for side in sides))
     for pattern, side in zip(patterns, sides):
         if len(side) < 2:
             raise UserError(f"--compare {pattern}: one file against several; a group has two seeds or more")
 
-    scores = [list(map(scorer.accuracy, side)) for side in sides]
+    scores = [[scorer.accuracy(network) for network in side] for side in sides]
     deviations = [np.std(values, ddof=1) for values in scores]
     difference, low, high = welch(*scores)
     text = ", ".join(f"{name} has {np.mean(values):.2f} ± {deviation:.2f} % ({count_of(len(values), 'seed')})"
@@ -100,7 +99,7 @@ def compare(patterns, scorer):
     if needed := seeds_needed(difference, deviations):
         text += f" To show a difference of this size with 80 % power takes {count_of(needed, 'seed')} a group."
     for name, side in zip((a, b), sides):
-        if len({same_but_seed(facts(network) | {"tta": False}) for network in side}) > 1:
+        if len({same_but_seed(describe(network) | {"tta": False}) for network in side}) > 1:
             text += f" The runs of {name} differ by more than their seed."
     return text
 
@@ -132,18 +131,18 @@ def differences(files):
 
 def pipeline(roles, scorer):
     """Roles, runs, parameters and test accuracy in lines, and what the student gains. roles: {role: [Network, ...]}."""
-    rows, mean = [("role", "run", "parameters", "test %")], {}
+    line = "{:10s} {:34s} {:>12s} {:>8s}".format
+    lines, mean, gains = [line("role", "run", "parameters", "test %")], {}, []
     for role, networks in roles.items():
-        scores, params = list(map(scorer.accuracy, networks)), [network.provenance["params"] for network in networks]
+        params, scores = [network.provenance["params"] for network in networks], list(map(scorer.accuracy, networks))
         mean[role] = sum(scores) / len(scores)
-        rows += [(role.removesuffix("s"), network.file.stem, f"{count:,}", f"{score:.2f}")
-                 for network, count, score in zip(networks, params, scores)]
+        lines += [line(role.removesuffix("s"), network.file.stem, f"{count:,}", f"{score:.2f}")
+                  for network, count, score in zip(networks, params, scores)]
         if len(networks) > 1:
-            rows.append((role, f"mean of the {len(networks)}", "", f"{mean[role]:.2f}"))
-        if role == "teachers" and len(networks) > 1:
-            together = predict.accuracy(sum(map(scorer.answers, networks)), scorer.dataset.labels)
-            rows.append(("ensemble", "mean of their logits", f"{sum(params):,}", f"{together:.2f}"))
-    lines, gains = [f"{role:10s} {run:34s} {params:>12s} {score:>8s}" for role, run, params, score in rows], []
+            lines.append(line(role, f"mean of the {len(networks)}", "", f"{mean[role]:.2f}"))
+        if len(networks) > 1 and role == "teachers":
+            together = scorer.accuracy(*networks)
+            lines.append(line("ensemble", "mean of their logits", f"{sum(params):,}", f"{together:.2f}"))
     if {"student", "baseline"} <= set(mean):
         gains.append(f"student {mean['student'] - mean['baseline']:+.2f} points against the baseline")
     if {"student", "control"} <= set(mean):

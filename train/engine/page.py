@@ -12,14 +12,19 @@ LEFT = ("model", "protocol", "hardware", "command")  # the other columns are num
 
 
 def in_words(table):
-    """The table of `results.group` as people read it, a DataFrame of texts; commands only as targets of make."""
+    """The table of `results.group` as people read it, a DataFrame of texts; commands only as targets of make.
+
+    The model is followed by what its runs are called where that says more: `seresnet20-8 (student)`.
+    """
     words = []
     for row in table.to_dict("records"):
+        remarks = [row["name"]] * (row["name"] != row["model"]) + ["teacher"] * row["over_budget"]
         deviation = f" ± {row['deviation']:.2f}" if row["n"] > 1 else ""
         work, pure = row["pflop"], row["contaminated"] is False
         digits = 0 if work >= 100 else 1 if work >= 10 else 2
         words.append({
-            "model": title_of(row), "parameters": f"{row['parameters']:,}", "MACs": f"{row['macs'] / 1e6:,.0f} M",
+            "model": row["model"] + (f" ({', '.join(remarks)})" if remarks else ""),
+            "parameters": f"{row['parameters']:,}", "MACs": f"{row['macs'] / 1e6:,.0f} M",
             "epochs": f"{row['epochs']:,}", "protocol": row["protocol"],
             "test top-1 %": f"{row['top1']:.2f}{deviation}" if pure else "contaminated", "n": str(row["n"]),
             "95 % interval": f"{row['low']:.2f} to {row['high']:.2f}" if pure else "",
@@ -33,17 +38,10 @@ def in_words(table):
     return words if words["command"].any() else words.drop(columns="command")
 
 
-def title_of(row):
-    """The model, and what its runs are called where that says more: `seresnet20-8 (student)`."""
-    remarks = [row["name"]] if row["name"] != row["model"] else []
-    remarks += ["teacher"] if row["over_budget"] else []
-    return row["model"] + (f" ({', '.join(remarks)})" if remarks else "")
-
-
 def commands(table):
     """The command of each row, a DataFrame of texts; of several seeds the first one's."""
-    known = table[table["command"] != ""]
-    return known.assign(model=list(map(title_of, known.to_dict("records"))))[["model", "protocol", "command"]]
+    words = in_words(table)[["model", "protocol"]].assign(command=table["command"])
+    return words[words["command"] != ""]
 
 
 def markdown(words):

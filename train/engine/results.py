@@ -1,10 +1,11 @@
-"""What weights scored on the test set: one summary per file, and the rows of a table.
+"""From weights to the table of results, in three steps:
 
     scorer = Scorer("data", device, tta=False, out=Path("weights/report"), beside=True)
-    results = [scorer.result(network) for network in predict.load(files)]
-    table = group(results)          # one row for all runs that differ by their seed only
+    results = [scorer.result([network]) for network in predict.load(files)]     # a dict of plain values for each
+    table = group(results)                  # a DataFrame: a row for all runs that differ by their seed only
 
-A summary is a dict of plain values, kept in results/ so that it outlives the weights.
+A result says how weights came about and what they score. It is kept as JSON in results/, so that it outlives the
+weights: `read_result` gives it back. Texts and the page are made of the table by `page`, pictures by `plots`.
 """
 
 import json
@@ -24,18 +25,22 @@ from train.engine.loop import SMALL
 from train.engine.recipe import family
 
 FORMAT = "result/1"
-# What a summary takes over from the provenance, None where older weights do not know it; and what it says of answers.
+# What a result takes over from the provenance, None where older weights do not know it; and what it says of answers.
 ORIGIN = ("run", "params", "over_budget", "include_test", "hardware", "seconds", "date", "command", "make", "torch",
           "commit", "threads", "unlabelled")
+PLACE = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
 SCORES = ("images", "top1", "nll", "ece", "per_class", "confusion", "reliability", "humans")
 HUMANS = ("top1_corrected", "top1_apart")  # of `people.figures`, what the table shows
+COLUMNS = ("model", "name", "parameters", "macs", "over_budget", "contaminated", "epochs", "protocol", "tta", "networks",
+           "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop", "seconds", *PLACE, "unlabelled", "make",
+           "command", "runs", "folder", "weights")
 
 
 class Scorer:
     """Scores Networks on one test set, each once.
 
     path: --data, read only when an answer is missing; out: the folder of the report, where answers are kept; beside:
-    whether a summary stands in results/ beside its weights, or else in the report; humans: the CSV of `people`, read
+    whether a result stands in results/ beside its weights, or else in the report; humans: the CSV of `people`, read
     at once. UserError where that does not fit.
     """
 
@@ -61,36 +66,35 @@ class Scorer:
             network.check_kind(self.path)
         return networks
 
-    def answers(self, network):
-        """Logits float32 (N, 10): kept ones, or those of a pass that is then kept."""
-        kept = self.out / "answers" / f"{network.file.stem}-{network.mark}{self.suffix}-{self.digest[:8]}.pt"
-        try:
-            return checkpoint.load(kept)["logits"]
-        except (FileNotFoundError, checkpoint.Damaged, UserError, KeyError):
-            logits = predict.answers([network], self.dataset.images, self.tta)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(kept, {"logits": logits})
-        return logits
+    def answers(self, networks):
+        """Logits float32 (N, 10), the mean over the networks: of each the kept ones, or those of a pass, then kept."""
+        logits = []
+        for network in networks:
+            kept = self.out / "answers" / f"{network.file.stem}-{network.mark}{self.suffix}-{self.digest[:8]}.pt"
+            try:
+                logits.append(checkpoint.load(kept)["logits"])
+            except (FileNotFoundError, checkpoint.Damaged, UserError, KeyError):
+                logits.append(predict.answers([network], self.dataset.images, self.tta))
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                checkpoint.save(kept, {"logits": logits[-1]})
+        return torch.stack(logits).mean(0)
 
-    def accuracy(self, network):
-        return predict.accuracy(self.answers(network), self.dataset.labels)
+    def accuracy(self, *networks):
+        return predict.accuracy(self.answers(networks), self.dataset.labels)
 
-    def result(self, network):
-        """The summary of one network."""
-        return self.summary(network.file, network.mark, facts(network), lambda: self.answers(network))
+    def result(self, networks, name=None):
+        """The result of a network, or of several that answer by the mean of their logits under a `name`; it is kept.
 
-    def ensemble(self, name, networks):
-        """The summary of several networks that answer by the mean of their logits."""
-        words = ["python", "train/evaluate.py", *(short_path(network.file) for network in networks)]
-        words += ["--tta"] * self.tta + ["--data", "synthetic"] * (self.path == "synthetic")
-        members = sorted([network.provenance["run"], network.mark] for network in networks)
-        about = {"run": name, "members": members, "command": shlex.join(words)}
-        return self.summary(networks[0].file.with_name(f"{name}.pt"), checkpoint.digest(members)[:16],
-                            about | facts_of_all(list(map(facts, networks))),
-                            lambda: torch.stack(list(map(self.answers, networks))).mean(0))
+        The scores of an earlier result of the same weights are taken over: only where there is none, answers are.
+        """
+        file, mark, about = networks[0].file, networks[0].mark, describe(networks[0])
+        if name:
+            words = ["python", "train/evaluate.py", *(short_path(network.file) for network in networks)]
+            words += ["--tta"] * self.tta + ["--data", "synthetic"] * (self.path == "synthetic")
+            members = sorted([network.provenance["run"], network.mark] for network in networks)
+            file, mark = file.with_name(f"{name}.pt"), checkpoint.digest(members)[:16]
+            about = {"run": name, "members": members, "command": shlex.join(words)} | combine(map(describe, networks))
 
-    def summary(self, file, mark, about, answers):
-        """What is known of these weights, scored by `answers()` where no summary has it yet, and kept."""
         beside = file.parent / "results" / f"{file.stem}{self.suffix}.json"
         ours = self.out / "results" / f"{file.stem}-{mark[:8]}{self.suffix}.json"
         result = {"format": FORMAT, "weights": mark, "data": self.digest, "tta": self.tta, **about}
@@ -99,10 +103,11 @@ class Scorer:
                 if all(old[name] == result[name] for name in ("weights", "data", "tta")):
                     result |= {name: old[name] for name in SCORES if name in old}
             if self.people or "top1" not in result:
-                logits, labels = answers(), self.dataset.labels
+                logits, labels = self.answers(networks), self.dataset.labels
                 result |= {"images": len(labels), **predict.figures(logits, labels),
                            "reliability": predict.reliability(logits, labels)}
                 result |= {"humans": people.figures(logits, labels, self.people)} if self.people else {}
+
         # A report beside its weights is at home. Scores of generated images would stand among those of real ones.
         home = self.beside or self.out.resolve() == file.resolve().parent / "report"
         writable = all(os.access(folder, os.W_OK) for folder in (file.parent, beside.parent) if folder.exists())
@@ -113,7 +118,7 @@ class Scorer:
 
 
 def read_result(file):
-    """A summary that a Scorer wrote, with the folder of its weights; None where there is none, or another version's."""
+    """A result that a Scorer kept, with the folder of its weights; None where there is none, or another version's."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         return result | {"folder": file.resolve().parents[1]} if result["format"] == FORMAT else None
@@ -124,20 +129,21 @@ def read_result(file):
 # ---------------------------------------------------------------- how weights came about
 
 
-def facts(network):
-    """What a summary says about how the weights came about."""
+def describe(network):
+    """What a result says about how the weights came about."""
     about = network.provenance
     return {"model": about["name"], **{name: about.get(name) for name in ORIGIN}, "trained_on": about["images"],
             "macs": models.macs(network.model), "recipe": network.content["recipe"],
             "training_data": network.content["data"]}
 
 
-def facts_of_all(members):
-    """The `facts` of several networks that answer together: their sums, and of their recipes what they share."""
+def combine(members):
+    """The description of several networks that answer together: their sums, and of their recipes what they share."""
+    members = list(members)
     recipes = [member["recipe"] for member in members]
     shared = dict(item for item in recipes[0].items() if all(item in recipe.items() for recipe in recipes))
     total = {name: sum(member[name] for member in members) for name in ("params", "macs", "seconds")}
-    return total | joined(members) | {
+    return total | {name: join(member[name] for member in members) for name in PLACE} | {
         "model": " + ".join(f"{count} {model}" for model, count in Counter(m["model"] for m in members).items()),
         "include_test": False, "over_budget": total["params"] > models.BUDGET, "pflop": sum(map(pflop, members)),
         "unlabelled": max(member["unlabelled"] or 0 for member in members), "date": max(m["date"] for m in members),
@@ -145,14 +151,13 @@ def facts_of_all(members):
         "training_data": checkpoint.digest([member["training_data"] for member in members])}
 
 
-def joined(runs):
-    """Where and with what several runs were made: each different word once."""
-    return {name: ", ".join(dict.fromkeys(str(run[name]) for run in runs if run.get(name)))
-            for name in ("hardware", "torch", "commit", "threads")}
+def join(words):
+    """Each different one that is known, once: `2.11.0, 2.12.0`."""
+    return ", ".join(dict.fromkeys(str(word) for word in words if word))
 
 
 def pflop(result):
-    """The work of training in 1e15 floating-point operations, or None for older summaries of several networks.
+    """The work of training in 1e15 floating-point operations, or None for older results of several networks.
 
     A multiply-accumulate is two operations, and a step three times the work of an answer. What teachers had to do
     is not in it.
@@ -166,22 +171,54 @@ def pflop(result):
     return 2 * 3 * result["macs"] * images * recipe["epochs"] * area / 1e15
 
 
-# ---------------------------------------------------------------- the rows of the table
+# ---------------------------------------------------------------- the table
 
 
 def group(results):
-    """One row of plain values for all runs of a folder that differ by their seed only: a DataFrame, the best first."""
-    alike, seen = {}, set()
+    """The table, a DataFrame of plain values: a row for all runs of a folder that differ by their seed only.
+
+    The best comes first. The same weights under two names are one run; figures that not all runs have are missing.
+    """
+    runs = []
     for result in sorted(results, key=lambda result: result["recipe"]["seed"]):
-        if (result["weights"], result["tta"]) not in seen:  # the same weights under two names are one run
-            seen.add((result["weights"], result["tta"]))
-            alike.setdefault((str(result["folder"]), same_but_seed(result)), []).append(result)
-    table = pd.DataFrame([row_of(runs) for runs in alike.values()])
+        recipe, unlabelled = result["recipe"], result.get("unlabelled") or 0
+        protocol = [f"mean of {len(result['members'])}" if "members" in result else
+                    "noval" if recipe["fold"] is None else f"fold {recipe['fold']}"]
+        protocol += [f"{recipe['limit']:,} images"] if recipe["limit"] else []
+        protocol += [f"{unlabelled:,} unlabelled images"] if unlabelled else []
+        protocol += ["with the test images"] if result["include_test"] else []
+        protocol += ["TTA"] if result["tta"] else []
+        runs.append(result.get("humans", {}) | result | {name: join([result.get(name)]) for name in PLACE} | {
+            "name": family(result["run"]), "epochs": recipe["epochs"], "protocol": ", ".join(protocol),
+            "networks": len(result.get("members", [result])), "deviation": result.get("top1"), "n": 1,
+            "pflop": pflop(result), "unlabelled": unlabelled, "make": result.get("make") or "",
+            "command": result["command"] or "", "alike": f"{result['folder']} {same_but_seed(result)}"})
+    runs = pd.DataFrame(runs).drop_duplicates(["weights", "tta"])
+    runs = runs.rename(columns={"params": "parameters", "include_test": "contaminated", "run": "runs"})
+    runs = runs.reindex(columns=[*COLUMNS, "alike"]).astype({"pflop": float})
+
+    mean = pd.Series.mean  # groupby's own adds up in another order, which is another second digit at times
+    ways = dict.fromkeys(COLUMNS, "first") | dict.fromkeys(PLACE, join)
+    ways |= dict.fromkeys(HUMANS, lambda values: values.mean(skipna=False))
+    ways |= {"top1": mean, "deviation": pd.Series.std, "n": "sum", "seconds": mean, "runs": " ".join}
+    table = runs.groupby("alike", sort=False).agg(ways)
+    for row in table[~table["contaminated"]].itertuples():
+        table.loc[row.Index, ["low", "high"]] = wilson(row.top1 / 100 * row.images, row.images)
     table = table.drop(columns=[name for name in HUMANS if table[name].isna().all()])
-    paths = [folder / name for folder, name in zip(table["folder"], table["name"])]
-    table["name"] = list(map(tell_apart(paths).get, paths))
+    table["name"] = tell_apart([folder / name for folder, name in zip(table["folder"], table["name"])])
     table["folder"] = table["folder"].map(short_path)
     return table.sort_values(["top1", "model"], ascending=[False, True], na_position="last", ignore_index=True)
+
+
+def tell_apart(paths):
+    """For each path as many of its last parts as no other has, joined by slashes."""
+    short, others = [], set(paths)
+    for path in paths:
+        depth = 1
+        while sum(other.parts[-depth:] == path.parts[-depth:] for other in others) > 1:
+            depth += 1
+        short.append("/".join(path.parts[-depth:]))
+    return short
 
 
 def same_but_seed(result):
@@ -189,44 +226,6 @@ def same_but_seed(result):
     recipe = {name: value for name, value in result["recipe"].items() if name != "seed"}
     parts = [result["model"], result["tta"], result["training_data"], recipe, result.get("members")]
     return json.dumps(parts, sort_keys=True)
-
-
-def tell_apart(paths):
-    """{path: as many of its last parts as no other has, joined by slashes}."""
-    paths = set(paths)
-
-    def shortest(path):
-        ends = (path.parts[-depth:] for depth in range(1, len(path.parts) + 1))
-        return "/".join(next(end for end in ends if sum(other.parts[-len(end):] == end for other in paths) == 1))
-
-    return {path: shortest(path) for path in paths}
-
-
-def row_of(runs):
-    """The row of runs that differ by their seed only; figures that not all of them have are missing."""
-    first, recipe = runs[0], runs[0]["recipe"]
-    scores = pd.Series([run.get("top1") for run in runs], dtype=float)
-    humans = pd.DataFrame([run.get("humans", {}) for run in runs], columns=HUMANS, dtype=float)
-    low, high = None, None
-    if not first["include_test"]:
-        low, high = wilson(scores.mean() / 100 * first["images"], first["images"])
-    protocol = [f"mean of {len(first['members'])}" if "members" in first else
-                "noval" if recipe["fold"] is None else f"fold {recipe['fold']}"]
-    protocol += [f"{recipe['limit']:,} images"] if recipe["limit"] else []
-    protocol += [f"{first['unlabelled']:,} unlabelled images"] if first.get("unlabelled") else []
-    protocol += ["with the test images"] if first["include_test"] else []
-    protocol += ["TTA"] if first["tta"] else []
-    return {
-        "model": first["model"], "name": family(first["run"]), "parameters": first["params"], "macs": first["macs"],
-        "over_budget": first["over_budget"], "contaminated": first["include_test"],
-        "epochs": recipe["epochs"], "protocol": ", ".join(protocol), "tta": first["tta"],
-        "networks": len(first.get("members", [first])),
-        "top1": scores.mean(), "deviation": scores.std(), "n": len(runs), "low": low, "high": high,
-        **humans.mean(skipna=False), "images": first.get("images"), "pflop": pflop(first),
-        "seconds": sum(run["seconds"] for run in runs) / len(runs), **joined(runs),
-        "unlabelled": first.get("unlabelled") or 0, "make": first.get("make") or "", "command": first["command"] or "",
-        "runs": " ".join(run["run"] for run in runs), "folder": first["folder"], "weights": first["weights"],
-    }
 
 
 def wilson(right, total, z=1.959963984540054):

@@ -77,7 +77,7 @@ def test_the_published_facts_are_whole():
     table = pd.read_csv(report.PUBLISHED)
     assert len(table) >= 15 and table[["model", "parameters", "test_accuracy_percent", "source"]].notna().all(axis=None)
     assert table["parameters"].between(1e6, 5e6).all() and table["test_accuracy_percent"].between(90, 99).all()
-    best = report.published().set_index("model")
+    best = report.published().drop_duplicates("model").set_index("model")
     assert best.index.is_unique and best.loc["CCT-7/3x1", "test_accuracy_percent"] == 98.0
     assert best["training_pflop"].dropna().to_dict() == {"airbench95": 1.4, "airbench94": 0.36}
 
@@ -93,11 +93,11 @@ def test_published_figures_stand_beside_those_on_the_official_images_only(tmp_pa
     runs = [row | {"run": row["name"], "images": 10_000, "confusion": [], "reliability": [], "ece": 0} for row in rows]
     drawn, titles = {}, []
     monkeypatch.setattr(plots, "landscape", lambda file, *arguments: drawn.update({file.name: arguments}))
-    monkeypatch.setattr(plots, "confusion", lambda file, counts, title: titles.append(title))
+    monkeypatch.setattr(plots, "confusion", lambda file, counts, classes, title: titles.append(title))
     report.draw(tmp_path, pd.DataFrame(rows), runs, {}, official)
     ours, known, _, _, unit, budget = drawn["landscape.png"]
     assert [(name, top1) for name, _, top1, *_ in ours] == [("b", 98), ("a, TTA", 97), ("a, TTA", 96), ("c", 95)]
-    assert (unit, budget) == (1e6, 5_000_000) and len(known) == (len(report.published()) if official else 0)
+    assert (unit, budget) == (1e6, 5_000_000) and len(known) == (report.published()["model"].nunique() if official else 0)
     ours, known, *_ = drawn["cost.png"]
     assert len(ours) == 3 and len(known) == (2 if official else 0)
     assert titles == ["a, TTA: 97.00 % of 10,000 images"], "the best within the budget"

@@ -30,7 +30,8 @@ import pandas as pd
 import models
 from train.engine import checkpoint, data, plots, predict
 from train.engine.checkpoint import write, write_text
-from train.engine.command import ROOT, UserError, add_common, check_target, command, complain, count_of, device_of, parser
+from train.engine.command import (ROOT, UserError, add_common, check_target, command, complain, count_of, device_of,
+                                  parser)
 from train.engine.compare import compare, differences, pipeline
 from train.engine.page import commands, in_words, markdown, page
 from train.engine.recipe import family
@@ -132,7 +133,8 @@ def read_logs(logs, files):
     for file, log in logs.items():
         if len(log) and {"epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"} <= set(log):
             runs.setdefault(file.resolve().parent / family(file.stem), []).append(log)
-    return {name + f" ({len(logs)} runs)" * (len(logs) > 1): logs for name, logs in zip(tell_apart(runs), runs.values())}
+    names = tell_apart(runs)
+    return {name + f" ({len(logs)} runs)" * (len(logs) > 1): logs for name, logs in zip(names, runs.values())}
 
 
 def published():
@@ -196,8 +198,8 @@ def flags():
     group.add_argument("--out", "--output", type=Path, metavar="DIR", help="folder [weights/report, or for generated "
                        "images weights/report-synthetic]; summaries then stand in it, not beside the weights")
     group.add_argument("--readme", type=Path, metavar="FILE", help="put the table between the markers of --section")
-    group.add_argument("--picture", type=Path, metavar="FILE", help="a copy of the picture of accuracy against the work "
-                       "of training, a .png below 100 kB; of the official images only")
+    group.add_argument("--picture", type=Path, metavar="FILE",
+                       help="also put the picture of accuracy against the work of training there, a .png below 100 kB")
     group.add_argument("--section", default="results", metavar="NAME",
                        help=f"markers in the README, {' and '.join(MARKERS).format('NAME', 'NAME')}")
     group = arguments.add_argument_group("roles, whose comparison is printed last and stands in pipeline.txt")

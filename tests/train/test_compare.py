@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from train.engine import checkpoint, compare, data, predict
-from untrained import accuracy_of, add, blank, folder, logits_of, run  # noqa: F401
+from untrained import accuracy_of, add, blank, folder, logits_of, no_pass, run  # noqa: F401
 
 # ---------------------------------------------------------------- ensembles
 
@@ -48,8 +48,8 @@ def test_ensembles_are_never_averaged(folder, run, blank):
     assert len(rows) == 2 and all(row[7].strip() == "1" and "±" not in row[6] for row in rows)
 
 
-def test_an_ensemble_that_cannot_be_is_one_line_before_any_pass(folder, run, blank, monkeypatch):
-    monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("a test pass"))
+def test_an_ensemble_that_cannot_be_is_one_line_before_any_pass(folder, run, blank, no_pass):
+    no_pass()
     file, other = add(folder, "net-fold0"), add(folder, "other-fold0", include_test=True, seed=2)
     more = add(folder, "more-fold0", seed=1)
     for words, told in [(("mean",), "two weights files"), (("mean", file), "two weights files"),

@@ -22,6 +22,18 @@ def run(toy_set, typed):
 
 
 @pytest.fixture
+def figures(run, tmp_path):
+    """figures(*words) -> (stdout, the dict of --json) of the command, which succeeds."""
+
+    def read(*words):
+        code, out, _ = run(*words, "--json", tmp_path / "figures.json")
+        assert code == 0
+        return out, json.loads((tmp_path / "figures.json").read_text())
+
+    return read
+
+
+@pytest.fixture
 def written(toy_set, tmp_path):
     """written(*recipes) -> weights files of networks with recipes so changed."""
 
@@ -37,16 +49,15 @@ def written(toy_set, tmp_path):
 # ---------------------------------------------------------------- scores
 
 
-def test_the_json_of_one_network(toy_set, tmp_path, run, written):
+def test_the_json_of_one_network(toy_set, figures, written):
     [file] = written({})
-    code, out, _ = run(file, "--json", tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert code == 0 and set(figures) == {"model", "weights", "params", "macs", "tta", "images", "top1", "nll", "ece",
-                                          "per_class", "confusion", "data"}
+    out, scores = figures(file)
+    assert set(scores) == {"model", "weights", "params", "macs", "tta", "images", "top1", "nll", "ece", "per_class",
+                           "confusion", "data"}
     test = data.load(toy_set, "test")
     logits = predict.logits(predict.load([file])[0].model, test.images)
-    assert figures["top1"] == predict.accuracy(logits, test.labels) and figures["images"] == 20
-    assert np.sum(figures["confusion"]) == 20 and f"test top-1 {figures['top1']:.2f} %" in out
+    assert scores["top1"] == predict.accuracy(logits, test.labels) and scores["images"] == 20
+    assert np.sum(scores["confusion"]) == 20 and f"test top-1 {scores['top1']:.2f} %" in out
 
 
 def test_a_score_comes_with_what_was_trained(toy_set, run, written):
@@ -58,30 +69,24 @@ def test_a_score_comes_with_what_was_trained(toy_set, run, written):
 
 
 def test_weights_of_the_synthetic_set_are_not_scored_on_the_real_one(run, written):
-    [file] = written({})
-    content = checkpoint.load(file)
-    content["provenance"]["source"] = "synthetic"
-    checkpoint.save(file, content)
-    code, out, err = run(file)
+    code, out, err = run(*written({"source": "synthetic"}))
     assert (code, out) == (2, "") and "net0.pt was trained on other images" in err and err.count("\n") == 1
 
 
-def test_an_ensemble_answers_by_the_mean_of_its_logits(toy_set, tmp_path, run, written):
+def test_an_ensemble_answers_by_the_mean_of_its_logits(toy_set, figures, written):
     files = written({}, {}, {})
-    run(*files, "--tta", "--json", tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    _, scores = figures(*files, "--tta")
     test = data.load(toy_set, "test")
     models = [network.model for network in predict.load(files)]
     both = [predict.logits(model, way) for model in models for way in (test.images, test.images.flip(3))]
     mean = torch.stack(both).mean(0)
-    assert figures["nll"] == pytest.approx(F.cross_entropy(mean, test.labels).item(), rel=1e-4)
-    assert figures["params"] == 3 * predict.load(files)[0].provenance["params"]
+    assert scores["nll"] == pytest.approx(F.cross_entropy(mean, test.labels).item(), rel=1e-4)
+    assert scores["params"] == 3 * predict.load(files)[0].provenance["params"]
 
 
-def test_limit_takes_the_images_of_smallest_id(toy_set, tmp_path, run, written):
-    run(*written({}), "--limit", "7", "--json", tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["images"] == 7 and figures["data"] == data.load(toy_set, "test").select(slice(7)).digest
+def test_limit_takes_the_images_of_smallest_id(toy_set, figures, written):
+    _, scores = figures(*written({}), "--limit", "7")
+    assert scores["images"] == 7 and scores["data"] == data.load(toy_set, "test").select(slice(7)).digest
 
 
 def test_contaminated_weights_get_no_accuracy(tmp_path, run, written):
@@ -111,13 +116,12 @@ def test_the_help_is_one_screen(run):
 
 
 @pytest.mark.parametrize("limit", [None, 30])
-def test_the_temperature_is_fitted_on_the_held_out_fold_alone(toy_set, tmp_path, run, monkeypatch, limit, written):
+def test_the_temperature_is_fitted_on_the_held_out_fold_alone(toy_set, figures, monkeypatch, limit, written):
     fitted = []
     monkeypatch.setattr(predict, "temperature", lambda *arguments: fitted.extend(arguments) or 2.5)
     files = written({"fold": 2, "limit": limit}, {"fold": 2})
-    code, out, _ = run(*files, "--calibrate", "--json", tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    fit = figures["calibrated"]
+    out, scores = figures(*files, "--calibrate")
+    fit = scores["calibrated"]
 
     training, test = data.load(toy_set), data.load(toy_set, "test")
     rows = data.fold_of(training.ids, training.labels.numpy()) == 2
@@ -127,11 +131,11 @@ def test_the_temperature_is_fitted_on_the_held_out_fold_alone(toy_set, tmp_path,
     def answers(dataset):
         return sum(predict.logits(predict.load([file])[0].model, dataset.images) for file in files) / 2
 
-    assert code == 0 and fit["fold_images"] == len(val) and fit["temperature"] == 2.5
+    assert fit["fold_images"] == len(val) and fit["temperature"] == 2.5
     assert torch.allclose(fitted[0], answers(val), rtol=1e-5) and torch.equal(fitted[1], val.labels)
     assert fit["nll"] == pytest.approx(predict.nll(answers(test) / 2.5, test.labels), rel=1e-5)
     assert fit["ece"] == pytest.approx(predict.ece(answers(test) / 2.5, test.labels), rel=1e-4)
-    assert fit["nll"] != figures["nll"] and "temperature 2.500" in out
+    assert fit["nll"] != scores["nll"] and "temperature 2.500" in out
 
 
 @pytest.mark.parametrize("recipes, words", [
@@ -196,13 +200,13 @@ def test_a_temperature_is_stored_for_one_network_alone(run, written, count, flag
 # ---------------------------------------------------------------- corruptions and mistakes
 
 
-def test_corruptions_are_scored_at_every_severity(toy_set, tmp_path, run, monkeypatch, written):
+def test_corruptions_are_scored_at_every_severity(toy_set, figures, monkeypatch, written):
     drawn = []
     monkeypatch.setattr(evaluate, "corrupt", lambda images, *what: drawn.append(what) or corrupt(images, *what))
     files = written({})
-    code, out, _ = run(*files, "--corruptions", "--json", tmp_path / "figures.json")
-    accuracy = json.loads((tmp_path / "figures.json").read_text())["corruptions"]
-    assert code == 0 and list(accuracy) == list(evaluate.CORRUPTIONS)
+    out, scores = figures(*files, "--corruptions")
+    accuracy = scores["corruptions"]
+    assert list(accuracy) == list(evaluate.CORRUPTIONS)
     assert [(name, severity) for name, severity, _ in drawn] == [(n, s) for n in accuracy for s in (1, 2, 3, 4, 5)]
     assert len({generator.initial_seed() for *_, generator in drawn}) == len(drawn)  # draws of its own for each
     assert all(len(row) == 5 for row in accuracy.values())

@@ -15,15 +15,9 @@ from train import report
 from train.engine import checkpoint, data, predict
 from train.engine.command import UserError
 from train.engine.results import Scorer
-from untrained import accuracy_of, add, blank, folder, logits_of, run  # noqa: F401
+from untrained import accuracy_of, add, blank, folder, logits_of, no_pass, run  # noqa: F401
 
 PICTURES = {"curves.png", "landscape.png", "cost.png", "confusion.png", "reliability.png"}
-
-
-@pytest.fixture
-def no_pass(monkeypatch):
-    """Fail at the first test pass."""
-    monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("a test pass"))
 
 
 class Page(HTMLParser):
@@ -73,11 +67,10 @@ def test_everything_is_written_and_the_page_needs_nothing_else(folder, run):
     assert written.startswith(out[:out.index("\n\n")]) and command in written
 
 
-def test_a_repeat_makes_no_pass_and_does_not_even_load_the_images(folder, run, blank, monkeypatch):
+def test_a_repeat_makes_no_pass_and_does_not_even_load_the_images(folder, run, blank, no_pass):
     add(folder, "net-fold0")
     first = run()
-    monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("a second test pass"))
-    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("the images were loaded"))
+    no_pass(images=True)
     assert run() == first and first[0] == 0
 
 
@@ -103,14 +96,15 @@ def test_what_older_weights_do_not_say_of_themselves_is_left_open(folder, run, b
     assert (code, err) == (0, "") and "| resnet18-2 (net) |" in out
 
 
-def test_kept_answers_serve_a_lost_summary_and_damaged_ones_are_replaced(folder, run, blank, monkeypatch):
+def test_kept_answers_serve_a_lost_summary_and_damaged_ones_are_replaced(folder, run, blank, no_pass, monkeypatch):
     add(folder, "net-fold0")
     first = run()
     [kept] = (folder / "weights/report/answers").iterdir()
     (folder / "weights/results/net-fold0.json").write_text("{")
-    with monkeypatch.context() as patch:
-        patch.setattr(predict, "logits", lambda *_: pytest.fail("a second test pass"))
-        assert run() == first
+    logits = predict.logits
+    no_pass()
+    assert run() == first
+    monkeypatch.setattr(predict, "logits", logits)
     (folder / "weights/results/net-fold0.json").unlink()
     kept.write_bytes(kept.read_bytes()[:200])
     assert run() == first and checkpoint.load(kept)["logits"].shape == (20, 10)
@@ -146,8 +140,10 @@ def test_tta_is_a_row_of_its_own(folder, run, blank):
 
 def test_contaminated_weights_are_listed_without_an_accuracy(folder, run, blank, no_pass):
     file = add(folder, "net-fold0", include_test=True)
-    code, out, err = run()
-    assert (code, err) == (0, "") and "| contaminated |" in out
+    no_pass()
+    code, out, err = run("--picture", folder / "cost.png")
+    assert code == 0 and "| contaminated |" in out and not (folder / "cost.png").exists()
+    assert err == f"report.py: --picture {folder / 'cost.png'}: not drawn, nothing was scored on the official images\n"
     assert "top1" not in json.loads((folder / "weights/results/net-fold0.json").read_text())
     for words in (("--compare", file, file), ("--student", file)):
         code, _, err = run(*words)
@@ -168,10 +164,7 @@ def test_what_cannot_be_read_is_named_and_left_out(folder, run, blank):
 
 
 def test_weights_of_the_synthetic_set_are_not_scored_on_the_real_one(folder, run, blank):
-    file = add(folder, "net-fold0")
-    content = checkpoint.load(file)
-    content["provenance"]["source"] = "synthetic"
-    checkpoint.save(file, content)
+    add(folder, "net-fold0", source="synthetic")
     code, _, err = run()
     assert code == 2 and "was trained on other images" in err and "no finished weights" in err
 
@@ -203,14 +196,13 @@ def test_runs_of_one_name_are_told_apart_by_their_folder(folder, run, blank):
 # ---------------------------------------------------------------- where it writes
 
 
-def test_another_place_leaves_the_folder_of_the_weights_alone(folder, run, blank, monkeypatch):
+def test_another_place_leaves_the_folder_of_the_weights_alone(folder, run, blank, no_pass):
     add(folder, "net-fold0")
     out = folder / "elsewhere"
     assert run("--out", out)[0] == 0
     assert {path.name for path in (folder / "weights").iterdir()} == {"net-fold0.pt"}
     assert [path.name.split("-")[:2] for path in (out / "results").iterdir()] == [["net", "fold0"]]
-    monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("a second test pass"))
-    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("the images were loaded"))
+    no_pass(images=True)
     assert run("--out", out)[0] == 0
 
 
@@ -231,13 +223,11 @@ def test_nothing_is_written_into_a_folder_that_is_read_only(folder, run, blank, 
 
 
 def test_generated_images_have_a_report_and_summaries_of_their_own(folder, blank, typed, monkeypatch):
-    file = add(folder, "net-fold0")
+    add(folder, "net-fold0", source="synthetic")
     monkeypatch.setattr(data, "load", lambda path, part, load=data.load: load(folder / "data", part))
     monkeypatch.setattr(Scorer, "digest", "that of the generated ones")
-    content = checkpoint.load(file)
-    content["provenance"]["source"] = "synthetic"
-    checkpoint.save(file, content)
-    code, out, _ = typed(report.main, "--data", "synthetic", "--device", "cpu")
+    code, out, err = typed(report.main, "--data", "synthetic", "--device", "cpu", "--picture", folder / "cost.png")
+    assert "not drawn" in err and not (folder / "cost.png").exists()
     assert code == 0 and "Top-1 on the 20 generated test images" in out
     assert {path.name for path in (folder / "weights").iterdir()} == {"net-fold0.pt", "report-synthetic"}
     page = (folder / "weights/report-synthetic/report.html").read_text("utf-8")
@@ -260,10 +250,15 @@ def test_nothing_to_report_is_one_line(folder, run):
     assert (code, out) == (2, "") and "no finished weights" in err and err.count("\n") == 1
 
 
-def test_a_report_folder_that_cannot_be_is_refused(folder, run):
+@pytest.mark.parametrize("flag, target, words", [
+    ("--out", "no/where", "a folder that exists"), ("--picture", "no/cost.png", "no does not exist"),
+    ("--picture", "cost.jpg", "should end in .png"),
+])
+def test_a_target_that_cannot_be_is_refused_before_any_pass(folder, run, no_pass, flag, target, words):
     add(folder, "net-fold0")
-    code, _, err = run("--out", folder / "no/where")
-    assert code == 2 and "a folder that exists" in err
+    no_pass()
+    code, out, err = run(flag, folder / target)
+    assert (code, out) == (2, "") and words in err and err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- the README
@@ -295,6 +290,7 @@ def test_a_section_has_markers_of_its_own(folder, run, blank):
                                   "<!-- results --><!-- results --><!-- /results -->"])
 def test_a_readme_without_its_markers_is_refused_before_any_pass_and_kept(folder, run, no_pass, text):
     add(folder, "net-fold0")
+    no_pass()
     (folder / "README.md").write_text(text)
     code, out, err = run("--readme", folder / "README.md")
     assert (code, out) == (2, "") and "once each" in err and "<!-- results -->" in err and err.count("\n") == 1

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from train.engine import data, people, predict
-from untrained import add, blank, folder, logits_of, run  # noqa: F401
+from train.engine import data, people
+from untrained import add, blank, folder, logits_of, no_pass, run  # noqa: F401
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_a_row_of_seeds_has_what_people_say_of_all_of_them(folder, run, blank, h
     assert cells(out, "a")["corrected %"] == f"{np.mean([scores['top1_corrected'] for scores in each]):.2f}"
 
 
-def test_a_csv_of_others_is_refused_before_any_pass(folder, run, monkeypatch, humans):
-    monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("a test pass"))
+def test_a_csv_of_others_is_refused_before_any_pass(folder, run, no_pass, humans):
+    no_pass()
     add(folder, "a-fold0")
     humans.write_text(humans.read_text().replace("\n", "\n0", 1))
     code, out, err = run("--humans", humans)

@@ -9,7 +9,8 @@ from train import report
 from train.engine import checkpoint, command, data, plots, predict
 
 
-def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0, over_budget=False, **changes):
+def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0, over_budget=False,
+                  source="cifar10.npz", **changes):
     """The content of the weights file it writes. images: --data of the run; changes: fields of the recipe.
 
     sharpness scales the last layer, so that the answers differ from each other and are sure of themselves.
@@ -27,7 +28,7 @@ def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0,
         "provenance": {
             "run": file.stem, "name": model.name, "params": models.parameter_count(model), "over_budget": over_budget,
             "include_test": recipe.sees_test, "images": len(train), "train_digest": train.digest,
-            "source": "cifar10.npz", "steps": 1, "seconds": 60.0 + seed, "hardware": "abacus", "date": "2026-01-01",
+            "source": source, "steps": 1, "seconds": 60.0 + seed, "hardware": "abacus", "date": "2026-01-01",
             "command": f"python train/baseline.py --seed {seed}", "unlabelled": 0, "threads": 1, "torch": "2.11.0",
             "python": "3.12.0", "commit": "0123456789ab",
         },
@@ -62,6 +63,18 @@ def blank(monkeypatch):
     """Pictures are files of one byte: drawing them is slow, and tested once."""
     for name in ("curves", "landscape", "confusion", "reliability"):
         monkeypatch.setattr(plots, name, lambda file, *_: file.write_bytes(b"x"))
+
+
+@pytest.fixture
+def no_pass(monkeypatch):
+    """no_pass(): from here on a test pass fails the test, and with images=True the loading of images too."""
+
+    def forbid(images=False):
+        monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("a test pass"))
+        if images:
+            monkeypatch.setattr(data, "load", lambda *_: pytest.fail("the images were loaded"))
+
+    return forbid
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def compare(patterns, scorer):
         if len(side) < 2:
             raise UserError(f"--compare {pattern}: one file against several; a group has two seeds or more")
 
-    scores = [[scorer.accuracy(network) for network in side] for side in sides]
+    scores = [[scorer.accuracy([network]) for network in side] for side in sides]
     deviations = [np.std(values, ddof=1) for values in scores]
     difference, low, high = welch(*scores)
     text = ", ".join(f"{name} has {np.mean(values):.2f} ± {deviation:.2f} % ({count_of(len(values), 'seed')})"
@@ -134,14 +134,15 @@ def pipeline(roles, scorer):
     line = "{:10s} {:34s} {:>12s} {:>8s}".format
     lines, mean, gains = [line("role", "run", "parameters", "test %")], {}, []
     for role, networks in roles.items():
-        params, scores = [network.provenance["params"] for network in networks], list(map(scorer.accuracy, networks))
+        params = [network.provenance["params"] for network in networks]
+        scores = [scorer.accuracy([network]) for network in networks]
         mean[role] = sum(scores) / len(scores)
         lines += [line(role.removesuffix("s"), network.file.stem, f"{count:,}", f"{score:.2f}")
                   for network, count, score in zip(networks, params, scores)]
         if len(networks) > 1:
             lines.append(line(role, f"mean of the {len(networks)}", "", f"{mean[role]:.2f}"))
         if len(networks) > 1 and role == "teachers":
-            together = scorer.accuracy(*networks)
+            together = scorer.accuracy(networks)
             lines.append(line("ensemble", "mean of their logits", f"{sum(params):,}", f"{together:.2f}"))
     if {"student", "baseline"} <= set(mean):
         gains.append(f"student {mean['student'] - mean['baseline']:+.2f} points against the baseline")

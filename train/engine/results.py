@@ -31,9 +31,9 @@ ORIGIN = ("run", "params", "over_budget", "include_test", "hardware", "seconds",
 PLACE = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
 SCORES = ("images", "top1", "nll", "ece", "per_class", "confusion", "reliability", "humans")
 HUMANS = ("top1_corrected", "top1_apart")  # of `people.figures`, what the table shows
-COLUMNS = ("model", "name", "parameters", "macs", "over_budget", "contaminated", "epochs", "protocol", "tta", "networks",
-           "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop", "seconds", *PLACE, "unlabelled", "make",
-           "command", "runs", "folder", "weights")
+COLUMNS = ("model", "name", "parameters", "macs", "over_budget", "contaminated", "epochs", "protocol", "tta",
+           "networks", "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop", "seconds", *PLACE,
+           "unlabelled", "make", "command", "runs", "folder", "weights")  # of the table
 
 
 class Scorer:
@@ -79,13 +79,13 @@ class Scorer:
                 checkpoint.save(kept, {"logits": logits[-1]})
         return torch.stack(logits).mean(0)
 
-    def accuracy(self, *networks):
+    def accuracy(self, networks):
         return predict.accuracy(self.answers(networks), self.dataset.labels)
 
     def result(self, networks, name=None):
-        """The result of a network, or of several that answer by the mean of their logits under a `name`; it is kept.
+        """The result of one network, or of several that answer by the mean of their logits under a `name`; it is kept.
 
-        The scores of an earlier result of the same weights are taken over: only where there is none, answers are.
+        Scores are taken over from what was kept of the same weights: images are answered where nothing was.
         """
         file, mark, about = networks[0].file, networks[0].mark, describe(networks[0])
         if name:
@@ -93,7 +93,8 @@ class Scorer:
             words += ["--tta"] * self.tta + ["--data", "synthetic"] * (self.path == "synthetic")
             members = sorted([network.provenance["run"], network.mark] for network in networks)
             file, mark = file.with_name(f"{name}.pt"), checkpoint.digest(members)[:16]
-            about = {"run": name, "members": members, "command": shlex.join(words)} | combine(map(describe, networks))
+            about = {"run": name, "members": members, "command": shlex.join(words)}
+            about |= combine([describe(network) for network in networks])
 
         beside = file.parent / "results" / f"{file.stem}{self.suffix}.json"
         ours = self.out / "results" / f"{file.stem}-{mark[:8]}{self.suffix}.json"
@@ -139,7 +140,6 @@ def describe(network):
 
 def combine(members):
     """The description of several networks that answer together: their sums, and of their recipes what they share."""
-    members = list(members)
     recipes = [member["recipe"] for member in members]
     shared = dict(item for item in recipes[0].items() if all(item in recipe.items() for recipe in recipes))
     total = {name: sum(member[name] for member in members) for name in ("params", "macs", "seconds")}

@@ -11,7 +11,6 @@ MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 # What was typed goes into the weights; paths of this machine do not.
 export MADE_BY ?= $(strip $(MAKECMDGOALS) $(filter-out DATA=% VENV=% PYTHON=% WEIGHTS=% IMAGES=%,$(MAKEOVERRIDES)))
-.DEFAULT_GOAL := help
 
 ##: SIZE=quick          demo, quick or full: which networks           make SIZE=quick teachers labels distill control report
 ##: DATA=data           folder of the images, or synthetic            make baseline DATA=synthetic
@@ -37,18 +36,18 @@ one_of   = $(if $(filter-out $(2),$($(1)))$(word 2,$($(1))),$(error $(1)=$($(1))
 $(call one_of,SIZE,demo quick full)$(call one_of,STAGE,basic optimized augmented)$(call one_of,HOW,csv view)
 $(call one_of,FOLD,0 1 2 3 4 noval)$(call one_of,DEVICE,auto cuda cpu)
 scripts := quick one baseline labels distill control evaluate submission report benchmark test test-faults
-$(if $(ARGS),$(if $(filter-out $(scripts),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS)),$(error ARGS are for one script, not \
-  for $(MAKECMDGOALS))))
-$(if $(STAGE)$(FOLD),$(if $(filter-out baseline pictures %.pt,$(MAKECMDGOALS)),$(error FOLD and STAGE are of the baseline alone)))
+$(if $(and $(ARGS),$(filter-out $(scripts),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS))),\
+  $(error ARGS are for one script, not for $(MAKECMDGOALS)))
+$(if $(and $(STAGE)$(FOLD),$(filter-out baseline pictures %.pt,$(MAKECMDGOALS))),\
+  $(error FOLD and STAGE are of the baseline alone))
 
 # ---------------------------------------------------------------- three sizes of one pipeline
-place.full   := weights
+# Six teachers are of the network `name`, trained by `script`; the one of another kind is `wide`, trained by `other`.
 script.full  := train/seresnet.py
 name.full    := seresnet164
 other.full   := train/shakeshake.py --width 64 --se
 wide.full    := shakeshake26-64-se
 student.full := --model seresnet164
-place.quick   := weights/quick
 script.quick  := train/quick.py
 name.quick    := fastnet
 other.quick   := train/quick.py --width 128 --middle 256 --epochs 16 --augment shift:3
@@ -56,134 +55,81 @@ wide.quick    := fastnet-128-256-256
 student.quick := --model fastnet --temperature 1 --alpha 1
 
 # A teacher trains longer than the student: at as many epochs the control, on all images, outgrows the teachers.
-place.demo   := weights/demo
-script.demo  := train/seresnet.py --depth 20 --width 8 --wd 5e-4 --epochs 8
-name.demo    := seresnet20-8
-other.demo   := train/shakeshake.py --width 8 --lr 0.03 --epochs 12
-wide.demo    := shakeshake26-8
-student.demo := --model seresnet20 --width 8 --wd 5e-4 --lr 0.05 --epochs 5
-flags.demo   := -b 32 --augment flip --mix none --precision float32
-limit.demo   := 1000
+script.demo   := train/seresnet.py --depth 20 --width 8 --wd 5e-4 --epochs 8
+name.demo     := seresnet20-8
+other.demo    := train/shakeshake.py --width 8 --lr 0.03 --epochs 12
+wide.demo     := shakeshake26-8
+student.demo  := --model seresnet20 --width 8 --wd 5e-4 --lr 0.05 --epochs 5
+baseline.demo := --width 4 --epochs 6
+flags.demo    := -b 32 --augment flip --mix none --precision float32
+limit.demo    := 1000
 
-# A trial stays away from the files that the documented recipes make.
-trial  := $(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
-place  := $(place.$(SIZE))$(trial)
-seed   := $(if $(filter-out 0,$(SEED)),-seed$(SEED))
-source := $(if $(filter-out 0,$(TEACHER_SEED)),-seed$(TEACHER_SEED))
-taught := $(if $(TEACHER_SEED),$(source),$(seed))
-seeds  := $(sort x$(taught) x$(source))
-view   := $(if $(filter view,$(HOW)),-view)
-extra  := $(if $(IMAGES),$(if $(filter labels distill,$(MAKECMDGOALS)),-images))
+# ---------------------------------------------------------------- how a file is called
+# weights/seresnet164-fold3-seed1.pt is the place (of the size, and in it a folder for trials), the network, the fold
+# held out or noval, and the seed unless it is 0. A student's name tells what it learned from, as in
+# student-view-images-teachers2-seed1.pt, that of labels the seed of the teachers: distillation_labels-seed2.csv.
+# TEACHER_SEED is that of a student's teachers, which students of several seeds so share. When teachers or labels are
+# typed as goals, SEED is theirs unless TEACHER_SEED is set. So they are functions, as in $(call labels,-seed2).
+trial := $(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
+place := weights$(filter-out /full,/$(SIZE))$(trial)
+fold  := $(if $(filter noval,$(FOLD)),noval,fold$(or $(FOLD),0))
+view  := $(if $(filter view,$(HOW)),-view)
+extra := $(if $(and $(IMAGES),$(filter labels distill,$(MAKECMDGOALS))),-images)
+seed  := $(addprefix -seed,$(filter-out 0,$(SEED)))
+teacher_seed := $(addprefix -seed,$(filter-out 0,$(TEACHER_SEED)))
+goal_seed    := $(if $(TEACHER_SEED),$(teacher_seed),$(seed))
 
-parts    := fold0 fold1 fold2 fold3 fold4 noval
-alike     = $(foreach part,$(parts),$(place)/$(name.$(SIZE))-$(part)$(1).pt)
+folds    := fold0 fold1 fold2 fold3 fold4 noval
+six       = $(folds:%=$(place)/$(name.$(SIZE))-%$(1).pt)
 wide      = $(place)/$(wide.$(SIZE))-noval$(1).pt
-teachers  = $(call alike,$(1)) $(call wide,$(1))
-labels    = $(if $(filter-out weights,$(place)),$(place)/)distillation_labels$(extra)$(1).csv
-student  := $(place)/student$(view)$(extra)$(source:-seed%=-teachers%)$(seed).pt
+teachers  = $(call six,$(1)) $(call wide,$(1))
+labels    = $(filter-out weights/,$(place)/)distillation_labels$(extra)$(1).csv
+student  := $(place)/student$(view)$(extra)$(teacher_seed:-seed%=-teachers%)$(seed).pt
 control  := $(place)/student-control$(seed).pt
-fold     := $(if $(filter noval,$(FOLD)),noval,fold$(or $(FOLD),0))
-baseline := $(place)/resnet18$(if $(filter-out augmented,$(STAGE)),-$(STAGE))-$(fold)$(seed).pt
-
-# ---------------------------------------------------------------- how a file is made
+baseline := $(place)/resnet18$(addprefix -,$(filter-out augmented,$(STAGE)))-$(fold)$(seed).pt
 # The images are there in either form, or the archive is fetched. A space in the name of a target has to be escaped.
-data   := $(subst $() ,\ ,$(DATA))
-images := $(data)/$(if $(wildcard $(data)/cifar10.npz),cifar10.npz,cifar-10-batches-py/batches.meta)
-python := $(if $(VENV),$(VENV)/installed)
-ready  := $(python) $(if $(filter synthetic,$(DATA)),,$(images))
-
-# A flag is passed on only when its variable is set. What the name of a file says, its fold and seed, becomes flags.
-common := --data "$(DATA)" $(DEVICE:%=--device %)
-limit  := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
-flags  := $(common) $(limit) $(EPOCHS:%=--epochs %)
-added  := $(if $(extra),--images "$(IMAGES)")
-split   = $(patsubst seed%,--seed %,$(patsubst fold%,--fold %,$(patsubst noval,--noval,\
-  $(filter noval seed% $(parts),$(subst -, ,$(basename $(@F)))))))
-# With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it.
-free_gpu = $(if $(GPUS),gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
-  gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; export CUDA_VISIBLE_DEVICES=$$gpu;)
-# $(call train,script and flags,goal): the demo shows the last line only. ARGS are for the script of the typed goal alone.
-args  = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
-run   = $(PYTHON) $(strip $(1) $(flags.$(SIZE)) $(flags) $(call args,$(2)) $(split)) --out $@
-quiet = > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }; \
-  printf '%-24s %s\n' $(basename $(@F)) "$$(tail -n 1 $(@:.pt=.log) | sed 's/^[^:]*: //')"
-define train
-@mkdir -p $(@D)
-$(if $(filter demo,$(SIZE)),@$(run) $(quiet),$(strip $(free_gpu)) $(run))
-endef
-# Weights are built when they are missing, never because something is newer: every prerequisite is order-only. With
-# ARGS the script is asked all the same, and says what differs from the file that is there.
-asked = $(if $(call args,$(1)),ask)
-every = $(sort $(foreach s,$(seeds),$(call $(1),$(s:x%=%))))
-# A missing teacher is trained only where its answers, or the teacher itself, are asked for.
-.SECONDARY: $(call every,alike) $(call every,wide) $(call every,labels)
-
-$(call every,alike): $(call asked,one) | $(ready)
-	$(call train,$(script.$(SIZE)),one)
-$(call every,wide): | $(ready)
-	$(call train,$(other.$(SIZE)))
-
-$(baseline): $(call asked,baseline) | $(ready)
-	$(call train,train/baseline.py $(STAGE:%=--stage %) $(if $(filter demo,$(SIZE)),--width 4 --epochs 6),baseline)
-
-define labels_of
-$(call labels,$(1)): $(call asked,labels) | $(call teachers,$(1))
-	$(if $(filter demo,$(SIZE)),@)$(PYTHON) distill/labels.py $(call teachers,$(1)) $(common) $(limit) $(added) $(call args,labels) --out $$@
-endef
-$(foreach s,$(seeds),$(eval $(call labels_of,$(s:x%=%))))
-
-from := $(if $(view),--teachers $(call teachers,$(source)),--labels $(call labels,$(source)))
-$(student): $(call asked,distill) | $(if $(view),$(call teachers,$(source)),$(call labels,$(source)))
-	$(call train,distill/student.py --noval $(from) $(student.$(SIZE)) $(added),distill)
-$(control): $(call asked,control) | $(ready)
-	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,control)
+data     := $(subst $() ,\ ,$(DATA))
+images   := $(data)/$(if $(wildcard $(data)/cifar10.npz),cifar10.npz,cifar-10-batches-py/batches.meta)
+python   := $(if $(VENV),$(VENV)/installed)
+ready    := $(python) $(if $(filter synthetic,$(DATA)),,$(images))
 
 # ---------------------------------------------------------------- what people type
 .PHONY: help setup data demo quick baseline teachers labels distill control evaluate submission report benchmark test \
   test-faults clean ask one pictures
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+[ :].*## /{sub(/ .*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+[ :].*## /{sub(/ .*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo; echo "Variables, with an example each:"; echo
-	@awk -F '##: ' '/^##: /{print "  " $$2}' $(firstword $(MAKEFILE_LIST))
-
+	@awk -F '##: ' '/^##: /{print "  " $$2}' Makefile
 setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two minutes)
-# The stamp is touched last: an installation that was cut off is repeated.
-$(VENV)/installed: requirements.txt
-	$(or $(BASE),python3) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
-
 data $(data)/cifar-10-batches-py/batches.meta: | $(python) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
 	$(PYTHON) train/data.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
+miniature := SIZE=demo TEACHER_SEED=$(SEED) STAGE=basic FOLD=noval pictures
 demo: ## the whole pipeline in miniature, offline, in two to four minutes on two cores
 	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, a job a core:"
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) SIZE=demo TEACHER_SEED=$(SEED) STAGE=basic FOLD=noval pictures
-	@echo; echo "Now look at $(place.demo)$(trial)/report/report.html, and at the logs, curves and answers beside it."
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(miniature)
+	@echo; echo "Now look at weights/demo$(trial)/report/report.html, and at the logs, curves and answers beside it."
 quick: ## train the one network of SIZE=quick on all images and score it on the test set
 	@$(MAKE) --no-print-directory SIZE=quick one
 one: $(place)/$(name.$(SIZE))-noval$(seed).pt
-	$(PYTHON) train/evaluate.py $< $(common) --budget
 baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common)
-teachers: $(call teachers,$(taught)) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs
-labels: $(call labels,$(taught)) ## average the teachers' logits into distillation_labels.csv
+teachers: $(call teachers,$(goal_seed)) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs
+labels: $(call labels,$(goal_seed)) ## average the teachers' logits into distillation_labels.csv
 distill: $(student) ## train the student from the teachers and score it on the test set
-	$(PYTHON) train/evaluate.py $< $(common) --budget
 control: $(control) ## train the student's twin from the labels alone and score it
+one distill control:
 	$(PYTHON) train/evaluate.py $< $(common) --budget
 evaluate: | $(python) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
 submission: | $(python) ## answer the unlabelled IMAGES with WEIGHTS (default: the student) into submission.csv
 	@$(if $(IMAGES),,echo "submission: set IMAGES, as in make submission IMAGES=cifar_test_nolabel.pkl" >&2; exit 2)
-	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) --images "$(IMAGES)" $(DEVICE:%=--device %) $(ARGS)
+	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) --images "$(IMAGES)" $(device) $(ARGS)
 report: | $(python) ## tables and pictures of all finished weights of the SIZE, into its folder
 	$(PYTHON) train/report.py $(or $(WEIGHTS),$(place)) --out $(place)/report $(common) $(ARGS)
-
-# The end of the demo: answers, the report, and its table.
-pictures: $(baseline) $(call teachers,$(source)) $(student) $(control)
+pictures: $(baseline) $(call teachers,$(teacher_seed)) $(student) $(control)
 	@$(PYTHON) distill/submission.py $(student) --images synthetic --out $(place)/submission$(seed).csv | tail -n 1
 	@$(PYTHON) train/report.py $^ $(common) --out $(place)/report --baseline $(baseline) \
-	  --teachers $(call teachers,$(source)) --control $(control) --student $(student)
+	  --teachers $(call teachers,$(teacher_seed)) --control $(control) --student $(student)
 benchmark: | $(ready) ## images per second of the step, the loop and the usual script
 	$(PYTHON) train/benchmark.py $(common) $(ARGS)
 test: | $(python) ## run the test suite (under 10 minutes on two cores)
@@ -193,3 +139,58 @@ test-faults: | $(python) ## kill a run a hundred times and more (slow)
 clean: ## remove caches, never weights and never a state to resume from
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	rm -rf .pytest_cache
+
+# ---------------------------------------------------------------- how a file is made
+# A flag is passed on only when its variable is set. ARGS are for the script of the typed goal alone: it is run although
+# its file is there, and says what differs from that.
+device := $(DEVICE:%=--device %)
+common := --data "$(DATA)" $(device)
+limit  := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
+added  := $(if $(extra),--images "$(IMAGES)")
+args.$(MAKECMDGOALS) = $(ARGS)
+ask.$(MAKECMDGOALS)  = $(if $(ARGS),ask)
+# What the name of a file says becomes flags: its words fold3, noval and seed1 are --fold 3, --noval and --seed 1.
+words = $(filter $(folds) seed%,$(subst -, ,$(basename $(@F))))
+split = $(subst seed,--seed ,$(subst fold,--fold ,$(subst noval,--noval,$(words))))
+# With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it.
+free_gpu = $(if $(GPUS),gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
+  gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; export CUDA_VISIBLE_DEVICES=$$gpu;)
+# The demo shows the last line of a run only, or all of one that fails.
+hush.demo := @
+log        = $(@:.pt=.log)
+shown.demo = > $(log) 2>&1 || { cat $(log) >&2; exit 1; }; \
+  printf '%-24s %s\n' $(basename $(@F)) "$$(tail -n 1 $(log) | sed 's/^[^:]*: //')"
+# $(call train,script and flags,ARGS)
+define train
+@mkdir -p $(@D)
+$(strip $(or $(hush.$(SIZE)),$(free_gpu)) $(PYTHON) $(1) $(flags.$(SIZE)) $(common) $(limit) $(EPOCHS:%=--epochs %) \
+  $(2) $(split) --out $@ $(shown.$(SIZE)))
+endef
+
+# The stamp is touched last: an installation that was cut off is repeated.
+$(VENV)/installed: requirements.txt
+	$(or $(BASE),python3) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# Weights are built when they are missing, never because something is newer: every prerequisite is order-only, which a
+# recipe calls $|. $(call both,six) are those of both seeds; sort drops what is there twice.
+both = $(sort $(call $(1),$(goal_seed)) $(call $(1),$(teacher_seed)))
+$(call both,six): $(ask.one) | $(ready)
+	$(call train,$(script.$(SIZE)),$(args.one))
+$(call both,wide): | $(ready)
+	$(call train,$(other.$(SIZE)))
+$(baseline): $(ask.baseline) | $(ready)
+	$(call train,train/baseline.py $(STAGE:%=--stage %) $(baseline.$(SIZE)),$(args.baseline))
+
+$(call labels,$(goal_seed)): | $(call teachers,$(goal_seed))
+$(call labels,$(teacher_seed)): | $(call teachers,$(teacher_seed))
+$(call both,labels): $(ask.labels)
+	$(hush.$(SIZE))$(PYTHON) distill/labels.py $| $(common) $(limit) $(added) $(args.labels) --out $@
+# A missing teacher is trained only where its answers, or the teacher itself, are asked for.
+.SECONDARY: $(call both,teachers) $(call both,labels)
+
+$(student): $(ask.distill) | $(if $(view),$(call teachers,$(teacher_seed)),$(call labels,$(teacher_seed)))
+	$(call train,distill/student.py --noval --$(if $(view),teachers,labels) $| $(student.$(SIZE)) $(added),$(args.distill))
+$(control): $(ask.control) | $(ready)
+	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,$(args.control))

@@ -95,7 +95,7 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     assert code == 0 and set(listed) == phony - {"ask", "one", "pictures"} and all(listed.values())
     variables = out.partition("Variables")[2]
     for name in {*re.findall(r"\$\((?:call one_of,)?([A-Z_]{3,})[):,]", text)} - {
-            "SHELL", "MAKE", "MAKECMDGOALS", "MAKEFILE_LIST", "MAKEOVERRIDES"}:
+            "SHELL", "MAKE", "MAKECMDGOALS", "MAKEOVERRIDES"}:
         assert re.search(rf"\b{name}=", variables) or name in variables, name
 
 

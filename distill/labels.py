@@ -24,42 +24,42 @@ from train.engine.command import (
 )
 
 
-def average(answers, masks, how, ids):
-    """One set of logits (N, 10) from several.
+# Beside the folds, 0 to 4: an image that was added to the training set.
+TEST, UNLABELLED = 5, 6
+ROW = "{:32s} {:>6s} {:>12s} {:>12s} {:>13s}"
 
-    answers: list of (N, 10); masks: list of (N,) bool, True where that teacher has not trained on the image;
-    how: "mean" of all, or "oof", for each image the mean of those that have not seen it. UserError when oof leaves
-    an image without a teacher.
+
+def average(answers, masks, how, ids):
+    """One set of logits (N, 10) from those of several teachers, (T, N, 10).
+
+    masks: bool (T, N), True where that teacher has not trained on the image; how: "mean" of all, or "oof", for each
+    image the mean of those that have not trained on it. UserError when oof leaves an image without a teacher.
     """
-    stack, weights = torch.stack(answers).double(), torch.from_numpy(np.stack(masks)).double()
-    if how == "mean":
-        weights = torch.ones_like(weights)
+    weights = torch.from_numpy(masks | (how == "mean")).double()
     counts = weights.sum(0)
     if (counts == 0).any():
         raise UserError(
             f"--average oof: {int((counts == 0).sum()):,} images have no teacher that has not trained on them "
             f"(the first is {ids[int((counts == 0).int().argmax())]}): give the teachers of all five folds"
         )
-    return ((weights[..., None] * stack).sum(0) / counts[:, None]).float()
+    return ((weights[..., None] * answers.double()).sum(0) / counts[:, None]).float()
 
 
-def unseen(network, dataset, added):
-    """The mask (N,) of images that a teacher has not trained on.
+def unseen(network, folds):
+    """The mask (N,) of images that a fold teacher has not trained on; of a teacher without a fold none count.
 
-    dataset: the whole training set, of which the teacher's fold and limit are a part (UserError when it was trained on
-    other images); added: (M,) bool for what was added behind it, True for the test images. Those are new to a teacher
-    unless it was trained with them, images without labels are new to all. Only fold teachers take part in oof.
+    folds: of each image (N,), or TEST, or UNLABELLED.
     """
-    network.split(dataset)
     if network.fold is None:
-        return np.zeros(len(dataset) + len(added), dtype=bool)
-    folds = data.fold_of(dataset.ids, dataset.labels.numpy())
-    return np.concatenate([folds == network.fold, ~added if network.provenance["include_test"] else added | True])
+        return np.zeros(len(folds), dtype=bool)
+    trained_on_test = network.provenance["include_test"]
+    return np.isin(folds, [network.fold, UNLABELLED] if trained_on_test else [network.fold, UNLABELLED, TEST])
 
 
-def accuracy(logits, labels, mask):
-    """Accuracy on the masked images in percent, as text."""
-    return f"{predict.accuracy(logits[mask], labels[mask]):6.2f}" if mask.any() else "     -"
+def accuracy(logits, labels, mask=True):
+    """Accuracy in percent, as text, on the images that have a label, of those in the mask."""
+    mask = mask & (labels >= 0).numpy()
+    return f"{predict.accuracy(logits[mask], labels[mask]):.2f}" if mask.any() else "-"
 
 
 def flags():
@@ -89,36 +89,34 @@ def main():
         teacher.check_kind(args.data)
         teacher.check_teacher(args.include_test)
     whole = data.load(args.data)
-    dataset = whole.select(slice(args.limit))
-    known = len(dataset)
+    dataset, folds = whole.select(slice(args.limit)), data.fold_of(whole.ids, whole.labels.numpy())[:args.limit]
     if args.include_test:
         dataset = data.join(dataset, data.load(args.data, "test"))
-    tested = len(dataset) - known
+    folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=TEST)
     if args.images:
         dataset = with_unlabelled(dataset, args.images, args.data, args.admit_test_images or args.include_test)
-    added = np.arange(len(dataset) - known) < tested
-    rows = np.r_[:known, len(whole):len(whole) + len(added)]  # of the masks, which begin with the whole set
-    masks = [unseen(teacher, whole, added)[rows] for teacher in teachers]
-    labelled = (dataset.labels >= 0).numpy()
+    folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=UNLABELLED)
+    for teacher in teachers:
+        teacher.split(whole)  # which it was trained on a part of
 
     print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}\n")
-    print(f"{'teacher':32s} {'epochs':>6s} {'parameters':>12s} {'held out %':>12s} {'trained on %':>13s}")
-    answers = []
+    print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))
+    answers, masks = [], np.stack([unseen(teacher, folds) for teacher in teachers])
     for teacher, mask in zip(teachers, masks):
-        answers.append(predict.logits(teacher.model, dataset.images, label=teacher.file.stem))
+        logits = predict.logits(teacher.model, dataset.images, label=teacher.file.stem)
+        answers.append(logits)
         recipe, provenance = teacher.content["recipe"], teacher.provenance
         remarks = [f"on {provenance['images']:,} images"] if recipe["limit"] else []
         remarks += ["over budget"] if provenance["over_budget"] else []
-        print(f"{teacher.file.stem:32s} {recipe['epochs']:6,d} {provenance['params']:12,d} "
-              f"{accuracy(answers[-1], dataset.labels, mask & labelled):>12s} "
-              f"{accuracy(answers[-1], dataset.labels, ~mask & labelled):>13s}"
+        print(ROW.format(teacher.file.stem, f"{recipe['epochs']:,}", f"{provenance['params']:,}",
+                         accuracy(logits, dataset.labels, mask), accuracy(logits, dataset.labels, ~mask))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
+    answers = torch.stack(answers)
     logits = average(answers, masks, args.average, dataset.ids)
-    inside = [(answer[labelled], mask[labelled]) for answer, mask in zip(answers, masks)]
-    if np.any([mask for _, mask in inside], axis=0).all():
-        outside = average(*zip(*inside), "oof", dataset.ids[labelled])
-        print(f"{'ensemble, out of fold':52s} {predict.accuracy(outside, dataset.labels[labelled]):12.2f}")
-    print(f"{'ensemble, as written':65s} {predict.accuracy(logits[labelled], dataset.labels[labelled]):13.2f}")
+    if masks.any(0).all():
+        outside = average(answers, masks, "oof", dataset.ids)
+        print(ROW.format("ensemble, out of fold", "", "", accuracy(outside, dataset.labels), "").rstrip())
+    print(ROW.format("ensemble, as written", "", "", "", accuracy(logits, dataset.labels)))
     write_labels(args.out, dataset.ids, dataset.labels.numpy(), logits)
     print(f"\n{args.out}: {len(dataset):,} rows")
 

@@ -7,8 +7,6 @@ targets float (N, K) (one-hot, or mixed), and average over the batch. T^2 keeps 
 (Hinton et al. 2015, section 2.1).
 """
 
-from typing import Callable, NamedTuple
-
 import torch
 import torch.nn.functional as F
 
@@ -32,17 +30,13 @@ def distillation_loss(student_logits, soft_targets, hard_targets, temperature=4.
 
 def soft_targets_of(teacher_logits, temperature=4.0, objective="kd"):
     """The soft targets (N, K) that `distillation_loss` expects, from teacher logits (N, K)."""
-    return soften(OBJECTIVES[objective].transform(teacher_logits), temperature)
+    transform, _ = OBJECTIVES[objective]
+    return (transform(teacher_logits) / temperature).softmax(1)
 
 
-def soften(logits, temperature):
-    """Probabilities (N, K) of logits (N, K) at a temperature."""
-    return (logits / temperature).softmax(1)
-
-
-def standardize(logits, tiny=1e-7):
+def standardize(logits):
     """Logits (N, K) with mean 0 and deviation 1 in each row (Sun et al. 2024, eq. 9)."""
-    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + tiny)
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
 
 
 def kl_divergence(student_logits, soft_targets, hard_targets, temperature):
@@ -51,7 +45,7 @@ def kl_divergence(student_logits, soft_targets, hard_targets, temperature):
     return temperature**2 * F.kl_div(log_student, soft_targets, reduction="batchmean")
 
 
-def decoupled(student_logits, soft_targets, hard_targets, temperature, beta=DKD_BETA):
+def decoupled_divergence(student_logits, soft_targets, hard_targets, temperature, beta=DKD_BETA):
     """T^2 (TCKD + beta NCKD), batch mean: decoupled knowledge distillation (Zhao et al. 2022, eq. 7).
 
     TCKD compares the two-way split target against rest, NCKD the distribution among the rest, which plain KL weighs
@@ -61,37 +55,27 @@ def decoupled(student_logits, soft_targets, hard_targets, temperature, beta=DKD_
     target = F.one_hot(torch.where(labelled, hard_targets, soft_targets).argmax(1), hard_targets.shape[1]).bool()
     log_student = (student_logits / temperature).log_softmax(1)
     log_teacher = soft_targets.clamp_min(torch.finfo(soft_targets.dtype).tiny).log()
-    inside = binary_kl(log_teacher, log_student, target)
-    among = F.kl_div(renormalized(log_student, target), renormalized(log_teacher, target).exp(), reduction="none")
-    return temperature**2 * (inside + beta * among.masked_fill(target, 0).sum(1)).mean()
+    tckd = F.kl_div(two_way(log_student, target), two_way(log_teacher, target), reduction="none", log_target=True)
+    nckd = F.kl_div(leave_out(log_student, target), leave_out(log_teacher, target).exp(), reduction="none")
+    return temperature**2 * (tckd.sum(1) + beta * nckd.masked_fill(target, 0).sum(1)).mean()
 
 
-def binary_kl(log_teacher, log_student, target):
-    """KL (N,) between the two-way distributions (target, all others) of log-probabilities (N, K)."""
-
-    def two_way(log_probabilities):
-        inside = log_probabilities.masked_fill(~target, -torch.inf).logsumexp(1)
-        outside = log_probabilities.masked_fill(target, -torch.inf).logsumexp(1)
-        return torch.stack([inside, outside], 1)
-
-    return F.kl_div(two_way(log_student), two_way(log_teacher), reduction="none", log_target=True).sum(1)
+def two_way(log_probabilities, target):
+    """Log-probabilities (N, 2) of the target and of all others, from those of the classes (N, K)."""
+    inside = log_probabilities.masked_fill(~target, -torch.inf).logsumexp(1)
+    outside = log_probabilities.masked_fill(target, -torch.inf).logsumexp(1)
+    return torch.stack([inside, outside], 1)
 
 
-def renormalized(log_probabilities, target):
+def leave_out(log_probabilities, target):
     """Log-probabilities (N, K) among the classes outside `target`; the target's own entry means nothing."""
     outside = log_probabilities.masked_fill(target, -torch.inf)
     return (log_probabilities - outside.logsumexp(1, keepdim=True)).masked_fill(target, 0)
 
 
-class Objective(NamedTuple):
-    """`transform` is applied to teacher and student logits alike, `divergence` compares them."""
-
-    transform: Callable
-    divergence: Callable
-
-
+# What is done to teacher and student logits alike, and what then compares them.
 OBJECTIVES = {
-    "kd": Objective(lambda logits: logits, kl_divergence),
-    "dkd": Objective(lambda logits: logits, decoupled),
-    "standardized": Objective(standardize, kl_divergence),
+    "kd": (lambda logits: logits, kl_divergence),
+    "dkd": (lambda logits: logits, decoupled_divergence),
+    "standardized": (standardize, kl_divergence),
 }

@@ -11,8 +11,8 @@ batch (Beyer et al. 2022), which costs its forward pass in each step.
 """
 
 import sys
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, fields, make_dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -81,14 +81,12 @@ class Distillation:
         train, soft = super().prepare(train, model)
         if self.images:
             train = with_unlabelled(train, self.images, self.data, self.sees_test)
-        if self.alpha == 0:
-            return train, soft
-        if self.teachers:
-            whole = data.load(self.data)
-            for network in self.networks:
-                network.check_kind(self.data)
-                network.check_teacher(self.include_test)
-                network.split(whole)
+        whole = data.load(self.data) if self.teachers else None
+        for network in self.networks:
+            network.check_kind(self.data)
+            network.check_teacher(self.include_test)
+            network.split(whole)
+        if not self.labels:
             return train, soft
         only = None if self.include_test else np.concatenate([data.load(self.data).ids, train.ids])
         logits = read_labels(self.labels, train, only)
@@ -110,8 +108,9 @@ class Teachers:
     """
 
     def __init__(self, networks, precision="float32", compiling=False):
-        self.networks, self.precision = [network.eval().requires_grad_(False) for network in networks], precision
-        for layer in (layer for network in self.networks for layer in network.modules()):
+        self.networks = [network.eval().requires_grad_(False) for network in networks]
+        self.precision = precision
+        for layer in torch.nn.ModuleList(networks).modules():
             if precision == "bfloat16" and isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
                 layer.to(torch.bfloat16)
         self.mean = torch.compile(self.mean, dynamic=False) if compiling else self.mean
@@ -127,28 +126,13 @@ class Teachers:
 
 def student_of(name):
     """The recipe class of a student: that of the architecture `name` of MODELS, with Distillation on top."""
-    kind = next((kind for kind in RECIPES if family(MODELS[kind.model]) is family(MODELS[name])), Recipe)
+    chosen = partial(MODELS[name])  # a constructor, or what MODELS makes of it, such as one with width=40
+    kind = next((kind for kind in RECIPES if partial(MODELS[kind.model]).func is chosen.func), Recipe)
     model = setting(name, f"architecture within the budget, of {', '.join(MODELS)}", str, "model",
                     choices=tuple(MODELS), metavar="NAME")
-    defaults = {"model": model, **getattr(MODELS[name], "keywords", {})}  # of a partial, such as width=40
-    types = {f.name: f.type for f in fields(kind)}
-    return dataclass(frozen=True)(type("Student", (Distillation, kind), {
-        "__annotations__": {field: types[field] for field in defaults}, "__module__": __name__, **defaults}))
-
-
-def family(constructor):
-    return getattr(constructor, "func", constructor)
-
-
-def check_source(recipe):
-    """UserError unless exactly one source of soft targets is named, or none for the control."""
-    named = [flag for flag, given in [("--labels", recipe.labels), ("--teachers", recipe.teachers)] if given]
-    if recipe.alpha == 0 and named:
-        raise UserError(f"--alpha 0 learns from the labels of the data alone: leave {named[0]} out")
-    if recipe.alpha > 0 and len(named) != 1:
-        raise UserError("name one source of soft targets, --labels FILE or --teachers WEIGHTS (--alpha 0 needs none)")
-    if recipe.images and not named:
-        raise UserError("--images have no labels: they need teachers")
+    types, defaults = {f.name: f.type for f in fields(kind)}, {"model": model, **chosen.keywords}
+    return make_dataclass("Student", [(field, types[field], value) for field, value in defaults.items()],
+                          bases=(Distillation, kind), frozen=True)
 
 
 @command
@@ -156,7 +140,13 @@ def main():
     name = peek("--model", tuple(MODELS), "seresnet164")
     kind = student_of(name)
     recipe = parse(kind, __doc__, **({"stage": STAGES} if issubclass(kind, Baseline) else {}))
-    check_source(recipe)
+    sources = [flag for flag, given in [("--labels", recipe.labels), ("--teachers", recipe.teachers)] if given]
+    if recipe.alpha == 0 and sources:
+        raise UserError(f"--alpha 0 learns from the labels of the data alone: leave {sources[0]} out")
+    if recipe.alpha > 0 and len(sources) != 1:
+        raise UserError("name one source of soft targets, --labels FILE or --teachers WEIGHTS (--alpha 0 needs none)")
+    if recipe.images and not sources:
+        raise UserError("--images have no labels: they need teachers")
     run(recipe)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train  # a library that is missing is told in one line
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -38,17 +39,6 @@ def agreement(submission, path):
     return 100 * same.mean()
 
 
-def other_kind(networks, images):
-    """What there is to say when some of the Networks were trained on the other kind of images, shapes or photographs.
-
-    images: the value of --images; its ids are free, so whether a file holds photographs is taken for granted.
-    """
-    generated = images == "synthetic"
-    strange = [network.file.name for network in networks if network.synthetic != generated]
-    kinds = ("photographs", "generated shapes") if generated else ("generated shapes", "photographs")
-    return f"{', '.join(strange)} learned from {kinds[0]}, and of {kinds[1]} it knows nothing" if strange else None
-
-
 @command
 def main():
     arguments = parser(__doc__)
@@ -66,16 +56,19 @@ def main():
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     # Weights trained with a public test set are welcome here: these images have a hidden one.
     networks = predict.load(args.weights, device_of(args.device))
-    if warning := other_kind(networks, args.images):
-        complain(f"warning: {warning}", 0)
+    # What a file of images holds is not known: photographs, it is taken for granted.
+    shapes = args.images == "synthetic"
+    strange = [network.file.name for network in networks if network.synthetic != shapes]
+    if strange:
+        here, there = ("generated shapes", "photographs") if shapes else ("photographs", "generated shapes")
+        complain(f"warning: {', '.join(strange)} learned from {there}, and of {here} it knows nothing", 0)
     logits = predict.answers(networks, batch, args.tta)
     submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
     classes = networks[0].classes
     if args.probabilities:
         submission[list(classes)] = logits.softmax(1).numpy()
 
-    counts = submission["Labels"].value_counts().reindex(range(len(classes)), fill_value=0)
-    for name, count in zip(classes, counts):
+    for name, count in zip(classes, np.bincount(submission["Labels"], minlength=len(classes))):
         print(f"{name:16s} {count:6,d} {'#' * round(200 * count / len(ids))}")
     if args.compare:
         print(f"agrees with {args.compare} on {agreement(submission, args.compare):.2f} %")

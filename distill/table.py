@@ -39,22 +39,14 @@ def read_labels(path, dataset, only=None):
         raise UserError(
             f"{path}: the columns should be {','.join(COLUMNS)} and are {','.join(map(str, table.columns))}"
         )
-    twice = table["id"][table["id"].duplicated()]
-    if len(twice):
-        raise UserError(f"{path}: {len(twice):,} ids occur more than once, the first is {twice.iloc[0]}")
-    without = table["id"][table["label"].isna() & ~table["id"].isin(dataset.ids if only is None else only)]
-    if len(without):
-        raise UserError(f"{path}: {len(without):,} rows are of images without labels, the first is {without.iloc[0]}: "
-                        f"it was made with --images, so name the same file by --images here")
-    if only is not None and not table["id"].isin(only).all():
-        strange = table["id"][~table["id"].isin(only)]
-        raise UserError(f"{path}: {len(strange):,} rows are of no training image, the first is {strange.iloc[0]}")
+    ids, strange = table["id"], ~table["id"].isin(dataset.ids if only is None else only)
+    refuse(path, ids[ids.duplicated()], "ids occur more than once")
+    refuse(path, ids[strange & table["label"].isna()], "rows are of images without labels",
+           ": it was made with --images, so name the same file by --images here")
+    if only is not None:
+        refuse(path, ids[strange], "rows are of no training image")
+    refuse(path, dataset.ids[~np.isin(dataset.ids, ids)], f"of {len(dataset):,} training images have no row")
     rows = table.set_index("id").reindex(dataset.ids)
-    absent = dataset.ids[~np.isin(dataset.ids, table["id"])]
-    if len(absent):
-        raise UserError(
-            f"{path}: {len(absent):,} of {len(dataset):,} training images have no row, the first is {absent[0]}"
-        )
     check_rows(path, rows, dataset.labels.numpy())
     return torch.from_numpy(rows[list(data.CLASSES)].to_numpy(np.float32))
 
@@ -66,12 +58,9 @@ def check_rows(path, rows, labels):
         stated = pd.to_numeric(rows["label"]).fillna(-1).to_numpy(np.int64)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: a logit or label is not a number: {error}")
-    for wrong, what in [
-        (~(np.abs(logits) <= np.finfo(np.float32).max).all(1), "hold a logit that is not finite"),
-        (stated != labels, "state another label than the image has"),
-    ]:
-        if wrong.any():
-            raise UserError(f"{path}: {wrong.sum():,} rows {what}, the first is {rows.index[wrong][0]}")
+    finite = (np.abs(logits) <= np.finfo(np.float32).max).all(1)
+    refuse(path, rows.index[~finite], "rows hold a logit that is not finite")
+    refuse(path, rows.index[stated != labels], "rows state another label than the image has")
     if (logits == np.round(logits)).all():
         raise UserError(f"{path}: all logits are whole numbers: these look like hard labels, not a teacher's answers")
     known = labels >= 0
@@ -81,3 +70,9 @@ def check_rows(path, rows, labels):
         raise UserError(
             f"{path}: the largest logit is the label for {right:,} of {count:,} images, no better than chance"
         )
+
+
+def refuse(where, ids, what, advice=""):
+    """UserError that tells how many `ids` are wrong, and the first, when there are any."""
+    if len(ids):
+        raise UserError(f"{where}: {len(ids):,} {what}, the first is {list(ids)[0]}{advice}")

@@ -1,21 +1,20 @@
 """Images without labels, as a competition hands them out: a pickle, an npz, or a folder of pictures."""
 
-import codecs
 import pickle
 from pathlib import Path
 
 import numpy as np
 
+from distill.table import refuse
 from train.engine import data, sources
 from train.engine.command import UserError, one_line
 
 # What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
-ARRAYS = {
+ADMITTED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
     (f"numpy.{core}.{module}", name)
     for core in ("core", "_core")
     for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
 }
-ADMITTED = ARRAYS | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -24,7 +23,7 @@ class ArraysOnly(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return codecs.encode if module == "_codecs" else super().find_class(module, name)
+        return super().find_class(module, name)
 
 
 def with_unlabelled(dataset, path, data_path, admit_test=False):
@@ -35,12 +34,12 @@ def with_unlabelled(dataset, path, data_path, admit_test=False):
     """
     images, _ = load_images(path)
     added = data.as_dataset(images, np.full(len(images), -1), str(path))
-    if len(known := np.intersect1d(added.ids, np.concatenate([data.load(data_path).ids, dataset.ids]))):
-        raise UserError(f"--images {path}: {len(known):,} of them are training images, the first is {known[0]}")
-    tested = [] if admit_test else np.intersect1d(added.ids, data.load(data_path, "test").ids)
-    if len(tested):
-        raise UserError(f"--images {path}: {len(tested):,} of them are test images, the first is {tested[0]}; "
-                        f"--admit-test-images takes them and marks the weights, which then have no test accuracy")
+    known = np.concatenate([data.load(data_path).ids, dataset.ids])
+    refuse(f"--images {path}", np.intersect1d(added.ids, known), "of them are training images")
+    if not admit_test:
+        refuse(f"--images {path}", np.intersect1d(added.ids, data.load(data_path, "test").ids),
+               "of them are test images", "; --admit-test-images takes them and marks the weights, which then have no "
+               "test accuracy")
     return data.join(dataset, added, "images without labels")
 
 
@@ -57,8 +56,13 @@ def load_images(path):
     path = Path(path)
     if not path.exists():
         raise UserError(f"--images {path} does not exist")
-    npz = path.suffix == ".npz"
-    content = read_folder(path) if path.is_dir() else named(sources.read_npz(path)) if npz else read_pickle(path)
+    if path.is_dir():
+        content = read_folder(path)
+    elif path.suffix == ".npz":
+        content = sources.read_npz(path)
+        content = {"data": content["images"], **content} if "images" in content else content
+    else:
+        content = read_pickle(path)
     try:
         images, ids = np.asarray(content["data"]), content["ids"]
     except KeyError as error:
@@ -84,10 +88,6 @@ def read_pickle(path):
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     except Exception as error:  # whatever a hostile or damaged pickle runs into
         raise UserError(f"{path} is not a plain pickle of arrays ({one_line(error)})")
-
-
-def named(arrays):
-    return {"data": arrays["images"], **arrays} if "images" in arrays else arrays
 
 
 def read_folder(path):

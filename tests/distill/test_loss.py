@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from distill.loss import (
-    OBJECTIVES, decoupled, distillation_loss, kl_divergence, soft_targets_of, soften, standardize,
+    OBJECTIVES, decoupled_divergence, distillation_loss, kl_divergence, soft_targets_of, standardize,
 )
 
 
@@ -37,13 +37,13 @@ def by_hand(student, teacher, hard, temperature, alpha):
 @pytest.mark.parametrize("temperature, alpha", [(4.0, 0.9), (1.0, 0.5), (2.5, 1.0), (4.0, 0.0)])
 def test_formula_to_1e_9(batch, temperature, alpha):
     student, teacher, hard = batch
-    found = distillation_loss(student, soften(teacher, temperature), hard, temperature, alpha)
+    found = distillation_loss(student, soft_targets_of(teacher, temperature), hard, temperature, alpha)
     assert found["loss"].item() == pytest.approx(by_hand(student, teacher, hard, temperature, alpha), abs=1e-9)
 
 
 def test_two_classes_by_hand():
     """Teacher (ln 3, 0) at T = 1 is (3/4, 1/4), an indifferent student (1/2, 1/2)."""
-    soft = soften(torch.tensor([[math.log(3), 0.0]], dtype=torch.float64), 1.0)
+    soft = soft_targets_of(torch.tensor([[math.log(3), 0.0]], dtype=torch.float64), 1.0)
     student, hard = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     found = distillation_loss(student, soft, hard, 1.0, 0.9)
@@ -72,7 +72,7 @@ def test_the_parts_are_those_of_the_objective_and_of_the_labels(batch, objective
 
 def test_smoothing_is_that_of_torch_and_leaves_images_without_a_label_alone(batch):
     student, teacher, hard = batch
-    soft = soften(teacher, 4.0)
+    soft = soft_targets_of(teacher, 4.0)
     found = distillation_loss(student, soft, hard, smoothing=0.2)["hard"]
     torch.testing.assert_close(found, F.cross_entropy(student, hard, label_smoothing=0.2))
     hard = hard * (torch.arange(6) < 4)[:, None]
@@ -83,35 +83,35 @@ def test_smoothing_is_that_of_torch_and_leaves_images_without_a_label_alone(batc
 def test_the_weight_does_not_depend_on_the_number_of_classes_or_images(batch):
     """KLDivLoss with reduction="mean" would divide by the ten classes too."""
     student, teacher, hard = batch
-    once = kl_divergence(student, soften(teacher, 4.0), hard, 4.0)
-    twice = kl_divergence(torch.cat([student] * 2), soften(torch.cat([teacher] * 2), 4.0), torch.cat([hard] * 2), 4.0)
+    once = kl_divergence(student, soft_targets_of(teacher, 4.0), hard, 4.0)
+    twice = kl_divergence(torch.cat([student] * 2), soft_targets_of(torch.cat([teacher] * 2), 4.0), torch.cat([hard] * 2), 4.0)
     torch.testing.assert_close(once, twice)
 
 
 def test_decoupled_against_a_slow_loop(batch):
     student, teacher, hard = batch
     temperature, beta, total = 3.0, 8.0, 0.0
-    rows = (soften(student, temperature), soften(teacher, temperature), hard.argmax(1))
+    rows = (soft_targets_of(student, temperature), soft_targets_of(teacher, temperature), hard.argmax(1))
     for s, t, y in zip(*(tensor.tolist() for tensor in rows)):
         target = t[y] * math.log(t[y] / s[y]) + (1 - t[y]) * math.log((1 - t[y]) / (1 - s[y]))
         rest = sum(t[k] / (1 - t[y]) * math.log((t[k] / (1 - t[y])) / (s[k] / (1 - s[y]))) for k in range(10) if k != y)
         total += target + beta * rest
-    found = decoupled(student, soften(teacher, temperature), hard, temperature, beta)
+    found = decoupled_divergence(student, soft_targets_of(teacher, temperature), hard, temperature, beta)
     assert found.item() == pytest.approx(temperature**2 * total / len(student), abs=1e-9)
 
 
 def test_decoupled_with_plain_weights_is_plain_kl(batch):
     """KL = TCKD + (1 - p_target) NCKD (Zhao et al. 2022, eq. 6)."""
     student, teacher, hard = (tensor[:1] for tensor in batch)
-    soft = soften(teacher, 2.0)
+    soft = soft_targets_of(teacher, 2.0)
     rest = 1 - soft[0, hard.argmax()].item()
-    torch.testing.assert_close(decoupled(student, soft, hard, 2.0, beta=rest), kl_divergence(student, soft, hard, 2.0))
+    torch.testing.assert_close(decoupled_divergence(student, soft, hard, 2.0, beta=rest), kl_divergence(student, soft, hard, 2.0))
 
 
 def test_decoupled_stays_finite_with_a_certain_teacher():
     student = torch.randn(4, 10, requires_grad=True)
     hard = F.one_hot(torch.arange(4), 10).float()
-    loss = decoupled(student, soften(hard * 1000, 1.0), hard, 1.0)
+    loss = decoupled_divergence(student, soft_targets_of(hard * 1000, 1.0), hard, 1.0)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(student.grad).all()
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import models
 import toy
 from distill import labels, student
-from distill.loss import distillation_loss, soften
+from distill.loss import distillation_loss, soft_targets_of
 from distill.table import write_labels
 from models import MODELS
 from train import quick
@@ -151,8 +151,8 @@ def test_the_control_has_the_loss_of_its_architecture(tmp_path, train):
     recipe, logits, hard = student.student_of("fastnet")(alpha=0), torch.randn(4, 10), data.one_hot(torch.arange(4))
     found = recipe.loss(logits, None, hard)
     assert found == {"loss": F.cross_entropy(logits, hard, label_smoothing=0.2)}
-    taught = student.student_of("fastnet")(labels="file").loss(logits, None, hard, soften(3 * logits, 4.0))
-    assert taught == distillation_loss(logits, soften(3 * logits, 4.0), hard, smoothing=0.2)
+    taught = student.student_of("fastnet")(labels="file").loss(logits, None, hard, soft_targets_of(3 * logits, 4.0))
+    assert taught == distillation_loss(logits, soft_targets_of(3 * logits, 4.0), hard, smoothing=0.2)
     train("control", *FASTNET, "--alpha", 0)
     assert "train_soft" not in log(tmp_path, "control")
 

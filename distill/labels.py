@@ -23,9 +23,7 @@ from train.engine.command import (
     ROOT, UserError, add_common, check_target, command, count_of, device_of, integer, parser,
 )
 
-
-# Beside the folds, 0 to 4: an image that was added to the training set.
-TEST, UNLABELLED = 5, 6
+TEST, UNLABELLED = 5, 6  # what an image that is added to the training set has in place of its fold, 0 to 4
 ROW = "{:32s} {:>6s} {:>12s} {:>12s} {:>13s}"
 
 

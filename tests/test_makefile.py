@@ -289,7 +289,8 @@ def test_the_demo_ends_with_answers_and_a_report_of_all_that_it_trained(make):
     assert code == 0, out
     training = {Path(out_of(call)).stem: understood(call) for call in calls if call[0] in SCRIPTS}
     six = [f"seresnet20-8-{fold}-seed4" for fold in FOLDS]
-    roles = ["resnet18-basic-noval-seed4", *six, "shakeshake26-8-noval-seed4", "student-teachers4-seed4", "student-control-seed4"]
+    roles = ["resnet18-basic-noval-seed4", *six, "shakeshake26-8-noval-seed4", "student-teachers4-seed4",
+             "student-control-seed4"]
     assert set(training) == set(roles)
     assert {(r.seed, r.data, r.limit, r.device) for r in training.values()} == {(4, "synthetic", 1000, "cpu")}
     assert decisions(training["student-teachers4-seed4"]) == decisions(training["student-control-seed4"])

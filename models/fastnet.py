@@ -36,18 +36,13 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
-class FastStage(nn.Sequential):
-    """conv, 2x2 max pooling, norm, GELU, conv, norm, GELU: (N, C, H, W) to (N, C', H // 2, W // 2).
-
-    With `residual` a Residual follows.
-    """
-
-    def __init__(self, channels_in, channels_out, residual):
-        super().__init__(
-            conv3x3(channels_in, channels_out), nn.MaxPool2d(2), Shift(channels_out), nn.GELU(),
-            conv3x3(channels_out, channels_out), Shift(channels_out), nn.GELU(),
-            *([Residual(channels_out)] if residual else []),
-        )
+def stage(channels_in, channels_out, residual):
+    """(N, C, H, W) to (N, C', H // 2, W // 2)."""
+    return nn.Sequential(
+        conv3x3(channels_in, channels_out), nn.MaxPool2d(2), Shift(channels_out), nn.GELU(),
+        conv3x3(channels_out, channels_out), Shift(channels_out), nn.GELU(),
+        *([Residual(channels_out)] if residual else []),
+    )
 
 
 class FastNet(nn.Module):
@@ -61,14 +56,17 @@ class FastNet(nn.Module):
         super().__init__()
         middle = 4 * width if middle is None else middle
         top = middle if top is None else top
-        self.name = canonical_name(width, middle, top, residual)
+        # fastnet by default, else fastnet-96 (width), fastnet-64-384 (and top), fastnet-128-256-352 (all), fastnet-res.
+        widths = (width, middle, top) if middle != 4 * width else (width, top) if top != middle else (width,)
+        numbers = "".join(f"-{channels}" for channels in widths) if widths != (64,) else ""
+        self.name = f"fastnet{numbers}" + ("-res" if residual else "")
         self.options = {"num_classes": num_classes, "width": width, "middle": middle, "top": top, "residual": residual}
         self.whitening = nn.Conv2d(3, WHITE, PATCH)
         self.whitening.weight.requires_grad_(False)
         nn.init.zeros_(self.whitening.bias)
-        self.stage1 = FastStage(WHITE, width, residual)
-        self.stage2 = FastStage(width, middle, residual)
-        self.stage3 = FastStage(middle, top, residual)
+        self.stage1 = stage(WHITE, width, residual)
+        self.stage2 = stage(width, middle, residual)
+        self.stage3 = stage(middle, top, residual)
         self.head = nn.Linear(top, num_classes, bias=False)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
@@ -92,10 +90,3 @@ class FastNet(nn.Module):
         x = F.gelu(self.whitening(x))
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.head(x.amax((2, 3))) / 9
-
-
-def canonical_name(width, middle, top, residual):
-    """fastnet by default, else fastnet-96 (width), fastnet-64-384 (and top), fastnet-128-256-352 (all), fastnet-res."""
-    widths = (width, middle, top) if middle != 4 * width else (width, top) if top != middle else (width,)
-    numbers = "".join(f"-{channels}" for channels in widths) if widths != (64,) else ""
-    return f"fastnet{numbers}" + ("-res" if residual else "")

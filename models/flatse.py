@@ -11,7 +11,7 @@ import math
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import SqueezeExcite, conv1x1, conv3x3, drop_path, he_init
+from models.layers import SqueezeExcite, conv1x1, conv3x3, drop_path, he_init, stage
 
 
 class FlatBlock(nn.Module):
@@ -21,9 +21,9 @@ class FlatBlock(nn.Module):
     2x2 pixels if strided; elsewhere it is the identity (He et al. 2016, fig. 4e).
     """
 
-    def __init__(self, channels_in, channels_out, stride, drop_rate):
+    def __init__(self, channels_in, channels_out, stride):
         super().__init__()
-        self.drop_rate = drop_rate
+        self.drop_rate = 0.0
         self.norm1 = nn.BatchNorm2d(channels_in)
         self.conv1 = conv3x3(channels_in, channels_out, stride)
         self.norm2 = nn.BatchNorm2d(channels_out)
@@ -58,12 +58,13 @@ class FlatSE(nn.Module):
             raise ValueError(f"drop_path is a rate in [0, 1), not {drop_path}")
         self.name = "flatse" + (f"-{width}" if width != 80 else "") + (f"-d{depth}" if depth != 30 else "")
         self.options = {"num_classes": num_classes, "width": width, "depth": depth, "drop_path": drop_path}
-        rates = [drop_path * (k + 1) / (7 * n) for k in range(7 * n)]
-        width2, width3 = multiple_of_8(width * 8 / 5), multiple_of_8(width * 12 / 5)
+        width2, width3 = (8 * math.ceil(wanted / 8) for wanted in (width * 8 / 5, width * 12 / 5))
         self.stem = conv3x3(3, width)
-        self.stage1 = stage(width, width, 1, rates[: 2 * n])
-        self.stage2 = stage(width, width2, 2, rates[2 * n : 5 * n])
-        self.stage3 = stage(width2, width3, 2, rates[5 * n :])
+        self.stage1 = stage(FlatBlock, 2 * n, width, width, 1)
+        self.stage2 = stage(FlatBlock, 3 * n, width, width2, 2)
+        self.stage3 = stage(FlatBlock, 2 * n, width2, width3, 2)
+        for k, block in enumerate((*self.stage1, *self.stage2, *self.stage3), start=1):
+            block.drop_rate = drop_path * k / (7 * n)
         self.norm = nn.BatchNorm2d(width3)
         self.head = nn.Linear(width3, num_classes)
         he_init(self)
@@ -72,13 +73,3 @@ class FlatSE(nn.Module):
         x = self.stem(x)
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.head(F.relu(self.norm(x)).mean((2, 3)))
-
-
-def stage(channels_in, channels_out, stride, rates):
-    """One block for each drop-path rate, of which the first changes the shape."""
-    first = FlatBlock(channels_in, channels_out, stride, rates[0])
-    return nn.Sequential(first, *(FlatBlock(channels_out, channels_out, 1, rate) for rate in rates[1:]))
-
-
-def multiple_of_8(channels):
-    return 8 * math.ceil(channels / 8)

@@ -1,4 +1,4 @@
-"""What the families share: convolutions, He initialisation, squeeze-and-excitation, per-image noise."""
+"""What the families share: convolutions, stages, He initialisation, squeeze-and-excitation, per-image noise."""
 
 import torch
 import torch.nn as nn
@@ -11,7 +11,6 @@ def conv3x3(channels_in, channels_out, stride=1):
 
 
 def conv1x1(channels_in, channels_out):
-    """1x1 convolution without bias."""
     return nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
 
@@ -29,6 +28,12 @@ class StridedConv1x1(nn.Conv2d):
 
     def forward(self, x):
         return super().forward(x[:, :, :: self.every, :: self.every])
+
+
+def stage(block, count, channels_in, channels_out, stride, *options):
+    """`count` blocks in a row, each block(channels_in, channels_out, stride, *options); the first changes the shape."""
+    others = (block(channels_out, channels_out, 1, *options) for _ in range(count - 1))
+    return nn.Sequential(block(channels_in, channels_out, stride, *options), *others)
 
 
 def he_init(model):

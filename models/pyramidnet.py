@@ -38,43 +38,32 @@ class ShakeDrop(nn.Module):
         return f"survival={self.survival:.3f}"
 
 
-def zero_padded_shortcut(x, channels, stride):
-    """Average 2x2 pixels if strided, then append channels of zeros: a shortcut without parameters."""
-    if stride == 2:
-        x = F.avg_pool2d(x, 2)
-    return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
-
-
 class PyramidBlock(nn.Module):
-    """shortcut(x) + ShakeDrop(residual(x)), with no ReLU after the addition."""
+    """shortcut(x) + ShakeDrop(residual(x)), with no ReLU before the first convolution and after the addition.
 
-    def __init__(self, channels_in, planes, stride, bottleneck, survival):
+    The residual is two 3x3 convolutions or, with `bottleneck`, 1x1, 3x3 and 1x1, with BN before the first and behind
+    each (Han et al. 2017, fig. 6d). The shortcut has no parameters: it averages 2x2 pixels if strided, and its further
+    channels are zero.
+    """
+
+    def __init__(self, channels_in, channels_out, stride, bottleneck, survival):
         super().__init__()
-        self.stride = stride
-        self.channels_out = EXPANSION * planes if bottleneck else planes
-        layers = bottleneck_layers if bottleneck else basic_layers
-        self.residual = nn.Sequential(*layers(channels_in, planes, stride))
+        self.channels_out, self.stride = channels_out, stride
+        if bottleneck:
+            planes = channels_out // EXPANSION
+            convs = conv1x1(channels_in, planes), conv3x3(planes, planes, stride), conv1x1(planes, channels_out)
+        else:
+            convs = conv3x3(channels_in, channels_out, stride), conv3x3(channels_out, channels_out)
+        layers = [nn.BatchNorm2d(channels_in)]
+        for conv in convs:
+            layers += [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()]
+        self.residual = nn.Sequential(*layers[:-1])
         self.shakedrop = ShakeDrop(survival)
 
     def forward(self, x):
-        return zero_padded_shortcut(x, self.channels_out, self.stride) + self.shakedrop(self.residual(x))
-
-
-def basic_layers(channels_in, planes, stride):
-    """No ReLU first, and a BN more at the end (Han et al. 2017, fig. 6d)."""
-    return [
-        nn.BatchNorm2d(channels_in), conv3x3(channels_in, planes, stride),
-        nn.BatchNorm2d(planes), nn.ReLU(), conv3x3(planes, planes), nn.BatchNorm2d(planes),
-    ]
-
-
-def bottleneck_layers(channels_in, planes, stride):
-    """The same idea with 1x1, 3x3 and 1x1 convolutions, of which the last has four times the channels."""
-    return [
-        nn.BatchNorm2d(channels_in), conv1x1(channels_in, planes),
-        nn.BatchNorm2d(planes), nn.ReLU(), conv3x3(planes, planes, stride),
-        nn.BatchNorm2d(planes), nn.ReLU(), conv1x1(planes, EXPANSION * planes), nn.BatchNorm2d(EXPANSION * planes),
-    ]
+        shortcut = F.avg_pool2d(x, 2) if self.stride == 2 else x
+        shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.channels_out - x.shape[1]))
+        return shortcut + self.shakedrop(self.residual(x))
 
 
 class PyramidNet(nn.Module):
@@ -90,20 +79,24 @@ class PyramidNet(nn.Module):
     def __init__(self, num_classes=10, depth=110, widening=99, bottleneck=False, shakedrop=0.5):
         super().__init__()
         per_block = 9 if bottleneck else 6
-        blocks, rest = divmod(depth - 2, per_block)
-        if blocks < 1 or rest:
+        n, rest = divmod(depth - 2, per_block)
+        if n < 1 or rest:
             raise ValueError(f"the depth of this PyramidNet is {per_block} n + 2, not {depth}")
         if not 0 <= shakedrop <= 1:
             raise ValueError(f"shakedrop is a probability, not {shakedrop}")
-        self.name = canonical_name(depth, widening, bottleneck, shakedrop)
+        self.name = "pyramidnet" + (f"{depth}-a{widening}" if (depth, widening) != (110, 99) or bottleneck else "")
+        self.name += ("-bottleneck" if bottleneck else "") + (f"-p{shakedrop:g}" if shakedrop != 0.5 else "")
         self.options = {"num_classes": num_classes, "depth": depth, "widening": widening, "bottleneck": bottleneck,
                         "shakedrop": shakedrop}
         self.stem = nn.Sequential(conv3x3(3, STEM_CHANNELS), nn.BatchNorm2d(STEM_CHANNELS))
-        pyramid = pyramid_blocks(3 * blocks, widening, bottleneck, shakedrop)
-        self.stage1 = nn.Sequential(*pyramid[:blocks])
-        self.stage2 = nn.Sequential(*pyramid[blocks : 2 * blocks])
-        self.stage3 = nn.Sequential(*pyramid[2 * blocks :])
-        channels = pyramid[-1].channels_out
+        blocks, channels = [], STEM_CHANNELS
+        for k in range(1, 3 * n + 1):
+            channels_in, planes = channels, STEM_CHANNELS + k * widening // (3 * n)
+            channels = EXPANSION * planes if bottleneck else planes
+            stride = 2 if k in (n + 1, 2 * n + 1) else 1
+            survival = 1 - k / (3 * n) * (1 - shakedrop)
+            blocks.append(PyramidBlock(channels_in, channels, stride, bottleneck, survival))
+        self.stage1, self.stage2, self.stage3 = (nn.Sequential(*blocks[i : i + n]) for i in (0, n, 2 * n))
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
         he_init(self)
@@ -112,21 +105,3 @@ class PyramidNet(nn.Module):
         x = self.stem(x)
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.head(F.relu(self.norm(x)).mean((2, 3)))
-
-
-def pyramid_blocks(total, widening, bottleneck, shakedrop):
-    """All `total` blocks; the first of the second and of the last third has stride 2."""
-    blocks, channels = [], STEM_CHANNELS
-    for k in range(1, total + 1):
-        planes = STEM_CHANNELS + k * widening // total
-        stride = 2 if k - 1 in (total // 3, 2 * total // 3) else 1
-        survival = 1 - k / total * (1 - shakedrop)
-        blocks.append(PyramidBlock(channels, planes, stride, bottleneck, survival))
-        channels = blocks[-1].channels_out
-    return blocks
-
-
-def canonical_name(depth, widening, bottleneck, shakedrop):
-    """pyramidnet by default, else pyramidnet20-a24, pyramidnet164-a101-bottleneck, pyramidnet20-a24-p0.8."""
-    suffix = ("-bottleneck" if bottleneck else "") + (f"-p{shakedrop:g}" if shakedrop != 0.5 else "")
-    return "pyramidnet" + (f"{depth}-a{widening}" if (depth, widening) != (110, 99) or bottleneck else "") + suffix

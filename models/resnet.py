@@ -6,7 +6,7 @@
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import StridedConv1x1, conv3x3, he_init
+from models.layers import StridedConv1x1, conv3x3, he_init, stage
 
 
 class BasicBlock(nn.Module):
@@ -45,9 +45,9 @@ class ResNet18(nn.Module):
         self.name = "resnet18" if width == 64 else f"resnet18-{width}"
         self.options = {"num_classes": num_classes, "width": width, "zero_init": zero_init}
         self.stem = nn.Sequential(conv3x3(3, width), nn.BatchNorm2d(width), nn.ReLU())
-        self.stage1 = stage(width, width, stride=1)
-        self.stage2 = stage(width, 2 * width, stride=2)
-        self.stage3 = stage(2 * width, 4 * width, stride=2)
+        self.stage1 = stage(BasicBlock, 2, width, width, stride=1)
+        self.stage2 = stage(BasicBlock, 2, width, 2 * width, stride=2)
+        self.stage3 = stage(BasicBlock, 2, 2 * width, 4 * width, stride=2)
         self.head = nn.Linear(4 * width, num_classes)
         he_init(self)
         if zero_init:
@@ -58,7 +58,3 @@ class ResNet18(nn.Module):
         x = self.stem(x)
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.head(x.mean((2, 3)))
-
-
-def stage(channels_in, channels_out, stride):
-    return nn.Sequential(BasicBlock(channels_in, channels_out, stride), BasicBlock(channels_out, channels_out, 1))

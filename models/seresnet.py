@@ -9,7 +9,7 @@ settles what the papers leave open: normalization and ReLU follow each convoluti
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import SqueezeExcite, conv1x1, conv3x3, he_init
+from models.layers import SqueezeExcite, conv1x1, conv3x3, he_init, stage
 
 EXPANSION = 4  # a bottleneck leaves with four times the channels of its 3x3 convolution
 
@@ -22,9 +22,9 @@ class SEBottleneck(nn.Module):
     dropping three of four (ResNet-D, He et al. 2019, fig. 2c).
     """
 
-    def __init__(self, channels_in, planes, stride, reduction):
+    def __init__(self, channels_in, channels_out, stride, reduction):
         super().__init__()
-        channels_out = EXPANSION * planes
+        planes = channels_out // EXPANSION
         self.conv1 = conv1x1(channels_in, planes)
         self.norm1 = nn.BatchNorm2d(planes)
         self.conv2 = conv3x3(planes, planes, stride)
@@ -56,19 +56,21 @@ class SEResNet(nn.Module):
 
     def __init__(self, num_classes=10, depth=164, width=16, reduction=4, zero_init=True, head_std=None):
         super().__init__()
-        blocks, rest = divmod(depth - 2, 9)
-        if blocks < 1 or rest:
+        n, rest = divmod(depth - 2, 9)
+        if n < 1 or rest:
             raise ValueError(f"the depth of an SEResNet is 9 n + 2 (20, 164, ...), not {depth}")
         if head_std is not None and not head_std > 0:
             raise ValueError(f"head_std is a deviation above 0, not {head_std}")
-        self.name = canonical_name(depth, width, reduction)
+        self.name = f"seresnet{depth}" + (f"-{width}" if width != 16 else "")
+        self.name += f"-r{reduction}" if reduction != 4 else ""
         self.options = {"num_classes": num_classes, "depth": depth, "width": width, "reduction": reduction,
                         "zero_init": zero_init, "head_std": head_std}
         self.stem = nn.Sequential(conv3x3(3, width), nn.BatchNorm2d(width), nn.ReLU())
-        self.stage1 = stage(width, width, blocks, 1, reduction)
-        self.stage2 = stage(EXPANSION * width, 2 * width, blocks, 2, reduction)
-        self.stage3 = stage(EXPANSION * 2 * width, 4 * width, blocks, 2, reduction)
-        self.head = nn.Linear(EXPANSION * 4 * width, num_classes)
+        channels = EXPANSION * width
+        self.stage1 = stage(SEBottleneck, n, width, channels, 1, reduction)
+        self.stage2 = stage(SEBottleneck, n, channels, 2 * channels, 2, reduction)
+        self.stage3 = stage(SEBottleneck, n, 2 * channels, 4 * channels, 2, reduction)
+        self.head = nn.Linear(4 * channels, num_classes)
         he_init(self)
         if zero_init:
             for block in (*self.stage1, *self.stage2, *self.stage3):
@@ -80,14 +82,3 @@ class SEResNet(nn.Module):
         x = self.stem(x)
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.head(x.mean((2, 3)))
-
-
-def stage(channels_in, planes, blocks, stride, reduction):
-    first = SEBottleneck(channels_in, planes, stride, reduction)
-    others = [SEBottleneck(EXPANSION * planes, planes, 1, reduction) for _ in range(blocks - 1)]
-    return nn.Sequential(first, *others)
-
-
-def canonical_name(depth, width, reduction):
-    """seresnet164, or seresnet20-8-r16 for a width other than 16 and a reduction other than 4."""
-    return f"seresnet{depth}" + (f"-{width}" if width != 16 else "") + (f"-r{reduction}" if reduction != 4 else "")

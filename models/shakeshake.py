@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import SqueezeExcite, conv1x1, conv3x3, he_init, swap_gradient, uniform_per_image
+from models.layers import SqueezeExcite, StridedConv1x1, conv3x3, he_init, stage, swap_gradient, uniform_per_image
 
 STEM_CHANNELS = 16  # whatever the width
 
@@ -44,17 +44,14 @@ class TwoPathShortcut(nn.Module):
 
     def __init__(self, channels_in, channels_out, stride):
         super().__init__()
-        self.stride = stride
-        self.conv1 = conv1x1(channels_in, channels_out // 2)
-        self.conv2 = conv1x1(channels_in, channels_out - channels_out // 2)
+        self.conv1 = StridedConv1x1(channels_in, channels_out // 2, stride)
+        self.conv2 = StridedConv1x1(channels_in, channels_out - channels_out // 2, stride)
         self.norm = nn.BatchNorm2d(channels_out)
 
     def forward(self, x):
         x = F.relu(x)
         shifted = F.pad(x, (1, -1, 1, -1))
-        path1 = self.conv1(x[:, :, :: self.stride, :: self.stride])
-        path2 = self.conv2(shifted[:, :, :: self.stride, :: self.stride])
-        return self.norm(torch.cat((path1, path2), dim=1))
+        return self.norm(torch.cat((self.conv1(x), self.conv2(shifted)), dim=1))
 
 
 class ShakeBlock(nn.Module):
@@ -97,9 +94,9 @@ class ShakeShake26(nn.Module):
         self.name = f"shakeshake26-{width}" + ("-se" if se else "")
         self.options = {"num_classes": num_classes, "width": width, "se": se}
         self.stem = nn.Sequential(conv3x3(3, STEM_CHANNELS), nn.BatchNorm2d(STEM_CHANNELS))
-        self.stage1 = stage(STEM_CHANNELS, width, 1, se)
-        self.stage2 = stage(width, 2 * width, 2, se)
-        self.stage3 = stage(2 * width, 4 * width, 2, se)
+        self.stage1 = stage(ShakeBlock, 4, STEM_CHANNELS, width, 1, se)
+        self.stage2 = stage(ShakeBlock, 4, width, 2 * width, 2, se)
+        self.stage3 = stage(ShakeBlock, 4, 2 * width, 4 * width, 2, se)
         self.head = nn.Linear(4 * width, num_classes)
         he_init(self)
 
@@ -107,9 +104,3 @@ class ShakeShake26(nn.Module):
         x = self.stem(x)
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.head(F.relu(x).mean((2, 3)))
-
-
-def stage(channels_in, channels_out, stride, se):
-    first = ShakeBlock(channels_in, channels_out, stride, se)
-    others = [ShakeBlock(channels_out, channels_out, 1, se) for _ in range(3)]
-    return nn.Sequential(first, *others)

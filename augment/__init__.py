@@ -51,7 +51,7 @@ def pipeline(names):
     names: an iterable of NAME[:STRENGTH...], NAME a key of AUGMENTATIONS; an empty one changes nothing.
     Raises ValueError for a name or a strength that is not known or out of bounds, saying what is.
     """
-    chosen = [_strengthened(text, AUGMENTATIONS, "augmentation") for text in names]
+    chosen = [_find(text, AUGMENTATIONS, "augmentation") for text in names]
 
     def augment(images, generator):
         for function in chosen:
@@ -63,12 +63,16 @@ def pipeline(names):
 
 def mixing(text):
     """The mix (generator, images, *targets, batch=None) of NAME[:STRENGTH...]; errors as those of `pipeline`."""
-    return _strengthened(text, MIXES, "mix")
+    return _find(text, MIXES, "mix")
 
 
 def describe(functions):
     """Every name of AUGMENTATIONS or MIXES with its strengths and their defaults: "flip[:p=0.5], autoaugment"."""
-    return ", ".join(name + _form(function) for name, function in functions.items())
+    forms = []
+    for name, function in functions.items():
+        strengths = "".join(f":{parameter}={default}" for parameter, default in _strengths(function).items())
+        forms.append(f"{name}[{strengths}]" if strengths else name)
+    return ", ".join(forms)
 
 
 def _strengths(function):
@@ -77,19 +81,14 @@ def _strengths(function):
     return {parameter.name: parameter.default for parameter in parameters if parameter.name in STRENGTHS}
 
 
-def _form(function):
-    default = "".join(f":{parameter}={value}" for parameter, value in _strengths(function).items())
-    return f"[{default}]" if default else ""
-
-
-def _strengthened(text, functions, kind):
+def _find(text, functions, kind):
     """The function called NAME in `functions`, with the strengths that follow the name in NAME[:STRENGTH...]."""
     name, *given = text.split(":")
     if name not in functions:
         raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(functions)}")
-    function, strengths = functions[name], _strengths(functions[name])
+    strengths = _strengths(functions[name])
     if len(given) > len(strengths):
-        raise ValueError(f"{text!r} has too many strengths: it may be {name}{_form(function)}")
+        raise ValueError(f"{text!r} has too many strengths: it may be {describe({name: functions[name]})}")
     values = {}
     for word, (parameter, default) in zip(given, strengths.items()):
         low, high = STRENGTHS[parameter]
@@ -100,4 +99,4 @@ def _strengthened(text, functions, kind):
         if not low <= values[parameter] <= high:  # nor is NaN
             what = "a whole number" if isinstance(default, int) else "a number"
             raise ValueError(f"{parameter} of {text!r} should be {what} from {low} to {high}, not {word!r}")
-    return partial(function, **values) if values else function
+    return partial(functions[name], **values) if values else functions[name]

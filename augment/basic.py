@@ -30,13 +30,14 @@ def derive(seed, *use):
 def crop(images, generator, padding=4, mode="constant"):
     """Random crop of the original size, after padding each side.
 
-    images: (N, 3, H, W) uint8. mode: "constant" pads with black, as torchvision's RandomCrop
-    does, and "reflect" mirrors without repeating the edge; ValueError for another mode.
+    images: (N, 3, H, W) uint8. mode: one of torch.nn.functional.pad. "constant" pads with black, as torchvision's
+    RandomCrop does, and "reflect" mirrors without repeating the edge.
     """
     n, channels, height, width = images.shape
     top, left = _integers(generator, 2 * padding + 1, (2, n, 1, 1))
+    pixels = images if mode == "constant" else images.float()  # which torch mirrors on any device
+    padded = F.pad(pixels, [padding] * 4, mode).to(torch.uint8).contiguous()
     # A crop is made of rows, and a row is a window of the flattened padded batch: copy those.
-    padded = _pad(images, padding, mode)
     rows, columns = padded.shape[2:]
     plane = torch.arange(n * channels, device=images.device).view(n, channels, 1) * (rows * columns)
     first_pixel = plane + (top * columns + left) + torch.arange(height, device=images.device) * columns
@@ -105,28 +106,18 @@ def normalize(images, dtype=torch.float32):
     return images.to(torch.float32, copy=True).mul_(scale).add_(shift).to(dtype)
 
 
+def dirichlet(generator, alpha, n, k):
+    """n draws (n, k) from the Dirichlet distribution whose k parameters are `alpha`: each row sums to 1."""
+    concentration = torch.full((n, k), float(alpha), device=generator.device)
+    return torch._sample_dirichlet(concentration, generator)  # torch.distributions would take no generator
+
+
 def _integers(generator, high, shape):
     return torch.randint(high, shape, generator=generator, device=generator.device)
 
 
 def _uniform(generator, low, high, shape):
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
-
-
-def _pad(images, padding, mode):
-    """A contiguous copy with `padding` more pixels on each side."""
-    if mode == "constant":
-        return F.pad(images, [padding] * 4).contiguous()
-    if mode != "reflect":
-        raise ValueError(f"unknown padding mode {mode!r}: known are constant, reflect")
-    rows, columns = (_mirror(size, padding, images.device) for size in images.shape[2:])
-    return images.index_select(2, rows).index_select(3, columns).contiguous()
-
-
-def _mirror(size, padding, device):
-    """Source positions of a reflected axis: 2 1 | 0 1 2 3 | 2 1 for size 4, padding 2."""
-    position = torch.arange(-padding, size + padding, device=device).abs()
-    return (size - 1) - (size - 1 - position).abs()
 
 
 def _paint(images, top, left, bottom, right):

@@ -67,17 +67,17 @@ def motion_blur(x, deviation, generator):
     angle = (torch.rand(len(x), 1, 1, generator=generator) - 0.5) * math.pi / 2
     steps = range(math.ceil(3 * deviation) + 1)
     weights = [math.exp(-(step**2) / (2 * deviation**2)) for step in steps]
-    blurred = sum(weight * shifted(x, step * angle.cos(), step * angle.sin()) for step, weight in zip(steps, weights))
+    blurred = sum(weight * resample(x, step * angle.cos(), step * angle.sin()) for step, weight in zip(steps, weights))
     return blurred / sum(weights)
 
 
 def zoom_blur(x, largest, _):
     """The mean of the image and its enlargements in steps of one per cent."""
     factors = [1 + step / 100 for step in range(round(100 * (largest - 1)) + 1)]
-    return (x + sum(shifted(x, scale=factor) for factor in factors)) / (len(factors) + 1)
+    return (x + sum(resample(x, scale=factor) for factor in factors)) / (len(factors) + 1)
 
 
-def shifted(x, right=0.0, down=0.0, scale=1.0):
+def resample(x, right=0.0, down=0.0, scale=1.0):
     """The images sampled at (column + right, row + down) / scale from the centre, reflected at the border.
 
     right, down: in pixels, numbers or tensors that broadcast to (N, 32, 32).
@@ -123,7 +123,7 @@ def elastic(x, distance, generator):
     """Move every pixel by a smooth random field of a mean square `distance` in pixels (a simpler field than theirs)."""
     right, down = (smooth_noise(len(x), generator, 4)[:, 0] for _ in range(2))
     norm = (right**2 + down**2).mean((1, 2), keepdim=True).sqrt()
-    return shifted(x, right / norm * distance, down / norm * distance)
+    return resample(x, right / norm * distance, down / norm * distance)
 
 
 def pixelate(x, factor, _):

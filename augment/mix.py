@@ -14,6 +14,8 @@ then normalize.
 
 import torch
 
+from augment.basic import dirichlet
+
 
 def none(generator, images, *targets, batch=None):
     """No mixing: the arguments as they came."""
@@ -153,9 +155,8 @@ def _blend(tensor, partner, weight):
 
 
 def _beta(generator, alpha, count):
-    """(count,) draws from Beta(alpha, alpha); torch.distributions would take no generator."""
-    concentration = torch.full((count, 2), float(alpha), device=generator.device)
-    return torch._sample_dirichlet(concentration, generator)[:, 0]
+    """(count,) draws from Beta(alpha, alpha)."""
+    return dirichlet(generator, alpha, count, 2)[:, 0]
 
 
 def _permutations(generator, count, member):

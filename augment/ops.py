@@ -12,8 +12,8 @@ A magnitude tensor may stay on the CPU while the images are on a GPU: then the a
 which look up one index map per distinct magnitude, need not wait for the device.
 """
 
-import math
-from functools import lru_cache
+from functools import lru_cache, partial
+from math import cos, radians, sin
 
 import torch
 import torch.nn.functional as F
@@ -23,36 +23,23 @@ SIZE = 32
 
 # ---- affine: every new pixel copies the old one that its index map names ----
 
-
-def shear_x(images, magnitude):
-    """Slide each row left by magnitude times its depth; the top edge stays."""
-    return _resample(images, magnitude, _sheared_x)
-
-
-def shear_y(images, magnitude):
-    """Slide each column up by magnitude times its distance from the left edge, which stays."""
-    return _resample(images, magnitude, _sheared_y)
-
-
-def translate_x(images, magnitude):
-    """Move right by int(magnitude) pixels."""
-    return _resample(images, magnitude, _translated_x)
+# The matrix that takes a new position (x, y, 1), the image's centre at 0, to the old one, for a magnitude.
+MATRICES = {
+    # Slide each row left by m times its depth, the top edge stays; each column up, the left edge stays.
+    "ShearX": lambda m: [[1, m, m * SIZE / 2], [0, 1, 0]],
+    "ShearY": lambda m: [[1, 0, 0], [m, 1, m * SIZE / 2]],
+    # Move right, or down, by int(m) pixels.
+    "TranslateX": lambda m: [[1, 0, -int(m)], [0, 1, 0]],
+    "TranslateY": lambda m: [[1, 0, 0], [0, 1, -int(m)]],
+    # Turn counter-clockwise about the centre by m degrees.
+    "Rotate": lambda m: [[cos(radians(m)), -sin(radians(m)), 0], [sin(radians(m)), cos(radians(m)), 0]],
+}
 
 
-def translate_y(images, magnitude):
-    """Move down by int(magnitude) pixels."""
-    return _resample(images, magnitude, _translated_y)
-
-
-def rotate(images, magnitude):
-    """Turn counter-clockwise about the centre by magnitude degrees."""
-    return _resample(images, magnitude, _rotated)
-
-
-def _resample(images, magnitude, matrix):
+def affine(images, magnitude, name):
     """Gather each image's pixels through the index map of its own magnitude."""
     values, which = magnitude.unique(return_inverse=True)
-    maps = torch.stack([_index_map(matrix, value, images.device) for value in values.tolist()])
+    maps = torch.stack([_index_map(name, value, images.device) for value in values.tolist()])
     which = which.to(images.device, non_blocking=True)
     index = maps.index_select(0, which).unsqueeze(1).expand(-1, 3, -1)
     black_first = torch.cat((images.new_zeros(len(images), 3, 1), images.flatten(2)), 2)
@@ -60,42 +47,20 @@ def _resample(images, magnitude, matrix):
 
 
 @lru_cache(maxsize=1024)
-def _index_map(matrix, magnitude, device):
+def _index_map(name, magnitude, device):
     """Number of the source pixel of each pixel, (1024,) long; 0 stands for outside.
 
-    matrix(magnitude) maps a new position (x, y, 1), the image's centre at 0, to the old one. The
-    map is the picture of the pixels' numbers, sampled as torchvision samples an image: on the
+    The map is the picture of the pixels' numbers, sampled as torchvision samples an image: on the
     CPU, in float32, in the same order, so half-pixel ties fall to the same side on any device.
     """
     centred = torch.linspace((1 - SIZE) / 2, (SIZE - 1) / 2, SIZE)
     y, x = torch.meshgrid(centred, centred, indexing="ij")
     position = torch.stack([x, y, torch.ones_like(x)], 2).view(1, SIZE * SIZE, 3)
-    scaled = torch.tensor([matrix(magnitude)], dtype=torch.float32).transpose(1, 2) / (SIZE / 2)
+    scaled = torch.tensor([MATRICES[name](magnitude)], dtype=torch.float32).transpose(1, 2) / (SIZE / 2)
     grid = position.bmm(scaled).view(1, SIZE, SIZE, 2)
     numbers = torch.arange(1.0, SIZE * SIZE + 1).view(1, 1, SIZE, SIZE)
     source = F.grid_sample(numbers, grid, mode="nearest", align_corners=False)
     return source.long().view(-1).to(device)
-
-
-def _sheared_x(m):
-    return [[1, m, m * SIZE / 2], [0, 1, 0]]
-
-
-def _sheared_y(m):
-    return [[1, 0, 0], [m, 1, m * SIZE / 2]]
-
-
-def _translated_x(m):
-    return [[1, 0, -int(m)], [0, 1, 0]]
-
-
-def _translated_y(m):
-    return [[1, 0, 0], [0, 1, -int(m)]]
-
-
-def _rotated(degrees):
-    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    return [[cosine, -sine, 0], [sine, cosine, 0]]
 
 
 # ---- blends: factor * image + (1 - factor) * something greyer, factor = 1 + magnitude ----
@@ -215,11 +180,7 @@ def _to_bytes(pixels):
 
 
 OPS = {
-    "ShearX": shear_x,
-    "ShearY": shear_y,
-    "TranslateX": translate_x,
-    "TranslateY": translate_y,
-    "Rotate": rotate,
+    **{name: partial(affine, name=name) for name in MATRICES},
     "Brightness": brightness,
     "Color": color,
     "Contrast": contrast,

@@ -10,14 +10,13 @@ A draw is a pair of CPU tensors (steps, N): op, an index into NAMES, and magnitu
 
 import torch
 
+from augment.basic import dirichlet
 from augment.ops import OPS, SIZE
 
 NAMES = (*OPS, "Identity")
 
-# Half of the draws of these are negated.
-MIRRORED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-SIGNED_NAMES = (*MIRRORED, "Brightness", "Color", "Contrast", "Sharpness")
-SIGNED = torch.tensor([name in SIGNED_NAMES for name in NAMES])
+# Half of the draws of the affine operations and the blends are negated.
+SIGNED = torch.arange(len(NAMES)) <= NAMES.index("Sharpness")
 
 # The CIFAR-10 policy: one line is drawn, then its two (operation, probability, magnitude bin).
 AUTOAUGMENT_CIFAR10 = (
@@ -48,39 +47,28 @@ AUTOAUGMENT_CIFAR10 = (
     (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, None)),
 )
 
+# The same by column, (2, 25): first and second operation of each line.
+AUTOAUGMENT_OPS = torch.tensor([[NAMES.index(name) for name, _, _ in line] for line in AUTOAUGMENT_CIFAR10]).t()
+AUTOAUGMENT_PROBABILITY = torch.tensor([[p for _, p, _ in line] for line in AUTOAUGMENT_CIFAR10]).t()
+AUTOAUGMENT_BINS = torch.tensor([[bin or 0 for _, _, bin in line] for line in AUTOAUGMENT_CIFAR10]).t()
 
 
 def _space(bins, shear, translate, rotate, blend, bits):
     """The magnitude of every operation at every bin, weakest first: (15, bins), in NAMES' order.
 
-    Given are the strongest shear, translation (pixels), rotation (degrees) and blend, and the
-    weakest and strongest number of bits that Posterize keeps.
+    Given are the strongest shear, translation (pixels), rotation (degrees) and blend, and the weakest and strongest
+    number of bits that Posterize keeps.
     """
-    magnitudes = {
-        "ShearX": torch.linspace(0, shear, bins),
-        "ShearY": torch.linspace(0, shear, bins),
-        "TranslateX": torch.linspace(0, translate, bins),
-        "TranslateY": torch.linspace(0, translate, bins),
-        "Rotate": torch.linspace(0, rotate, bins),
-        "Brightness": torch.linspace(0, blend, bins),
-        "Color": torch.linspace(0, blend, bins),
-        "Contrast": torch.linspace(0, blend, bins),
-        "Sharpness": torch.linspace(0, blend, bins),
-        "Posterize": torch.linspace(*bits, bins).round(),
-        "Solarize": torch.linspace(1, 0, bins),
-    }
-    return torch.stack([magnitudes.get(name, torch.zeros(bins)) for name in NAMES])
+    # From weakest to strongest; the last four have none.
+    ends = [(0, shear)] * 2 + [(0, translate)] * 2 + [(0, rotate)] + [(0, blend)] * 4 + [bits, (1, 0)] + [(0, 0)] * 4
+    space = torch.stack([torch.linspace(*pair, bins) for pair in ends])
+    space[NAMES.index("Posterize")].round_()
+    return space
 
 
 AUTOAUGMENT_SPACE = _space(10, 0.3, 150 / 331 * SIZE, 30, 0.9, bits=(8, 4))
 TRIVIAL_SPACE = _space(31, 0.99, 32, 135, 0.99, bits=(8, 2))
 AUGMIX_SPACE = _space(10, 0.3, SIZE / 3, 30, 0.9, bits=(4, 0))
-
-# The CIFAR-10 table by column, (2, 25): first and second operation of each line.
-AUTOAUGMENT_OPS, AUTOAUGMENT_PROBABILITY, AUTOAUGMENT_BINS = (
-    torch.tensor([[column(step) for step in line] for line in AUTOAUGMENT_CIFAR10]).t()
-    for column in (lambda s: NAMES.index(s[0]), lambda s: s[1], lambda s: s[2] or 0)
-)
 
 # TrivialAugment and AugMix draw from all but Invert; only TrivialAugment may leave an image alone.
 TRIVIAL_OPS = torch.tensor([NAMES.index(name) for name in NAMES if name != "Invert"])
@@ -90,8 +78,7 @@ AUGMIX_OPS = TRIVIAL_OPS[:-1]
 def autoaugment(images, generator):
     """The CIFAR-10 policy: one of 25 pairs of operations, each with its own probability.
 
-    images: (N, 3, 32, 32) uint8. Cubuk et al., AutoAugment: Learning Augmentation Strategies
-    from Data, 2019.
+    images: (N, 3, 32, 32) uint8. Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, 2019.
     """
     return apply_ops(images, *draw_autoaugment(generator, len(images)))
 
@@ -104,21 +91,20 @@ def trivialaugment(images, generator):
     return apply_ops(images, *draw_trivialaugment(generator, len(images)))
 
 
-def augmix(images, generator, severity=3, width=3, depth=-1, alpha=0.4):
-    """The image mixed with `width` chains of operations on it, in Dirichlet(alpha) shares.
+def augmix(images, generator, severity=3, width=3, alpha=0.4):
+    """The image mixed with `width` chains of one to three operations on it, in Dirichlet(alpha) shares.
 
-    images: (N, 3, 32, 32) uint8. severity: magnitudes come from the weakest bins of ten, 1 to
-    10. depth: operations per chain, or -1 for one to three, drawn per chain. The operations are
-    nearest-neighbour here as elsewhere (torchvision's AugMix is bilinear unless told). Hendrycks
-    et al., AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty, 2020.
+    images: (N, 3, 32, 32) uint8. severity: magnitudes come from the weakest bins of ten, 1 to 10. The operations are
+    nearest-neighbour here as elsewhere (torchvision's AugMix is bilinear unless told). Hendrycks et al., AugMix: A
+    Simple Data Processing Method to Improve Robustness and Uncertainty, 2020.
     """
     n = len(images)
-    chains = apply_ops(images.repeat(width, 1, 1, 1), *draw_augmix(generator, n * width, severity, depth))
+    chains = apply_ops(images.repeat(width, 1, 1, 1), *draw_augmix(generator, n * width, severity))
 
-    original, augmented = _dirichlet(generator, alpha, n, 2)
-    mixed = images.float().mul_(original)
-    for share, chain in zip(_dirichlet(generator, alpha, n, width), chains.split(n)):
-        mixed += chain.float().mul_(share * augmented)
+    original, augmented = dirichlet(generator, alpha, n, 2).t()
+    mixed = images.float().mul_(original.view(-1, 1, 1, 1))
+    for share, chain in zip(dirichlet(generator, alpha, n, width).t(), chains.split(n)):
+        mixed += chain.float().mul_((share * augmented).view(-1, 1, 1, 1))
     return mixed.to(torch.uint8)
 
 
@@ -138,30 +124,28 @@ def apply_ops(images, ops, magnitudes):
 
 def draw_autoaugment(generator, n):
     """Two operations for each of n images: op, magnitude (2, n)."""
-    line, *uniform = _uniforms(generator, 5, n)
-    line = _pick(line, len(AUTOAUGMENT_CIFAR10))
-    happens = torch.stack(uniform[:2]) <= AUTOAUGMENT_PROBABILITY[:, line]
+    uniform = _uniforms(generator, 5, n)
+    line = _pick(uniform[0], len(AUTOAUGMENT_CIFAR10))
+    happens = uniform[1:3] <= AUTOAUGMENT_PROBABILITY[:, line]
     op = torch.where(happens, AUTOAUGMENT_OPS[:, line], NAMES.index("Identity"))
     magnitude = AUTOAUGMENT_SPACE[op, AUTOAUGMENT_BINS[:, line]]
-    return op, _signed(op, magnitude, torch.stack(uniform[2:]))
+    return op, _negate(op, magnitude, uniform[3:])
 
 
 def draw_trivialaugment(generator, n):
     """One operation for each of n images: op, magnitude (1, n)."""
     which, bin, sign = _uniforms(generator, 3, 1, n)
     op = TRIVIAL_OPS[_pick(which, len(TRIVIAL_OPS))]
-    return op, _signed(op, TRIVIAL_SPACE[op, _pick(bin, TRIVIAL_SPACE.shape[1])], sign)
+    return op, _negate(op, TRIVIAL_SPACE[op, _pick(bin, TRIVIAL_SPACE.shape[1])], sign)
 
 
-def draw_augmix(generator, n, severity=3, depth=-1):
-    """The operations of n chains, the last ones Identity: op, magnitude (steps, n)."""
-    steps = depth if depth > 0 else 3
-    length, *uniform = _uniforms(generator, 1 + 3 * steps, n)
-    which, bin, sign = torch.stack(uniform).view(3, steps, n)
-    length = torch.full((n,), depth) if depth > 0 else 1 + _pick(length, 3)
+def draw_augmix(generator, n, severity=3):
+    """One to three operations for each of n chains, then Identity: op, magnitude (3, n)."""
+    uniform = _uniforms(generator, 10, n)
+    last, (which, bin, sign) = _pick(uniform[0], 3), uniform[1:].view(3, 3, n)
     op = AUGMIX_OPS[_pick(which, len(AUGMIX_OPS))]
-    op = torch.where(torch.arange(steps)[:, None] < length, op, NAMES.index("Identity"))
-    return op, _signed(op, AUGMIX_SPACE[op, _pick(bin, severity)], sign)
+    op = torch.where(torch.arange(3)[:, None] <= last, op, NAMES.index("Identity"))
+    return op, _negate(op, AUGMIX_SPACE[op, _pick(bin, severity)], sign)
 
 
 def _take(images, index):
@@ -178,11 +162,6 @@ def _pick(uniform, n):
     return (uniform * n).long()
 
 
-def _signed(op, magnitude, uniform):
+def _negate(op, magnitude, uniform):
+    """The magnitudes, of which half are negated where the operation has a sign."""
     return torch.where(SIGNED[op] & (uniform <= 0.5), -magnitude, magnitude)
-
-
-def _dirichlet(generator, alpha, n, k):
-    """k tensors (n, 1, 1, 1) of shares; torch.distributions would take no generator."""
-    concentration = torch.full((n, k), float(alpha), device=generator.device)
-    return torch._sample_dirichlet(concentration, generator).view(n, k, 1, 1, 1).unbind(1)

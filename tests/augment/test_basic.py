@@ -1,6 +1,9 @@
 """The everyday augmentations against slow loops and against torchvision's distributions."""
 
 import math
+from collections import Counter
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -19,13 +22,6 @@ def generator(seed=0):
 @pytest.fixture
 def images():
     return torch.randint(0, 256, (N, 3, 32, 32), dtype=torch.uint8, generator=generator(1))
-
-
-def chi_square(counts, probabilities):
-    """Sum of squared deviations in units of their expectation, and four sigmas of it."""
-    expected = counts.sum() * torch.as_tensor(probabilities, dtype=torch.float64)
-    freedom = len(expected) - 1
-    return ((counts - expected) ** 2 / expected).sum().item(), freedom + 4 * math.sqrt(2 * freedom)
 
 
 # ---- seeds ----
@@ -60,17 +56,16 @@ def test_crop_uses_the_drawn_offsets_row_first(images):
         assert torch.equal(out[i], padded[:, top[i] : top[i] + 32, left[i] : left[i] + 32])
 
 
-def test_crop_offsets_are_uniform():
+def test_crop_offsets_are_uniform(chi_square):
     ramp = torch.arange(32, dtype=torch.uint8)
     image = torch.stack([ramp.expand(32, 32), ramp.expand(32, 32).t(), torch.zeros(32, 32)])
     out = basic.crop(image.to(torch.uint8).expand(8100, 3, 32, 32), generator())
-    offset = (out[:, 1, 16, 16].int() - 12) * 9 + out[:, 0, 16, 16].int() - 12
-    statistic, limit = chi_square(offset.bincount(minlength=81), [1 / 81] * 81)
-    assert statistic < limit
+    offsets = zip(*(out[:, :2, 16, 16].int() - 12).t().tolist())
+    chi_square(Counter(offsets), dict.fromkeys(product(range(9), repeat=2), 1 / 81))
 
 
 def test_crop_refuses_an_unknown_mode(images):
-    with pytest.raises(ValueError, match="unknown padding mode 'wrap'"):
+    with pytest.raises(NotImplementedError, match="wrap"):
         basic.crop(images, generator(), mode="wrap")
 
 
@@ -162,12 +157,11 @@ def test_cutout_clips_a_square_at_the_border(images, size):
         assert torch.equal(out[i], expected)
 
 
-def test_cutout_centres_are_uniform():
+def test_cutout_centres_are_uniform(chi_square):
     zeros = torch.zeros(8192, 3, 32, 32, dtype=torch.uint8)
     painted = basic.cutout(zeros, generator(), size=1)[:, 0].flatten(1) > 0
     assert (painted.sum(1) == 1).all()
-    statistic, limit = chi_square(painted.sum(0).double(), [1 / 1024] * 1024)
-    assert statistic < limit
+    chi_square(Counter(painted.nonzero()[:, 1].tolist()), dict.fromkeys(range(1024), 1 / 1024))
 
 
 # ---- normalize ----
@@ -198,28 +192,14 @@ def test_normalize_keeps_the_memory_format(images, format):
     assert torch.equal(out, basic.normalize(images))
 
 
-# ---- what all of them promise ----
+# ---- no waiting ----
 
-AUGMENTATIONS = [basic.crop, basic.flip, basic.erase, basic.cutout]
-
-
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_the_input_stays_and_the_generator_decides(images, augment):
-    before = images.clone()
-    first, again = augment(images, generator(7)), augment(images, generator(7))
-    assert torch.equal(images, before) and first.data_ptr() != images.data_ptr()
-    assert torch.equal(first, again) and not torch.equal(first, augment(images, generator(8)))
-    assert first.dtype == torch.uint8 and first.shape == images.shape
+MIRRORED = partial(basic.crop, mode="reflect")
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_one_image_and_any_memory_format(images, augment):
-    assert augment(images[:1], generator()).shape == (1, 3, 32, 32)
-    last = images.to(memory_format=torch.channels_last)
-    assert torch.equal(augment(last, generator()), augment(images, generator()))
-
-
-@pytest.mark.parametrize("augment", [*AUGMENTATIONS, lambda x, g: basic.normalize(x)])
+@pytest.mark.parametrize(
+    "augment", (basic.crop, MIRRORED, basic.flip, basic.erase, basic.cutout, lambda x, g: basic.normalize(x))
+)
 def test_nothing_is_read_back_to_the_host(augment):
     """A fake tensor has no values: whatever asks for one raises."""
     with FakeTensorMode():

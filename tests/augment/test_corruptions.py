@@ -110,14 +110,14 @@ def test_motion_blur_is_a_tail_in_one_direction():
     assert (across.abs() >= 0.99 * down.abs()).all() and down.max() > 0.5 > -0.5 > down.min()
 
 
-def test_shifted_by_whole_pixels_and_scaled(images):
+def test_resample_by_whole_pixels_and_scaled(images):
     pixels = images.float()
-    assert torch.allclose(corruptions.shifted(pixels), pixels, atol=1e-3)
-    moved = corruptions.shifted(pixels, 3.0, 2.0)
+    assert torch.allclose(corruptions.resample(pixels), pixels, atol=1e-3)
+    moved = corruptions.resample(pixels, 3.0, 2.0)
     assert torch.allclose(moved[:, :, :-2, :-3], pixels[:, :, 2:, 3:], atol=1e-3)
     ramp = torch.arange(32.0).expand(1, 1, 32, 32)
     wanted = 15.5 + (torch.arange(32.0) - 15.5) / 2
-    assert corruptions.shifted(ramp, scale=2.0)[0, 0, 0] == pytest.approx(wanted, abs=1e-4)
+    assert corruptions.resample(ramp, scale=2.0)[0, 0, 0] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_fog_brightens_the_dark_and_keeps_the_range(images):

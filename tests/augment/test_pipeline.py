@@ -1,4 +1,4 @@
-"""NAME[:STRENGTH...]: what a strength sets, what stays as it was without one, and what is refused."""
+"""What every augmentation promises; NAME[:STRENGTH...]: what a strength sets, what stays without, what is refused."""
 
 import inspect
 from functools import partial
@@ -12,13 +12,36 @@ from augment.mix import cutmix, mixup, ricap
 from augment.policies import augmix
 
 
-def generator():
-    return torch.Generator().manual_seed(4)
+def generator(seed=4):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
 def images():
-    return torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=generator(1))
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_the_input_stays_and_the_generator_decides(pictures, augment):
+    before = pictures.clone()
+    first, again = augment(pictures, generator(7)), augment(pictures, generator(7))
+    assert torch.equal(pictures, before) and first.data_ptr() != pictures.data_ptr()
+    assert torch.equal(first, again) and not torch.equal(first, augment(pictures, generator(8)))
+    assert first.dtype == torch.uint8 and first.shape == pictures.shape
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_one_image_and_any_memory_format(pictures, augment):
+    assert augment(pictures[:1], generator()).shape == (1, 3, 32, 32)
+    last = pictures.to(memory_format=torch.channels_last)
+    assert torch.equal(augment(last, generator()), augment(pictures, generator()))
+
+
+def test_an_empty_pipeline_changes_nothing(images):
+    assert pipeline(())(images, generator()) is images
+
+
+# ---- strengths ----
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.io import decode_jpeg, encode_jpeg
 
-SIZE = 32
+from augment.ops import SIZE
+
 CHUNK = 1_000  # images at once
 SEVERITIES = (1, 2, 3, 4, 5)
 

@@ -37,7 +37,7 @@ MATRICES = {
 
 
 def affine(images, magnitude, name):
-    """Gather each image's pixels through the index map of its own magnitude."""
+    """Gather each image's pixels through the index map of its own magnitude. name: a key of MATRICES."""
     values, which = magnitude.unique(return_inverse=True)
     maps = torch.stack([_index_map(name, value, images.device) for value in values.tolist()])
     which = which.to(images.device, non_blocking=True)
@@ -181,13 +181,6 @@ def _to_bytes(pixels):
 
 OPS = {
     **{name: partial(affine, name=name) for name in MATRICES},
-    "Brightness": brightness,
-    "Color": color,
-    "Contrast": contrast,
-    "Sharpness": sharpness,
-    "Posterize": posterize,
-    "Solarize": solarize,
-    "AutoContrast": autocontrast,
-    "Equalize": equalize,
-    "Invert": invert,
+    "Brightness": brightness, "Color": color, "Contrast": contrast, "Sharpness": sharpness,
+    "Posterize": posterize, "Solarize": solarize, "AutoContrast": autocontrast, "Equalize": equalize, "Invert": invert,
 }

@@ -80,8 +80,7 @@ class FastNet(nn.Module):
         Its filters are the eigenvectors of the patches' covariance over the roots of their eigenvalues, and their
         negatives, so that GELU loses nothing (section 3.2).
         """
-        patches = images.float().unfold(2, PATCH, 1).unfold(3, PATCH, 1)
-        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1).double()
+        patches = F.unfold(images.float(), PATCH).transpose(1, 2).flatten(0, 1).double()
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (directions / (variances + EPS).sqrt()).T.view(-1, 3, PATCH, PATCH)
         self.whitening.weight.copy_(torch.cat((filters, -filters)))

@@ -23,7 +23,7 @@ class FlatBlock(nn.Module):
 
     def __init__(self, channels_in, channels_out, stride):
         super().__init__()
-        self.drop_rate = 0.0
+        self.drop_rate = 0.0  # the network sets it
         self.norm1 = nn.BatchNorm2d(channels_in)
         self.conv1 = conv3x3(channels_in, channels_out, stride)
         self.norm2 = nn.BatchNorm2d(channels_out)
@@ -70,6 +70,5 @@ class FlatSE(nn.Module):
         he_init(self)
 
     def forward(self, x):
-        x = self.stem(x)
-        x = self.stage3(self.stage2(self.stage1(x)))
+        x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(F.relu(self.norm(x)).mean((2, 3)))

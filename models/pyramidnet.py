@@ -51,11 +51,11 @@ class PyramidBlock(nn.Module):
         self.channels_out, self.stride = channels_out, stride
         if bottleneck:
             planes = channels_out // EXPANSION
-            convs = conv1x1(channels_in, planes), conv3x3(planes, planes, stride), conv1x1(planes, channels_out)
+            convolutions = conv1x1(channels_in, planes), conv3x3(planes, planes, stride), conv1x1(planes, channels_out)
         else:
-            convs = conv3x3(channels_in, channels_out, stride), conv3x3(channels_out, channels_out)
+            convolutions = conv3x3(channels_in, channels_out, stride), conv3x3(channels_out, channels_out)
         layers = [nn.BatchNorm2d(channels_in)]
-        for conv in convs:
+        for conv in convolutions:
             layers += [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()]
         self.residual = nn.Sequential(*layers[:-1])
         self.shakedrop = ShakeDrop(survival)
@@ -102,6 +102,5 @@ class PyramidNet(nn.Module):
         he_init(self)
 
     def forward(self, x):
-        x = self.stem(x)
-        x = self.stage3(self.stage2(self.stage1(x)))
+        x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(F.relu(self.norm(x)).mean((2, 3)))

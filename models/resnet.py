@@ -55,6 +55,5 @@ class ResNet18(nn.Module):
                 nn.init.zeros_(block.norm2.weight)
 
     def forward(self, x):
-        x = self.stem(x)
-        x = self.stage3(self.stage2(self.stage1(x)))
+        x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(x.mean((2, 3)))

@@ -79,6 +79,5 @@ class SEResNet(nn.Module):
             nn.init.normal_(self.head.weight, std=head_std)
 
     def forward(self, x):
-        x = self.stem(x)
-        x = self.stage3(self.stage2(self.stage1(x)))
+        x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(x.mean((2, 3)))

@@ -101,6 +101,5 @@ class ShakeShake26(nn.Module):
         he_init(self)
 
     def forward(self, x):
-        x = self.stem(x)
-        x = self.stage3(self.stage2(self.stage1(x)))
+        x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(F.relu(x).mean((2, 3)))

@@ -96,7 +96,7 @@ def gradients(recipe, file, training):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     train, _ = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
     steps = []
-    with Ranks.of_run(torch.device("cpu")) as ranks:
+    with Ranks(torch.device("cpu")) as ranks:
         network = ranks.wrap(model)
         whole = batches(train.images, [data.one_hot(train.labels)], recipe, 0)
         for count, scale, images, *targets in ranks.share(whole):

@@ -5,7 +5,7 @@
 Every rank augments and mixes the whole global batch, with the draws of a single process, and trains on its part of
 it; weighted by their images, the ranks' gradients sum to that of the global batch. Batch normalization takes the
 statistics of the rank's own part (torch's SyncBatchNorm knows no CPU, and waits for all ranks in every layer); the
-running statistics that are saved are those of rank 0. `Ranks` is what a single process sees of all this: nothing.
+running statistics that are saved are those of rank 0.
 """
 
 import os
@@ -46,17 +46,18 @@ def store():
 
 def may_complain():
     """Whether this rank tells what went wrong: the first one that asks, for the others fail of the same or of it."""
+    if size() == 1:
+        return True
     answers = []
-    if size() > 1:
-        asking = Thread(target=ask, args=(answers,), daemon=True)  # a frozen machine would never answer
-        asking.start()
-        asking.join(5.0)
+
+    def ask():
+        with suppress(RuntimeError):  # the table is gone
+            answers.append(store().add("complaints", 1) == 1)
+
+    asking = Thread(target=ask, daemon=True)  # a frozen machine would never answer
+    asking.start()
+    asking.join(5.0)
     return answers != [False]
-
-
-def ask(answers):
-    with suppress(RuntimeError):  # the table is gone
-        answers.append(store().add("complaints", 1) == 1)
 
 
 def lost_another(error):
@@ -65,26 +66,33 @@ def lost_another(error):
 
 
 class Ranks:
-    """The only process of a run. `Several` does the same for one of many; `Ranks.of_run` gives the one that fits.
+    """All processes of a run, as one of them sees them; Ranks() is a run of one process.
 
+    CPU tensors travel by gloo, which notices a dead rank at once; gradients on GPUs by nccl.
     seed: what a rank adds to the seed of the model's own randomness.
     """
 
-    rank, seed = 0, ()
-
-    @staticmethod
-    def of_run(device):
-        return Several(device) if size() > 1 else Ranks()
+    def __init__(self, device=None):
+        """device: what this rank computes on; None for a process by itself, wherever it runs."""
+        self.rank, self.size, self.seed = 0, 1, ()
+        if device and size() > 1:
+            self.rank, self.size, self.seed = rank(), size(), (rank(),)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=SILENCE)
+            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        pass
+    def __exit__(self, kind, *_):
+        if self.size > 1 and kind is None:  # after a failure the others may be gone, and would be waited for
+            dist.destroy_process_group()
 
     def wrap(self, model):
         """The network to train, whose gradients become the mean over the ranks."""
-        return model
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def share(self, batches):
         """This rank's part of each global (images, *targets): yields (count, scale, images, *targets).
@@ -93,43 +101,6 @@ class Ranks:
         ranks is the mean over the global batch.
         """
         for batch in batches:
-            yield len(batch[0]), 1.0, *batch
-
-    def once(self, work):
-        """`work()` is done by rank 0 alone; all wait for it, and get what it returns."""
-        return work()
-
-    def hold(self, resource):
-        """The context manager `resource`, which rank 0 alone enters."""
-        return resource
-
-    def add(self, numbers):
-        """The sum over the ranks of an int64 tensor, on the CPU. Waits for the device."""
-        return numbers.cpu()
-
-    def agree(self, *numbers):
-        """The greatest of the ranks' numbers, each for itself, as a list: what one rank wants, all do."""
-        return list(numbers)
-
-
-class Several(Ranks):
-    """One rank of many. CPU tensors travel by gloo, which notices a dead rank at once; gradients on GPUs by nccl."""
-
-    def __init__(self, device):
-        self.rank, self.size, self.seed = rank(), size(), (rank(),)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=SILENCE)
-        self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-
-    def __exit__(self, kind, *_):
-        if kind is None:  # after a failure the others may be gone, and would be waited for
-            dist.destroy_process_group()
-
-    def wrap(self, model):
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    def share(self, batches):
-        for batch in batches:
             images, *targets = (tensor.tensor_split(self.size)[self.rank] for tensor in batch)
             count = len(images)
             if not count:  # it joins in with an image that does not count
@@ -137,19 +108,26 @@ class Several(Ranks):
             yield count, count * self.size / len(batch[0]), images, *targets
 
     def once(self, work):
+        """`work()` is done by rank 0 alone; all wait for it, and get what it returns."""
         box = [work() if self.rank == 0 else None]
-        dist.broadcast_object_list(box, group=self.group)
+        if self.size > 1:
+            dist.broadcast_object_list(box, group=self.group)
         return box[0]
 
     def hold(self, resource):
+        """The context manager `resource`, which rank 0 alone enters."""
         return resource if self.rank == 0 else nullcontext(resource)
 
     def add(self, numbers):
-        numbers = numbers.cpu().clone()
-        dist.all_reduce(numbers, group=self.group)
+        """The sum over the ranks of an int64 tensor on the CPU, in its place."""
+        if self.size > 1:
+            dist.all_reduce(numbers, group=self.group)
         return numbers
 
     def agree(self, *numbers):
+        """The greatest of the ranks' numbers, each for itself, as a list: what one rank wants, all do."""
+        if self.size == 1:
+            return list(numbers)
         greatest = torch.tensor(numbers)
         dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.group)
         return greatest.tolist()

@@ -17,18 +17,20 @@ import io
 import os
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from train.engine.command import UserError
+from train.engine.command import UserError, check_target
+from train.engine.progress import say
 
 FORMAT = "cifar10-under-5m/1"
 
 
-class Damaged(Exception):
+class Damaged(UserError):
     """A checkpoint that cannot be read or whose digest does not match."""
 
 
@@ -49,21 +51,14 @@ def write(path, save, backup=None):
         if backup and path.exists():
             os.replace(path, backup)
         os.replace(handle.name, path)
+        folder = os.open(path.parent, os.O_RDONLY)  # or the renames would not survive a power cut
+        os.fsync(folder)
+        os.close(folder)
     except BaseException as error:
         Path(handle.name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:
             raise OSError(error.errno, error.strerror, str(path))
         raise
-    flush_folder(path.parent)
-
-
-def flush_folder(folder):
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path, text):
@@ -112,17 +107,17 @@ def load(path):
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        content, found = stored["content"], digest(stored["content"])
-        stored["format"], stored["digest"]
+        written_as, content, wanted = (stored[key] for key in ("format", "content", "digest"))
+        found = digest(content)
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file fails in any of the layers below, each with its own kind
         reason = "it holds more than tensors and plain values" if "Weights only load failed" in str(error) else (
             str(error).splitlines() or [type(error).__name__])[0][:100]
         raise Damaged(f"{path} cannot be read as a checkpoint ({reason})")
-    if stored["format"] != FORMAT:
-        raise UserError(f"{path} is of another format, {stored['format']}: this version reads and writes {FORMAT}")
-    if found != stored["digest"]:
+    if written_as != FORMAT:
+        raise UserError(f"{path} is of another format, {written_as}: this version reads and writes {FORMAT}")
+    if found != wanted:
         raise Damaged(f"{path} is damaged: its digest does not match its content")
     return content
 
@@ -132,12 +127,9 @@ def load_weights(path):
 
     Raises UserError, naming the file, when it is missing, damaged, or a resume state.
     """
-    try:
-        content = load(path)
-    except FileNotFoundError:
+    if not Path(path).exists():
         raise UserError(f"{path} does not exist")
-    except Damaged as error:
-        raise UserError(str(error))
+    content = load(path)
     if "provenance" not in content:
         raise UserError(f"{path} is a resume state, not finished weights")
     return content
@@ -149,9 +141,7 @@ def load_weights(path):
 class Run:
     """The files of one run, and the lock that makes this process their only writer.
 
-    with Run("weights/resnet18-fold0.pt") as run: ...
-
-    Raises UserError when the folder is missing or not writable, or another process trains this run.
+    Entering it raises UserError when the folder is missing or not writable, or another process trains this run.
     """
 
     def __init__(self, weights):
@@ -161,14 +151,11 @@ class Run:
             self.weights.with_name(stem + end) for end in (".csv", ".last.pt", ".last.bak", ".lock"))
 
     def __enter__(self):
-        folder = self.weights.parent
-        if self.weights.suffix != ".pt":
-            raise UserError(f"--out {self.weights} should end in .pt")
-        if not folder.is_dir():
-            raise UserError(f"--out {self.weights}: the folder {folder} does not exist")
+        check_target("--out", self.weights, ".pt")
         try:
             self.acquire()
         except BlockingIOError:
+            self.handle.close()
             holder = self.lock.read_text() if self.lock.exists() else ""
             raise UserError(f"{self.weights} is being trained by {holder or 'another process'}")
         except OSError as error:
@@ -177,7 +164,7 @@ class Run:
         self.handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.handle.flush()
         for file in (self.weights, self.csv, self.last):
-            for litter in folder.glob(f".{glob.escape(file.name)}.*"):  # of a process killed while it wrote
+            for litter in file.parent.glob(f".{glob.escape(file.name)}.*"):  # of a process killed while it wrote
                 litter.unlink()
         return self
 
@@ -185,15 +172,10 @@ class Run:
         """Lock the lock file; the kernel frees it when its holder dies."""
         while True:
             self.handle = open(self.lock, "a")
-            try:
-                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.stat(self.lock), os.fstat(self.handle.fileno())):
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samefile(self.lock, self.handle.fileno()):
                     return
-            except FileNotFoundError:
-                pass
-            except BaseException:
-                self.handle.close()
-                raise
             self.handle.close()  # its former holder has just removed this file: try again
 
     def __exit__(self, *_):
@@ -201,24 +183,19 @@ class Run:
         self.handle.close()
 
     def save_state(self, state):
-        """Store what `resume` needs; the state before it is kept as the backup."""
-        flawed = nonfinite(state)
-        if flawed:
-            raise FloatingPointError(f"{flawed} is not finite")
+        """Store what a resumed run needs; the state before it is kept as the backup."""
         save(self.last, state, self.backup)
 
-    def load_state(self, say=print):
-        """The newest state that is whole, or None when there never was one.
+    def load_state(self, say=say):
+        """The newest state that is whole, or None when there is none at all.
 
-        A damaged state is told of and the one before it used; when both are damaged, UserError: never a silent
-        start from zero.
+        A damaged state is told of and the one before it used; UserError when no other is left: never a silent start
+        from zero.
         """
         damaged = []
-        for path in (self.last, self.backup):
+        for path in filter(Path.exists, (self.last, self.backup)):
             try:
                 state = load(path)
-            except FileNotFoundError:
-                continue
             except Damaged as error:
                 damaged.append(str(error))
                 continue
@@ -228,7 +205,6 @@ class Run:
             return state
         if damaged:
             raise UserError(f"{'; '.join(damaged)}; --fresh starts over")
-        return None
 
     def forget(self):
         """Remove the saved states (--fresh), the newest last; what is finished stays until new weights replace it."""

@@ -38,7 +38,7 @@ def run(recipe, teacher=False):
         if not teacher:
             models.check_budget(model)
     weights = Path(recipe.out) if recipe.out else ROOT / "weights" / f"{recipe.run_name(model.name)}.pt"
-    with Ranks.of_run(device) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
+    with Ranks(device) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
         labelled, val = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
         train = data.join(labelled, data.load(recipe.data, "test")) if recipe.include_test else labelled
         train, soft = recipe.prepare(train, model)
@@ -105,7 +105,7 @@ def fit(state, train, val=None, soft=()):
                 if save or caught:
                     state.save()
                 if caught:
-                    raise Stopped(caught, state.step, steps, state.files, recipe.fresh)
+                    raise Stopped(caught, state)
 
             # 3. The end of an epoch: one row of the log.
             state.close_epoch(val)

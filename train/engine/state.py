@@ -33,7 +33,7 @@ class State:
         self.step, self.rows, self.seconds = 0, [], 0.0
         self.totals, self.recent = {}, {}  # of this epoch: all ranks' so far, and what this rank has not told yet
         self.flawed = torch.full((), NEVER, device=self.device, dtype=torch.int64)
-        saved = ranks.once(lambda: files.load_state(say))
+        saved = ranks.once(files.load_state)
         if saved:
             self.restore(saved)
         self.started = time.perf_counter()
@@ -51,8 +51,7 @@ class State:
         counts["right"] = ((logits.argmax(1) == hard.argmax(1))[:count] & labelled).sum()
         counts["labelled"] = labelled.sum()
         counts["images"] = torch.tensor(count)
-        for name, value in counts.items():
-            self.recent[name] = self.recent[name] + value if name in self.recent else value
+        self.recent = {name: self.recent.get(name, 0) + value for name, value in counts.items()}
         self.flawed.clamp_(max=torch.where(torch.isfinite(parts["loss"]), NEVER, self.step))
         if self.average:
             # average += (1 - decay) (weights - average), of every float, statistics included. The decay grows from
@@ -64,7 +63,7 @@ class State:
         """This epoch's sums over all ranks so far, as whole numbers. Raises Diverged once a loss was not finite."""
         flawed = -self.ranks.agree(-self.flawed.item())[0]
         if flawed != NEVER:
-            raise Diverged("the loss", flawed, self.recipe.learning_rate(flawed, self.steps))
+            raise Diverged("the loss", flawed, self)
         if self.recent:
             added = self.ranks.add(torch.stack([value.cpu() for value in self.recent.values()])).tolist()
             self.totals = {name: self.totals.get(name, 0) + value for name, value in zip(self.recent, added)}
@@ -81,27 +80,30 @@ class State:
         return self.seconds + time.perf_counter() - self.started
 
     def close_epoch(self, val):
-        """Validate and add the epoch's row to the log. The speed is that of training, without the validation."""
+        """Validate and add the epoch's row to the log. The validation reports; nothing is chosen by it."""
         totals = self.tally()
-        images, speed = totals["images"], totals["images"] / self.elapsed()
+        images, right, labelled = (totals.pop(name) for name in ("images", "right", "labelled"))
         row = {"epoch": len(self.rows) + 1, "lr": self.recipe.learning_rate(self.step - 1, self.steps),
-               "train_loss": None, "train_accuracy": 100 * totals["right"] / max(1, totals["labelled"])}
-        counted = ("images", "right", "labelled")
-        row |= {f"train_{name}": value * UNIT / images for name, value in totals.items() if name not in counted}
-        row |= self.ranks.once(lambda: validate(self.evaluated, val))
+               "train_loss": None, "train_accuracy": 100 * right / max(1, labelled)}
+        row |= {f"train_{name}": value * UNIT / images for name, value in totals.items()}
+        speed = images / self.elapsed()  # of training, without the validation
+        row |= {"val_loss": None, "val_accuracy": None}
+        if val is not None:
+            answers = self.ranks.once(lambda: predict.logits(self.evaluated, val.images))
+            row |= {"val_loss": predict.nll(answers, val.labels), "val_accuracy": predict.accuracy(answers, val.labels)}
         self.rows.append(row | {"seconds": self.elapsed(), "images_per_second": speed})
         self.totals, self.seconds, self.started = {}, 0.0, time.perf_counter()
         self.ranks.once(lambda: self.files.save_csv(self.rows))
 
     def save(self):
         """Store the whole state; raises Diverged rather than store a NaN."""
-        content = {**self.weights(), "step": self.step, "rows": self.rows, "totals": dict(self.tally()),
-                   "optimizer": self.optimizer.state_dict(), "seconds": self.elapsed(),
-                   "threads": torch.get_num_threads()}
-        try:
-            self.ranks.once(lambda: self.files.save_state(content))
-        except FloatingPointError as error:
-            raise Diverged(error, self.step - 1, self.recipe.learning_rate(self.step - 1, self.steps))
+        content = self.weights() | {
+            "step": self.step, "rows": self.rows, "totals": self.tally(), "seconds": self.elapsed(),
+            "optimizer": self.optimizer.state_dict(), "threads": torch.get_num_threads()}
+        flawed = self.ranks.once(lambda: checkpoint.nonfinite(content))
+        if flawed:
+            raise Diverged(flawed, self.step - 1, self)
+        self.ranks.once(lambda: self.files.save_state(content))
 
     def weights(self):
         """What a resume state and finished weights have in common."""
@@ -119,9 +121,9 @@ class State:
         self.step, self.rows, self.seconds, self.totals = (saved[k] for k in ("step", "rows", "seconds", "totals"))
         if self.rows:
             self.ranks.once(lambda: self.files.save_csv(self.rows))
-        threads = torch.get_num_threads()
-        other = "" if saved["threads"] == threads or self.device.type == "cuda" else (
-            f", with {count_of(threads, 'thread')} instead of {saved['threads']}: the last bits will differ")
+        threads, other = torch.get_num_threads(), ""
+        if saved["threads"] != threads and self.device.type != "cuda":
+            other = f", with {count_of(threads, 'thread')} instead of {saved['threads']}: the last bits will differ"
         say(f"{self.files.weights}: resumed at step {self.step:,}{other}")
 
 
@@ -130,14 +132,6 @@ def optimizer_of(model, recipe):
     device = next(model.parameters()).device
     return torch.optim.SGD(recipe.parameter_groups(model), lr=recipe.lr, momentum=recipe.momentum,
                            nesterov=recipe.nesterov, weight_decay=recipe.weight_decay, fused=device.type == "cuda")
-
-
-def validate(model, dataset):
-    """{val_loss, val_accuracy} of a Dataset, empty cells without one. It reports; nothing is chosen by it."""
-    if dataset is None:
-        return {"val_loss": None, "val_accuracy": None}
-    answers = predict.logits(model, dataset.images)
-    return {"val_loss": predict.nll(answers, dataset.labels), "val_accuracy": predict.accuracy(answers, dataset.labels)}
 
 
 def provenance(state, train, labelled, code):
@@ -177,7 +171,8 @@ class Diverged(UserError):
 
     code = 1
 
-    def __init__(self, what, step, lr):
+    def __init__(self, what, step, state):
+        lr = state.recipe.learning_rate(step, state.steps)
         super().__init__(f"{what} is not finite at step {step:,} (learning rate {lr:.4g}); the state saved before "
                          f"is kept. Try a smaller --lr, or a longer --warmup-epochs, with --fresh")
 
@@ -185,9 +180,10 @@ class Diverged(UserError):
 class Stopped(UserError):
     """SIGTERM or Ctrl-C was caught and the state saved; the exit code is the shell's for that signal."""
 
-    def __init__(self, caught, step, steps, files, fresh):
-        super().__init__(f"{signal.Signals(caught).name} at step {step:,} of {steps:,}: the state is saved in "
-                         f"{files.last}, the same command{' without --fresh' if fresh else ''} goes on from there")
+    def __init__(self, caught, state):
+        again = "the same command without --fresh" if state.recipe.fresh else "the same command"
+        super().__init__(f"{signal.Signals(caught).name} at step {state.step:,} of {state.steps:,}: the state is saved "
+                         f"in {state.files.last}, {again} goes on from there")
         self.code = 128 + caught
 
 

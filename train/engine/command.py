@@ -13,8 +13,8 @@ import os
 import platform
 import shlex
 import sys
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import contextmanager, suppress
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
@@ -22,7 +22,6 @@ import torch
 from train.engine import parallel
 
 ROOT = Path(__file__).resolve().parents[2]
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # What is not trained in bfloat16, scores and labels above all, is float32: no TF32, which torch allows convolutions.
 torch.backends.cudnn.allow_tf32 = False
@@ -44,31 +43,32 @@ def user_errors(where=""):
 
 
 def command(main):
-    """Decorate a script's main: a UserError becomes one line on standard error and its exit code.
+    """Decorate a script's main: what the user can mend becomes one line on standard error and an exit code.
 
-    A full disk or too little memory becomes one line and exit code 1, Ctrl-C before there is a state to save one
-    and exit code 130. Anything else is our mistake, and shows its traceback.
+    Anything else is our mistake, and shows its traceback.
     """
 
     @wraps(main)
-    def wrapped(*args, **kwargs):
+    def guarded(*args, **kwargs):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            sys.exit(complain(error, error.code))
-        except KeyboardInterrupt:
-            sys.exit(complain("interrupted", 130))
+            message, code = error, error.code
+        except KeyboardInterrupt:  # before there is a state to save
+            message, code = "interrupted", 130
         except OSError as error:  # a full disk, a folder that became read-only
-            sys.exit(complain(error, 1))
+            message, code = error, 1
         except (RuntimeError, MemoryError) as error:
             if parallel.lost_another(error):
-                sys.exit(complain("another rank has ended: so do all. The same command goes on from the last state", 1))
-            memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-            if not memory:
+                message = "another rank has ended: so do all. The same command goes on from the last state"
+            elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+                message = f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit"
+            else:
                 raise
-            sys.exit(complain(f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit", 1))
+            code = 1
+        sys.exit(complain(message, code))
 
-    return wrapped
+    return guarded
 
 
 def complain(message, code):
@@ -79,7 +79,7 @@ def complain(message, code):
 
 
 def one_line(message):
-    """The text of an exception or message in one line; an exception without a text is named by its kind."""
+    """The text of an exception or message in one line; the kind of an exception that has none."""
     return " ".join(str(message).split()) or type(message).__name__
 
 
@@ -117,10 +117,9 @@ class Help(argparse.HelpFormatter):
     """Help with each default in its line, paths inside the repository shown relative to it."""
 
     def _get_help_string(self, action):
-        unset = action.default is None or action.default is False or action.default == argparse.SUPPRESS
-        if unset or "default:" in action.help:
-            return action.help
         value = action.default
+        if value is None or value is False or value == argparse.SUPPRESS or "default:" in action.help:
+            return action.help
         text = (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
         return f"{action.help} [{text.removeprefix(f'{ROOT}/')}]"
 
@@ -145,40 +144,35 @@ def add_common(arguments):
 
 def check_target(flag, file, suffix):
     """UserError unless a file to write (or None) has this suffix and a folder; call it before the work."""
-    if file and file.suffix != suffix:
+    if file is None:
+        return
+    if file.suffix != suffix:
         raise UserError(f"{flag} {file} should end in {suffix}")
-    if file and not file.parent.is_dir():
+    if not file.parent.is_dir():
         raise UserError(f"{flag} {file}: the folder {file.parent} does not exist")
-    if file and not os.access(file.parent, os.W_OK):
+    if not os.access(file.parent, os.W_OK):
         raise UserError(f"{flag} {file}: the folder {file.parent} is not writable")
 
 
 # ---------------------------------------------------------------- values of flags
 
 
-def integer(low, high=None):
-    """A converter of flag values to int within low..high."""
-    bound = f"{low} or more" if high is None else f"{low} to {high}"
-    return lambda text: convert(text, int, f"a whole number, {bound}",
-                                lambda value: value >= low and (high is None or value <= high))
+def number(low, high=None, above=False, kind=float):
+    """A converter of flag values to a finite number within low..high (`above`: low itself excluded)."""
+    bound = f"{low} to {high}" if high is not None else f"above {low}" if above else f"{low} or more"
+    wanted = f"a {'whole ' if kind is int else ''}number, {bound}"
 
-
-def number(low, high=None, above=False):
-    """A converter of flag values to a finite float within low..high (`above`: low itself excluded)."""
-    bound = (f"above {low}" if above else f"{low} or more") if high is None else f"{low} to {high}"
-    return lambda text: convert(text, float, f"a number, {bound}", lambda value: math.isfinite(value) and (
-        value > low if above else value >= low) and (high is None or value <= high))
-
-
-def convert(text, kind, wanted, fits):
-    """`text` as int or float; ArgumentTypeError saying what is wanted when it is not or does not fit."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not fits(value):
+    def convert(text):
+        with suppress(ValueError):
+            value = kind(text)
+            if (low < value if above else low <= value) and (value < math.inf if high is None else value <= high):
+                return value
         raise argparse.ArgumentTypeError(f"{text!r} should be {wanted}")
-    return value
+
+    return convert
+
+
+integer = partial(number, kind=int)
 
 
 # ---------------------------------------------------------------- the device
@@ -202,8 +196,8 @@ def device_of(name):
 def precision_of(name, device):
     """The precision of training, `float32` or `bfloat16`, for auto|float32|bfloat16 on a device.
 
-    auto is bfloat16 on CUDA and on a CPU that has the units for it, where a step is 1.5 to 2.2 times as fast as in
-    float32; without them it is 4 to 12 times slower.
+    On a CPU that has the units for it a step in bfloat16 is 1.5 to 2.2 times as fast as in float32; without them it is
+    4 to 12 times slower.
     """
     if name != "auto":
         return name

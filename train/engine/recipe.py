@@ -8,7 +8,7 @@ may be resumed with others; all the rest must agree.
 import argparse
 import math
 import re
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 
 import torch.nn.functional as F
 
@@ -17,10 +17,13 @@ from train.engine import parallel
 from train.engine.command import DATA, DEVICE, Parser, UserError, device_of, integer, number, parser, precision_of
 
 
-def setting(default, help, type=None, group="training", identity=True, model=False, **extra):
-    """A dataclass field with all that its flag needs; `model` marks an option of the model's constructor."""
-    metadata = dict(help=help, type=type, group=group, identity=identity, model=model, extra=extra)
-    return field(default=default, metadata=metadata)
+def setting(default, help, type=None, group="training", identity=True, model=False, alias=None, **options):
+    """A dataclass field with all that its flag needs; `model` marks an option of the model's constructor.
+
+    alias: a second name of the flag; options: further keywords of add_argument.
+    """
+    flag = {"help": help, "type": type or str, **options}
+    return field(default=default, metadata=dict(group=group, identity=identity, model=model, alias=alias, flag=flag))
 
 
 def augmentations(text):
@@ -90,8 +93,9 @@ class Recipe:
                           False)
 
     def __init_subclass__(cls):
-        known = {f.name: f for base in reversed(cls.__mro__[1:]) if hasattr(base, "__dataclass_fields__")
-                 for f in fields(base)}
+        known = {}
+        for base in reversed(cls.__mro__[1:]):
+            known |= getattr(base, "__dataclass_fields__", {})
         for name, value in list(vars(cls).items()):
             if name in known and not isinstance(value, Field):  # the help and the type of the flag stay
                 setattr(cls, name, field(default=value, metadata=known[name].metadata))
@@ -184,24 +188,14 @@ def parse(kind, doc, argv=None, **presets):
     add_flags(arguments, kind)
     for name, choices in presets.items():
         arguments.set_defaults(**choices[peek(f"--{name}", tuple(choices), arguments.get_default(name), argv)])
-    return read_flags(kind, arguments.parse_args(argv))
+    values = vars(arguments.parse_args(argv))
+    if values.pop("noval"):
+        if "fold" in values:
+            raise UserError(f"--fold {values['fold']} and --noval contradict each other: name one of them")
+        values["fold"] = None
+    recipe = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
-
-def peek(flag, choices, default, argv=None):
-    """The value of one flag, before the others are known."""
-    chooser = Parser(add_help=False)
-    chooser.add_argument(flag, choices=choices, default=default, dest="value")
-    return chooser.parse_known_args(argv)[0].value
-
-
-def read_flags(kind, args):
-    """The `kind` of parsed arguments, checked where two flags must fit each other."""
-    values = {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    if args.noval and args.fold is not None:
-        raise UserError(f"--fold {args.fold} and --noval contradict each other: name one of them")
-    values["fold"] = None if args.noval else kind.fold if args.fold is None else args.fold
-    recipe = kind(**values)
+    # What two flags say must fit together.
     for name in ("min_lr", "warmup_lr"):
         if (getattr(recipe, name) or 0) > recipe.lr:
             flag = f"--{name.replace('_', '-')}"
@@ -213,28 +207,30 @@ def read_flags(kind, args):
     return recipe
 
 
+def peek(flag, choices, default, argv=None):
+    """The value of one flag, before the others are known."""
+    chooser = Parser(add_help=False)
+    chooser.add_argument(flag, choices=choices, default=default, dest="value")
+    return chooser.parse_known_args(argv)[0].value
+
+
 def add_flags(arguments, kind):
-    """One flag per field of a Recipe class, in the groups that the fields name."""
+    """One flag per field of a Recipe class, in the groups that the fields name, and --noval behind --fold."""
     groups = {}
     for f in fields(kind):
-        if "help" not in f.metadata:
+        if "flag" not in f.metadata:
             continue
-        about, extra = f.metadata, dict(f.metadata["extra"])
-        if about["group"] not in groups:
-            groups[about["group"]] = arguments.add_argument_group(about["group"])
-        group = groups[about["group"]]
-        flags = [f"--{f.name.replace('_', '-')}", *filter(None, [extra.pop("alias", None)])]
-        default = {} if f.default is MISSING else {"default": f.default}
-        if about["type"] is None and f.type in (bool, "bool", bool | None):
+        flag, title = {"default": f.default, **f.metadata["flag"]}, f.metadata["group"]
+        if f.type in (bool, bool | None):
             # A switch that is off has one form, a switch that is on (or decided later) needs its negation.
-            action = "store_true" if f.default is False else argparse.BooleanOptionalAction
-            group.add_argument(*flags, action=action, help=about["help"], **default)
-            continue
-        if "choices" not in extra:
-            extra.setdefault("metavar", "X" if f.type in (float, float | None) else "N")
-        if f.name == "fold":  # None until it is given: with --noval it would contradict
-            default, help = {}, f"{about['help']} [{f.default}]"
-            group.add_argument(*flags, type=about["type"], help=help, **extra)
-            group.add_argument("--noval", action="store_true", help="train on all 50,000, no validation")
-            continue
-        group.add_argument(*flags, type=about["type"] or str, help=about["help"], **default, **extra)
+            flag["action"] = "store_true" if f.default is False else argparse.BooleanOptionalAction
+            del flag["type"]
+        elif "choices" not in flag:
+            flag.setdefault("metavar", "X" if f.type in (float, float | None) else "N")
+        if f.name == "fold":  # not there until it is given: with --noval it would contradict
+            flag |= {"default": argparse.SUPPRESS, "help": f"{flag['help']} [{f.default}]"}
+        if title not in groups:
+            groups[title] = arguments.add_argument_group(title)
+        groups[title].add_argument(f"--{f.name.replace('_', '-')}", *filter(None, [f.metadata["alias"]]), **flag)
+        if f.name == "fold":
+            groups[title].add_argument("--noval", action="store_true", help="train on all 50,000, no validation")

@@ -39,26 +39,25 @@ class Progress:
         self.bar = tqdm(total=total, desc=label, unit=unit, initial=done, leave=False, dynamic_ncols=True,
                         disable=not self.terminal, bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
                         "{unit}, {elapsed}{postfix}")
-        self.total, self.done, self.label, self.unit = total, done, label, unit
-        self.work, self.announcement, self.begun, self.next_line = work, announce, None, Every(EVERY)
+        self.total, self.label, self.unit, self.work, self.announcement = total, label, unit, work, announce
+        self.begun, self.next_line = None, Every(EVERY)
 
     def reach(self, done, note=""):
         """`done` units are done in all; `note` stands behind the bar or in the next line."""
         if self.begun is None:  # the first unit pays for compilation and warming up: it is not timed
             self.begun = done, time.monotonic()
         first, since = self.begun
-        timed = self.work(done) - self.work(first)
-        pace = (time.monotonic() - since) / timed if timed else 0.0  # seconds per unit of work
-        note = ", ".join(filter(None, [note, f"{duration(pace * (self.work(self.total) - self.work(done)))} left"]))
+        begun, now, end = map(self.work, (first, done, self.total))
+        pace = (time.monotonic() - since) / (now - begun) if now > begun else 0.0  # seconds per unit of work
+        note = ", ".join(filter(None, [note, f"{duration(pace * (end - now))} left"]))
         if self.announcement and (done >= first + 2 or done == self.total):
-            say(f"{self.announcement}, about {duration(pace * (self.work(self.total) - self.work(first)))}")
+            say(f"{self.announcement}, about {duration(pace * (end - begun))}")
             self.announcement = None
         if self.terminal:
             self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(done - self.done)
+            self.bar.update(done - self.bar.n)
         elif parallel.rank() == 0 and self.next_line():
             print(f"{self.label}: {done:,}/{self.total:,} {self.unit}, {note}", file=sys.stderr, flush=True)
-        self.done = done
 
     def __enter__(self):
         return self

@@ -70,8 +70,40 @@ def present(path):
     return (Path(path) / CIFAR10.base_folder).is_dir() or (Path(path) / "cifar10.npz").is_file()
 
 
+def fetch(path, source=None):
+    """Put the official archive under `path`: downloaded by torchvision, or from the file `source`.
+
+    source: an archive, whose md5 is checked, or an npz, which the caller has verified; without it an archive that lies
+    in `path` is taken. All appears whole or not at all. Raises UserError with what was tried when there is no way.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    archive = Path(source or path / CIFAR10.filename)
+    with lock(path):
+        if present(path):  # another process was faster
+            return
+        for litter in path.glob(".fetch-*"):  # of a process killed while it fetched
+            shutil.rmtree(litter)
+        with tempfile.TemporaryDirectory(dir=path, prefix=".fetch-") as scratch:
+            scratch = Path(scratch)
+            if source and not archive.is_file():
+                raise UserError(f"--src {source} does not exist")
+            if archive.suffix == ".npz":
+                shutil.copyfile(archive, scratch / "cifar10.npz")
+            elif check_integrity(archive, CIFAR10.tgz_md5):
+                extract_archive(str(archive), str(scratch))
+            elif source:
+                raise UserError(f"--src {source} is not the official {CIFAR10.filename}: its md5 is not "
+                                f"{CIFAR10.tgz_md5}")
+            else:
+                download(path, scratch)
+            for found in (CIFAR10.base_folder, "cifar10.npz"):
+                if (scratch / found).exists():
+                    (scratch / found).replace(path / found)
+
+
 @contextmanager
-def locked(folder):
+def lock(folder):
     """One process at a time in this folder; the lock of a dead process is free, and no file is left."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -81,31 +113,8 @@ def locked(folder):
         os.close(descriptor)
 
 
-def fetch(path, source=None):
-    """Put the official archive under `path`: downloaded by torchvision, or from the file `source`.
-
-    It appears whole or not at all. Raises UserError with what was tried when there is no way.
-    """
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path):
-        if present(path):  # another process was faster
-            return
-        for litter in path.glob(".fetch-*"):  # of a process killed while it fetched
-            shutil.rmtree(litter)
-        with tempfile.TemporaryDirectory(dir=path, prefix=".fetch-") as scratch:
-            scratch = Path(scratch)
-            place_local(Path(source), scratch) if source else download(path, scratch)
-            for found in (CIFAR10.base_folder, "cifar10.npz"):
-                if (scratch / found).exists():
-                    (scratch / found).replace(path / found)
-
-
 def download(path, scratch):
-    """torchvision's download into `scratch`, of an archive already beside it where there is one."""
-    kept = path / CIFAR10.filename
-    if check_integrity(kept, CIFAR10.tgz_md5):
-        return extract_archive(str(kept), str(scratch))
+    """torchvision's download into `scratch`; UserError says why there is none, and what else gives `path` its images."""
     try:
         CIFAR10(scratch, download=True)
     except (OSError, RuntimeError, HTTPException) as error:
@@ -116,20 +125,7 @@ def download(path, scratch):
             f"(`--data synthetic` needs neither)")
 
 
-def place_local(source, scratch):
-    """Put the content of a local archive, verified by its md5, or of an npz, which the caller verifies, into `scratch`."""
-    if not source.is_file():
-        raise UserError(f"--src {source} does not exist")
-    if source.suffix == ".npz":
-        shutil.copyfile(source, scratch / "cifar10.npz")
-    elif check_integrity(source, CIFAR10.tgz_md5):
-        extract_archive(str(source), str(scratch))
-    else:
-        raise UserError(f"--src {source} is not the official {CIFAR10.filename}: its md5 is not {CIFAR10.tgz_md5}")
-
-
 # ---------------------------------------------------------------- pictures
-
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -176,15 +172,11 @@ def in_colour(picture):
 
 # ---------------------------------------------------------------- the generated set
 
-
-# The colours that the ten generated classes lean to: a round of the hues.
+# What the ten generated classes show, and the hues that they lean to.
 HUES = (
     (0.90, 0.20, 0.20), (0.90, 0.55, 0.15), (0.85, 0.85, 0.20), (0.45, 0.85, 0.20), (0.20, 0.80, 0.40),
     (0.20, 0.80, 0.85), (0.20, 0.50, 0.90), (0.30, 0.25, 0.90), (0.65, 0.25, 0.90), (0.90, 0.25, 0.65),
 )
-
-
-# What they show, by label.
 SHAPES = tuple(f"{texture} {shape}" for shape in ("disk", "square", "triangle", "ring", "cross")
                for texture in ("striped", "checked"))
 
@@ -199,10 +191,8 @@ def synthetic(part="train"):
     bytes.
     """
     seed, count = {"train": (1, 5_000), "test": (2, 2_000)}[part]
-    labels = np.arange(count) % len(HUES)
-    random = np.random.default_rng([20_09, seed])
-    # Pieces small enough to stay in the cache.
-    pieces = [draw_shapes(random, piece) for piece in np.split(labels, count // 100)]
+    labels, random = np.arange(count) % len(HUES), np.random.default_rng([20_09, seed])
+    pieces = [draw_shapes(random, piece) for piece in np.split(labels, count // 100)]  # which stay in the cache
     return np.concatenate(pieces), labels
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -44,6 +45,26 @@ def toy_set(tmp_path, monkeypatch):
     """The folder of a toy cifar10.npz that passes for the official one."""
     toy.use(monkeypatch.setattr)
     return toy.write_npz(tmp_path / "data")
+
+
+@pytest.fixture
+def recipe(toy_set, tmp_path):
+    """recipe(name, **changes): a Toy recipe on the toy set that writes tmp_path/name.pt."""
+    return lambda name="run", **changes: toy.Toy(data=str(toy_set), out=str(tmp_path / f"{name}.pt"), **changes)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No socket can be made; the list of attempts."""
+    attempts = []
+
+    def blocked(*arguments, **_):
+        attempts.append(arguments)
+        raise OSError("blocked by the test")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, blocked)
+    return attempts
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import toy
 from train.engine import checkpoint, loop, predict
 from train.engine.checkpoint import Damaged, Run
-from train.engine.command import UserError
+from train.engine.command import ROOT, UserError
 from train.engine.state import Stopped
 
 
@@ -222,17 +223,16 @@ def test_killed_while_it_finishes_a_run_has_its_weights_or_goes_on(run, monkeypa
 
 
 @pytest.mark.usefixtures("handlers")
-def test_what_is_finished_stays_until_new_weights_replace_it(toy_set, tmp_path, capsys):
-    recipe = toy.Toy(data=str(toy_set), out=str(tmp_path / "run.pt"))
-    again = replace(recipe, seed=1)
-    weights = loop.run(recipe)
+def test_what_is_finished_stays_until_new_weights_replace_it(recipe, tmp_path, capsys):
+    again = recipe(seed=1)
+    weights = loop.run(recipe())
     before = weights.read_bytes()
     with pytest.raises(Stopped, match="the same command without --fresh"):
         loop.run(toy.hook(replace(again, fresh=True), loss=toy.terminate(5, signal.SIGINT)))
     assert weights.read_bytes() == before and len(predict.load([weights])) == 1
     loop.run(again)
     assert "resumed at step 5" in capsys.readouterr().out
-    undisturbed = loop.run(replace(again, out=str(tmp_path / "undisturbed.pt")))
+    undisturbed = loop.run(recipe("undisturbed", seed=1))
     assert toy.different(toy.result(undisturbed), toy.result(weights)) is None
     assert "run.last.pt" not in names(tmp_path) and "run.last.bak" not in names(tmp_path)
 
@@ -302,3 +302,47 @@ def test_the_folder_and_the_ending_are_checked(tmp_path):
         Run(tmp_path / "nowhere" / "run.pt").__enter__()
     with pytest.raises(UserError, match="should end in .pt"):
         Run(tmp_path / "run.pth").__enter__()
+
+
+# ---------------------------------------------------------------- R7: two writers
+
+
+def test_a_second_process_is_refused_and_told_of_the_first(tmp_path):
+    code = "import sys; from train.engine.checkpoint import Run; Run(sys.argv[1]).__enter__()"
+    words = [sys.executable, "-c", code, tmp_path / "run.pt"]
+    with Run(tmp_path / "run.pt") as run:
+        second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        with Run(tmp_path / "other.pt"):
+            pass
+        assert run.lock.exists()
+    assert f"run.pt is being trained by process {os.getpid()} on " in second.stderr and "UserError" in second.stderr
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    (tmp_path / "run.lock").write_text("process 1 on elsewhere")
+    with Run(tmp_path / "run.pt") as run:
+        assert run.lock.read_text().startswith(f"process {os.getpid()} on ")
+    assert names(tmp_path) == []
+
+
+def test_a_lock_removed_by_its_holder_in_between_is_made_anew(tmp_path, monkeypatch):
+    """The former holder removes the file just after it was opened: to hold that would be to hold nothing."""
+    first = Run(tmp_path / "run.pt").__enter__()
+    flock, second = checkpoint.fcntl.flock, Run(tmp_path / "run.pt")
+
+    def late(handle, how):
+        if first.handle.closed is False:
+            first.__exit__()
+        flock(handle, how)
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", late)
+    with second:
+        with pytest.raises(UserError, match="is being trained"):
+            Run(tmp_path / "run.pt").__enter__()
+
+
+def test_litter_of_a_killed_writer_goes_and_that_of_other_runs_stays(tmp_path):
+    for name in ("run.pt", "run.last.pt", "run.csv", "run2.pt", "run.b.pt"):
+        (tmp_path / f".{name}.abc12345").write_bytes(b"half")
+    with Run(tmp_path / "run.pt"):
+        assert names(tmp_path) == [".run.b.pt.abc12345", ".run2.pt.abc12345", "run.lock"]

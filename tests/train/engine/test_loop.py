@@ -19,13 +19,7 @@ from train.engine.loop import batches
 
 COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
 
-
 pytestmark = pytest.mark.usefixtures("toy_set")
-
-
-@pytest.fixture
-def recipe(toy_set, tmp_path):
-    return lambda name="run", **changes: toy.Toy(data=str(toy_set), out=str(tmp_path / f"{name}.pt"), **changes)
 
 
 # ---------------------------------------------------------------- the schedule

@@ -25,11 +25,6 @@ MIXED = dict(augment=("crop", "flip", "erase"), mix="ricap", ema_decay=0.0)
 
 
 @pytest.fixture
-def recipe(toy_set, tmp_path):
-    return lambda name="run", **changes: toy.Toy(data=str(toy_set), out=str(tmp_path / f"{name}.pt"), **changes)
-
-
-@pytest.fixture
 def plain(monkeypatch):
     monkeypatch.setitem(models.MODELS, "plain", ranked.Plain)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import socket
 import tarfile
 import urllib.error
 from http.client import HTTPException
@@ -18,20 +17,6 @@ from train.engine import data, sources
 from train.engine.command import UserError
 
 pytestmark = pytest.mark.usefixtures("toy_set")
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """No socket can be made; the list of attempts."""
-    attempts = []
-
-    def blocked(*arguments, **_):
-        attempts.append(arguments)
-        raise OSError("blocked by the test")
-
-    for name in ("socket", "create_connection", "getaddrinfo"):
-        monkeypatch.setattr(socket, name, blocked)
-    return attempts
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -201,7 +186,7 @@ def test_of_two_fetching_at_once_the_second_finds_the_data(toy_set, tmp_path, mo
         flock(handle, how)
 
     monkeypatch.setattr(sources.fcntl, "flock", late)
-    monkeypatch.setattr(sources, "place_local", None)
+    monkeypatch.setattr(sources.shutil, "copyfile", None)
     sources.fetch(folder, toy_set / "cifar10.npz")
     assert os.listdir(folder) == ["cifar10.npz"]
 

@@ -112,8 +112,9 @@ def load(path):
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file fails in any of the layers below, each with its own kind
-        reason = "it holds more than tensors and plain values" if "Weights only load failed" in str(error) else (
-            str(error).splitlines() or [type(error).__name__])[0][:100]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        if "Weights only load failed" in str(error):
+            reason = "it holds more than tensors and plain values"
         raise Damaged(f"{path} cannot be read as a checkpoint ({reason})")
     if written_as != FORMAT:
         raise UserError(f"{path} is of another format, {written_as}: this version reads and writes {FORMAT}")

@@ -45,8 +45,7 @@ def run(recipe, teacher=False):
         identity, digest = recipe.identity, checkpoint.digest([train.digest, *soft])
         if recipe.fresh:
             ranks.once(files.forget)
-        finished = None if recipe.fresh else ranks.once(files.finished)
-        if finished:
+        elif finished := ranks.once(files.finished):
             checkpoint.check_same(finished, identity, digest)
             say(f"{weights} is finished; --fresh trains it again")
             return weights
@@ -69,15 +68,17 @@ def fit(state, train, val=None, soft=()):
     train, val: data.Dataset; soft: further float targets (N, K) of `train`, such as teacher logits, mixed along with
     the labels. Raises Stopped after SIGTERM or Ctrl-C, with the state saved, and Diverged when the loss is not finite.
     """
-    model, recipe, ranks, device, steps = state.model, state.recipe, state.ranks, state.device, state.steps
-    per_epoch = steps // recipe.epochs
+    model, recipe, ranks, device = state.model, state.recipe, state.ranks, state.device
+    steps, per_epoch = state.steps, state.steps // recipe.epochs  # of the whole run, of an epoch
     images = train.images.to(device)
     targets = [data.one_hot(train.labels).to(device), *(target.to(device) for target in soft)]
     compiling = device.type == "cuda" and steps >= WORTH_COMPILING if recipe.compile is None else recipe.compile
-    network = compiled(ranks.wrap(model), device) if compiling else ranks.wrap(model)
-    first_line = (f"{model.name}: {models.parameter_count(model):,} parameters, {hardware(device)}, {recipe.precision}, "
-                  f"channels_last{', compiled' if compiling else ''}, {count_of(len(train), 'image')}, "
-                  f"{count_of(steps, 'step')} in {count_of(recipe.epochs, 'epoch')}")
+    network = ranks.wrap(model)
+    if compiling:
+        network = compiled(network, device)
+    first_line = (f"{model.name}: {models.parameter_count(model):,} parameters, {hardware(device)}, "
+                  f"{recipe.precision}, channels_last{', compiled' if compiling else ''}, "
+                  f"{count_of(len(train), 'image')}, {count_of(steps, 'step')} in {count_of(recipe.epochs, 'epoch')}")
 
     def work(step):  # in full training steps; a validation image costs about a third of a training image
         at_small = min(step, round(recipe.small * steps))

@@ -71,8 +71,8 @@ class Network:
         """How it came about, in a sentence: what a score without it may be mistaken for."""
         recipe, about = self.content["recipe"], self.provenance
         held_out = "none held out" if self.fold is None else f"fold {self.fold} held out"
-        return (f"trained for {count_of(recipe['epochs'], 'epoch')} on {count_of(about['images'], 'image')}, {held_out}, "
-                f"seed {recipe['seed']}, by `{about['command']}`")
+        return (f"trained for {count_of(recipe['epochs'], 'epoch')} on {count_of(about['images'], 'image')}, "
+                f"{held_out}, seed {recipe['seed']}, by `{about['command']}`")
 
     def check_clean(self, where=""):
         """Raises Contaminated for weights trained with the test images: they have no test accuracy."""

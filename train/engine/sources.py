@@ -114,7 +114,7 @@ def lock(folder):
 
 
 def download(path, scratch):
-    """torchvision's download into `scratch`; UserError says why there is none, and what else gives `path` its images."""
+    """torchvision's download into `scratch`; UserError says why there is none, and how else `path` gets its images."""
     try:
         CIFAR10(scratch, download=True)
     except (OSError, RuntimeError, HTTPException) as error:

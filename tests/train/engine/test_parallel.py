@@ -37,7 +37,8 @@ def whole_batches(recipe):
 # ---------------------------------------------------------------- one step
 
 
-@pytest.mark.parametrize("changes, sizes", [({}, [[5] * 3, [4] * 3, [4] * 3]), (dict(limit=1, fold=None), [[1], [0], [0]])])
+@pytest.mark.parametrize("changes, sizes", [
+    ({}, [[5] * 3, [4] * 3, [4] * 3]), (dict(limit=1, fold=None), [[1], [0], [0]])])
 @pytest.mark.parametrize("model, training", [("plain", True), ("resnet18", False)])
 def test_the_gradients_are_those_of_one_process(plain, recipe, tmp_path, model, training, changes, sizes):
     """Of batches of 13 images, in parts of 5, 4, 4, and of one image, in parts of 1, 0, 0. To 1e-5 of the largest."""

@@ -18,15 +18,15 @@ from train.engine import checkpoint, data, loop, state
 from train.engine.command import UserError, has_bfloat16_units
 from train.engine.state import Diverged, Stopped
 
-SMALL = {"depth": (20, 14, 16, 11), "widening": (6,), "drop_path": (0.3,), "shakedrop": (0.5,)}
+SMALL = {"width": 2, "widening": 6, "drop_path": 0.3, "shakedrop": 0.5}
+DEPTHS = (20, 14, 16, 11)  # one of them suits each family
 
 
 def small(name):
     """Options that make the model called `name` small enough for a test, whatever its family."""
-    constructor = models.MODELS[name]
-    takes = inspect.signature(constructor).parameters
-    options = {option: value for option, (value, *_) in SMALL.items() if option in takes} | ({"width": 2} if "width" in takes else {})
-    for depth in SMALL["depth"] if "depth" in takes else ():
+    takes = inspect.signature(models.MODELS[name]).parameters
+    options = {option: value for option, value in SMALL.items() if option in takes}
+    for depth in DEPTHS if "depth" in takes else ():
         with suppress(ValueError):
             models.build(name, **options | {"depth": depth})
             return options | {"depth": depth}

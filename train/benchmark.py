@@ -15,21 +15,21 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import sys
 import time
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count, islice, product, repeat
+from itertools import count, islice, product, repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train  # a library that is missing is told in one line
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torchvision.transforms import v2
 
 import augment
@@ -45,8 +45,8 @@ from train.engine.progress import progress, say
 from train.engine.recipe import Recipe, augmentations, mix_name
 from train.engine.state import State
 
-MODELS = {"cpu": "resnet18:8,resnet18:16,seresnet20:8",
-          "cuda": "fastnet,resnet18,flatse,shakeshake26-64-se,seresnet164"}  # the quickest to compile first
+DEFAULTS = {"cpu": "resnet18:8,resnet18:16,seresnet20:8",
+            "cuda": "fastnet,resnet18,flatse,shakeshake26-64-se,seresnet164"}  # the quickest to compile first
 SECONDS = 0.4  # of one measurement, and to the end of a chunk of augmentation
 SETTLE = 0.2  # seconds for the workers to fill their queues, before a measurement
 AUGMENT = ("crop", "flip", "autoaugment", "erase")  # as the teachers have it, with RICAP
@@ -66,89 +66,35 @@ V2 = {
 }
 
 
-class PerImage(torch.utils.data.Dataset):
-    """Images as torchvision's own datasets give them: a PIL image, transformed when it is asked for."""
-
-    def __init__(self, dataset, transforms):
-        late = [transform for transform in transforms if isinstance(transform, v2.RandomErasing)]
-        early = [*(transform for transform in transforms if transform not in late), v2.ToImage()]
-        self.transform = v2.Compose([*early, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), *late])
-        self.images, self.labels = [v2.functional.to_pil_image(image) for image in dataset.images], dataset.labels
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, row):
-        return self.transform(self.images[row]), self.labels[row]
-
-
 def feed_loader(dataset, recipe, workers):
-    """A function that empties the queues of an endless DataLoader, for what that keeps up, and gives it; or None."""
+    """Batches without end of torchvision's transforms, and how many its queues hold; None for what torchvision lacks.
+
+    As from torchvision's own datasets: every image is a PIL image that is transformed when it is asked for.
+    """
     try:
         transforms = [V2[name](*map(float, strengths)) for name, *strengths in (a.split(":") for a in recipe.augment)]
-    except (KeyError, TypeError):  # torchvision lacks an augmentation, or a strength of it
+    except (KeyError, TypeError):  # an augmentation, or a strength of it
         return None
-    endless = RandomSampler(dataset, replacement=True, num_samples=2**40)
-    loader = DataLoader(PerImage(dataset, transforms), recipe.batch_size, sampler=endless, num_workers=workers,
-                        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
-    source, store = iter(loader), workers * (loader.prefetch_factor or 0)
+    erasing = [transform for transform in transforms if isinstance(transform, v2.RandomErasing)]  # comes last
+    others = [transform for transform in transforms if transform not in erasing]
+    transform = v2.Compose([*others, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
+                            *erasing])
+    pictures = [(v2.functional.to_pil_image(image), label) for image, label in zip(dataset.images, dataset.labels)]
+    loader = DataLoader(pictures, recipe.batch_size, collate_fn=partial(collate, transform), num_workers=workers,
+                        sampler=RandomSampler(pictures, replacement=True, num_samples=2**40),
+                        pin_memory=torch.cuda.is_available())
+    return iter(loader), workers * (loader.prefetch_factor or 0)
 
-    def feed():
-        list(islice(source, store))
-        return source
 
-    return feed
+def collate(transform, pictures):
+    return default_collate([(transform(picture), label) for picture, label in pictures])
 
 
 def feed_loop(dataset, recipe, device):
-    """A function that gives the batches of one epoch after another, as the loop has them."""
+    """The batches of one epoch after another, as the loop has them."""
     images, targets, ahead = dataset.images.to(device), [data.one_hot(dataset.labels).to(device)], Ahead(device)
-    source = chain.from_iterable(ahead(batches(images, targets, recipe, epoch)) for epoch in count())
-    return lambda: source
-
-
-class Subject:
-    """One model with all that trains it. Its steps are the loop's, the same on a loader's batch, and a careless one."""
-
-    def __init__(self, name, recipe, device, compiling):
-        torch.manual_seed(0)
-        self.model, self.recipe, self.device = build(name).to(device, memory_format=torch.channels_last), recipe, device
-        self.network = compiled(self.model.train(), device) if compiling else self.model.train()
-        self.state = State(self.model, recipe, Run("nowhere/benchmark.pt"), data_digest="", steps=1, ranks=Ranks())
-        self.mix = partial(augment.mixing(recipe.mix), torch.Generator(device).manual_seed(0))
-
-    def step(self, images, *targets):
-        torch.manual_seed(derive(0, "model", self.state.step))
-        parts, answer = train_step(self.network, self.state.optimizer, self.recipe, images, targets)
-        self.state.advance(parts, answer, targets[0], len(images))
-
-    def step_mixed(self, images, labels):
-        self.step(*self.mix(images.to(self.device, non_blocking=True, memory_format=torch.channels_last),
-                            data.one_hot(labels).to(self.device, non_blocking=True)))
-
-    def step_usual(self, images, labels):
-        torch.backends.cudnn.conv.fp32_precision = "tf32"  # torch's default, for a script that says nothing
-        self.state.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(images.to(self.device)), labels.to(self.device))
-        loss.backward()
-        self.state.optimizer.step()
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-        return loss.item()
-
-    def rate(self, feed, step, steps=0):
-        """Images per second on the endless batches of `feed()`: so many steps, or whole chunks for about SECONDS."""
-        chunk = max(1, augment.CHUNK // self.recipe.batch_size)
-        time.sleep(SETTLE)
-        source = feed()
-        self.state.flawed.item()  # waits for the device
-        began = time.perf_counter()
-        for done, batch in enumerate(source, 1):
-            step(*batch)
-            late = done % chunk == 0 and time.perf_counter() - began > SECONDS
-            if done == steps or late and not steps:
-                break
-        self.state.flawed.item()
-        return done * self.recipe.batch_size / (time.perf_counter() - began)
+    for epoch in count():
+        yield from ahead(batches(images, targets, recipe, epoch))
 
 
 def build(name):
@@ -160,50 +106,99 @@ def build(name):
         return models.build(name, **({"width": int(width)} if width else {}))
 
 
-def measure(name, dataset, variants, device, repeats, feed):
+def measure(name, variants, dataset, loader, device, repeats):
     """The rows of a model, one for each (compiling, recipe) that compiles: medians of runs that all take turns."""
     torch._dynamo.reset()
-    rows = []
+    ready = []
     for compiling, recipe in variants:
         try:
-            rows.append(prepare(name, dataset, recipe, device, compiling, feed))
+            ready.append(prepare(name, recipe, compiling, dataset, loader, device))
         except torch._dynamo.exc.TorchDynamoException as error:
             say(f"{name}, {recipe.precision}: DOES NOT COMPILE, and is left out: {one_line(error)[:300]}")
-    turns = [[{way: run() for way, run in ways.items()} for _, ways in rows]
+    turns = [[{way: run() for way, run in ways.items()} for _, ways in ready]
              for _ in progress(range(repeats), name, unit="turn")]
-    for (row, ways), *found in zip(rows, *turns):
-        row["images_per_second"] = {way: statistics.median(rates[way] for rates in found) for way in ways}
-    return [row for row, _ in rows]
+    for (row, _), *rates in zip(ready, *turns):
+        row["images_per_second"] = pd.DataFrame(rates).median().to_dict()
+    return [row for row, _ in ready]
 
 
-def prepare(name, dataset, recipe, device, compiling, feed):
-    """(a row as far as it is known before the turns, {way: function that gives its rate}), everything warmed up."""
+def prepare(name, recipe, compiling, dataset, loader, device):
+    """(a row that only lacks its rates, {way: function that measures one}), all of it compiled and warmed up."""
     counters.clear()
     occupied = torch.cuda.memory_allocated()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    subject, loop = Subject(name, recipe, device, compiling), feed_loop(dataset, recipe, device)
-    batch = next(feed_loop(dataset, recipe, device)())
-    ways = {"step": partial(subject.rate, lambda: repeat(batch), subject.step),
-            "loop": partial(subject.rate, loop, subject.step)}
+
+    # 1. A model with all that trains it.
+    torch.manual_seed(0)
+    model = build(name).to(device, memory_format=torch.channels_last).train()
+    network = compiled(model, device) if compiling else model
+    state = State(model, recipe, Run("nowhere/benchmark.pt"), data_digest="", steps=1, ranks=Ranks())
+    mix, generator = augment.mixing(recipe.mix), torch.Generator(device).manual_seed(0)
+
+    # 2. The loop's step, the same on a loader's batch, and that of the usual script.
+    def step(images, *targets):
+        torch.manual_seed(derive(0, "model", state.step))
+        parts, logits = train_step(network, state.optimizer, recipe, images, targets)
+        state.advance(parts, logits, targets[0], len(images))
+
+    def step_mixed(images, labels):
+        step(*mix(generator, images.to(device, non_blocking=True, memory_format=torch.channels_last),
+                  data.one_hot(labels).to(device, non_blocking=True)))
+
+    def step_usual(images, labels):
+        torch.backends.cudnn.conv.fp32_precision = "tf32"  # torch's default, for a script that says nothing
+        state.optimizer.zero_grad()
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+        loss.backward()
+        state.optimizer.step()
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        return loss.item()
+
+    loop, timed = feed_loop(dataset, recipe, device), partial(rate, recipe.batch_size)
+    ways = {"step": partial(timed, step, repeat(next(loop))), "loop": partial(timed, step, loop)}
+
+    # 3. Compile and warm up, and tell what that took.
     first, further = (3 * recipe.batch_size / ways["step"](steps=3) for _ in range(2))  # seconds; the first compile
     ways["loop"]()
-    row = {"model": subject.model.name, "batch_size": recipe.batch_size, "precision": recipe.precision,
+    row = {"model": model.name, "batch_size": recipe.batch_size, "precision": recipe.precision,
            "compile_seconds": max(0.0, first - further) if compiling else None,
            "compiler": explain_compilation() if compiling else "eager",
            "peak_bytes": (torch.cuda.max_memory_allocated() - occupied if device.type == "cuda" else
                           1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),  # of the whole process
            "bound": bound(name) if device.type == "cuda" and recipe.precision == "bfloat16" else None}
-    if feed:
-        usual = Subject(name, recipe, device, compiling=False)
-        ways |= {"torchvision": partial(subject.rate, feed, subject.step_mixed),
-                 "usual": partial(usual.rate, feed, usual.step_usual)}
+    if loader:
+        ways |= {"torchvision": partial(timed, step_mixed, *loader), "usual": partial(timed, step_usual, *loader)}
         ways["usual"](steps=3)
     return row, ways
 
 
+def rate(batch_size, step, source, queued=0, steps=None):
+    """Images per second of a step on endless batches: so many steps, or whole chunks for about SECONDS.
+
+    queued: batches of `source` that may be ready already, and cost nothing: they are dropped.
+    """
+    chunk = max(1, augment.CHUNK // batch_size)
+    time.sleep(SETTLE)
+    list(islice(source, queued))
+    began = now()
+    for done, batch in enumerate(source, 1):
+        step(*batch)
+        late = done % chunk == 0 and time.perf_counter() - began > SECONDS
+        if done == steps or late and not steps:
+            break
+    return done * batch_size / (now() - began)
+
+
+def now():
+    """The time in seconds, when the device has done all that it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def explain_compilation():
-    """What the compiler made of the model: "1 graph" when all is well, and in capitals what is not."""
+    """What the compiler made of the model: "1 graph(s)" when all is well, and in capitals what is not."""
     breaks, frames = counters["graph_break"], counters["frames"]
     found = {"graph(s)": counters["stats"]["unique_graphs"], "GRAPH BREAK(S)": sum(breaks.values()),
              "LEFT TO EAGER": frames["total"] - frames["ok"], "NO CUDA GRAPH": counters["inductor"]["cudagraph_skips"]}
@@ -242,15 +237,7 @@ def line_of(row):
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def print_bounds(chosen):
-    """Seconds that an epoch of 50,000 images takes by the `bound`, as Markdown."""
-    print("| model | MACs | an epoch's arithmetic | its memory traffic |\n| --- | ---: | ---: | ---: |")
-    for name in chosen:
-        model, (compute, memory) = build(name), (50_000 / rate for rate in bound(name).values())
-        print(f"| {model.name} | {models.macs(model) / 1e6:,.0f} M | {compute:.2f} s | {memory:.2f} s |")
-
-
-def parse():
+def flags():
     arguments = parser(__doc__)
     add_common(arguments)
     add = arguments.add_argument
@@ -267,33 +254,41 @@ def parse():
     add("--bounds", action="store_true", help="only print what an epoch takes by an H200's speed")
     add("--json", "--output", type=Path, default=ROOT / "weights" / "benchmark.json", metavar="FILE",
         help="also write the figures there")
-    return arguments.parse_args()
+    return arguments
 
 
 @command
 def main():
-    args = parse()
+    args = flags().parse_args()
     check_target("--json", args.json, ".json")
     device = device_of(args.device)
-    chosen = (args.models or MODELS["cuda" if args.bounds else device.type]).split(",")
+    chosen = (args.models or DEFAULTS["cuda" if args.bounds else device.type]).split(",")
+    built = [build(name) for name in chosen]  # a wrong name is told before the work
     if args.bounds:
-        return print_bounds(chosen)
-    [build(name) for name in chosen]  # a wrong name is told before the work
-    torch._dynamo.config.suppress_errors = False  # whatever the environment says
+        print("| model | MACs | an epoch's arithmetic | its memory traffic |\n| --- | ---: | ---: | ---: |")
+        for name, model in zip(chosen, built):
+            compute, memory = (50_000 / rate for rate in bound(name).values())
+            print(f"| {model.name} | {models.macs(model) / 1e6:,.0f} M | {compute:.2f} s | {memory:.2f} s |")
+        return
+
+    # What is fed: the training images in whole chunks (the rest is left out, less than one chunk repeated).
     recipe = Recipe(batch_size=args.batch_size, augment=args.augment, mix=args.mix)
+    chunk = max(1, augment.CHUNK // args.batch_size) * args.batch_size
+    dataset = data.load(args.data)
+    dataset = dataset.select(torch.arange(max(1, len(dataset) // chunk) * chunk).numpy() % len(dataset))
+    loader = feed_loader(dataset, recipe, args.workers)
+
+    # What is measured.
+    torch._dynamo.config.suppress_errors = False  # whatever the environment says
     precisions = ["float32", "bfloat16"] if args.precisions else [precision_of(args.precision, device)]
     compiling = [device.type == "cuda"] if args.compile is None else [False, True][:1 + args.compile]
     variants = [(how, replace(recipe, precision=precision)) for how, precision in product(compiling, precisions)]
-    dataset = data.load(args.data)  # in whole chunks: what is left over is left out, and less than one repeated
-    chunk = max(1, augment.CHUNK // args.batch_size) * args.batch_size
-    dataset = dataset.select(torch.arange(max(1, len(dataset) // chunk) * chunk).numpy() % len(dataset))
-    feed = feed_loader(dataset, recipe, args.workers)
     figures = {"hardware": hardware(device), "torch": str(torch.__version__), "augment": ",".join(args.augment),
                "mix": args.mix, "workers": args.workers, "repeats": args.repeats, "rows": []}
     say(", ".join(f"{name} {value}" for name, value in figures.items() if name != "rows"),
-        "" if feed else "(torchvision lacks an augmentation of these)", f"\n\n{HEADER}")
+        "" if loader else "(torchvision lacks an augmentation of these)", f"\n\n{HEADER}")
     for name in chosen:  # what is measured is told and written at once, should the time run out
-        for row in measure(name, dataset, variants, device, args.repeats, feed):
+        for row in measure(name, variants, dataset, loader, device, args.repeats):
             figures["rows"].append(row)
             say(line_of(row))
         write_text(args.json, json.dumps(figures, indent=1) + "\n")

@@ -12,6 +12,7 @@ from augment.basic import normalize
 from train import benchmark
 from train.engine import data
 from train.engine.recipe import Recipe
+from train.engine.state import State
 
 pytestmark = pytest.mark.usefixtures("toy_set")
 CPU = torch.device("cpu")
@@ -46,24 +47,26 @@ def cells_of(out):
 
 def test_without_augmentation_the_loader_gives_what_training_sees(toy_set):
     dataset = data.load(toy_set)
-    images, labels = zip(*(benchmark.PerImage(dataset, ())[row] for row in range(len(dataset))))
-    torch.testing.assert_close(torch.stack(images), normalize(dataset.images), rtol=0, atol=1e-6)
-    assert torch.equal(torch.stack(labels), dataset.labels)
+    images, labels = next(benchmark.feed_loader(dataset, Recipe(batch_size=60, augment=()), 0)[0])
+    seen = normalize(dataset.images)
+    rows = torch.cdist(images.flatten(1), seen.flatten(1)).argmin(1)
+    assert torch.equal(labels, dataset.labels[rows]) and len(set(rows.tolist())) > 20
+    torch.testing.assert_close(images, seen[rows], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", benchmark.V2)
 def test_torchvisions_form_of_an_augmentation_is_one_of_ours(toy_set, small, name):
     assert name in augment.AUGMENTATIONS
-    images, labels = next(benchmark.feed_loader(data.load(toy_set), Recipe(batch_size=3, augment=(name,)), 0)())
+    images, labels = next(benchmark.feed_loader(data.load(toy_set), Recipe(batch_size=3, augment=(name,)), 0)[0])
     assert images.shape == (3, 3, 32, 32) and images.dtype == torch.float32 and labels.shape == (3,)
 
 
 def test_a_strength_reaches_torchvision(toy_set):
-    dataset = data.load(toy_set)
-    never = benchmark.feed_loader(dataset, Recipe(batch_size=60, augment=("erase:0",)), 0)()
-    always = benchmark.feed_loader(dataset, Recipe(batch_size=60, augment=("erase:1",)), 0)()
-    erased = [(next(source)[0] == 0).all(1).flatten(1).any(1).sum() for source in (never, always)]
-    assert erased[0] == 0 and erased[1] > 50
+    def erased(name):
+        source, _ = benchmark.feed_loader(data.load(toy_set), Recipe(batch_size=60, augment=(name,)), 0)
+        return (next(source)[0] == 0).all(1).flatten(1).any(1).sum()
+
+    assert erased("erase:0") == 0 and erased("erase:1") > 50
 
 
 def test_what_torchvision_lacks_leaves_its_columns_empty(run, monkeypatch):
@@ -75,45 +78,40 @@ def test_what_torchvision_lacks_leaves_its_columns_empty(run, monkeypatch):
 
 def test_the_loops_batches_come_epoch_after_epoch(toy_set, small):
     dataset = data.load(toy_set).select(slice(20))
-    source = benchmark.feed_loop(dataset, small, CPU)()
+    source = benchmark.feed_loop(dataset, small, CPU)
     first, second = list(islice(source, 4)), list(islice(source, 4))
     assert [len(images) for images, _ in first] == [5, 5, 5, 5]
     assert sorted(labels.argmax(1).tolist() for _, labels in first) and not torch.equal(first[0][0], second[0][0])
 
 
-def test_a_loaders_store_is_emptied_before_the_clock_starts(toy_set, small, monkeypatch):
-    class Loader:
-        def __init__(self, *_, **__):
-            self.prefetch_factor = 2
-
-        def __iter__(self):
-            return count()
-
-    monkeypatch.setattr(benchmark, "DataLoader", Loader)
-    feed = benchmark.feed_loader(data.load(toy_set), small, workers=2)
-    assert next(feed()) == 4 and next(feed()) == 9
+def test_what_a_loader_has_in_store_is_dropped_before_the_clock_starts(toy_set, small):
+    assert benchmark.feed_loader(data.load(toy_set), small, 0)[1] == 0
+    source, queued = benchmark.feed_loader(data.load(toy_set), small, 1)
+    assert queued == 2 and len(next(source)[0]) == 5
+    taken = []
+    benchmark.rate(5, taken.append, zip(count()), queued=4, steps=2)
+    assert taken == [4, 5]
 
 
-def test_the_rate_counts_whole_chunks(toy_set, small, monkeypatch):
-    subject, taken = benchmark.Subject("resnet18:2", small, CPU, compiling=False), []
-    clock = iter([0.0, 1.0, 3.0, 4.0])  # at the start, after each chunk of two steps, at the end
+def test_the_rate_counts_whole_chunks(small, monkeypatch):
+    taken, clock = [], iter([0.0, 1.0, 3.0, 4.0])  # at the start, after each chunk of two steps, at the end
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(benchmark, "SECONDS", 2.0)
-    assert subject.rate(lambda: repeat((0,)), taken.append) == 4 * 5 / 4.0 and len(taken) == 4
+    assert benchmark.rate(5, taken.append, repeat((0,))) == 4 * 5 / 4.0 and len(taken) == 4
     clock = iter(range(100))
-    assert subject.rate(lambda: repeat((0,)), taken.append, steps=3) and len(taken) == 7
+    assert benchmark.rate(5, taken.append, repeat((0,)), steps=3) and len(taken) == 7
 
 
-def test_the_steps_train(toy_set, small):
-    subject = benchmark.Subject("resnet18:2", small, CPU, compiling=False)
+def test_every_way_trains(toy_set, small, monkeypatch):
+    model, states = benchmark.build("resnet18:2"), []
+    monkeypatch.setattr(benchmark, "build", lambda name: model)
+    monkeypatch.setattr(benchmark, "State", lambda *given, **named: states.append(State(*given, **named)) or states[0])
     dataset = data.load(toy_set).select(slice(20))
-    loader = benchmark.feed_loader(dataset, small, 0)
-    for feed, step in [(benchmark.feed_loop(dataset, small, CPU), subject.step), (loader, subject.step_mixed),
-                       (loader, subject.step_usual)]:
-        before = [p.clone() for p in subject.model.parameters()]
-        assert subject.rate(feed, step) > 0
-        assert all(not torch.equal(p, q) for p, q in zip(before, subject.model.parameters()))
-    assert subject.state.step == 4, "two of the loop's, two of the mixed"
+    _, ways = benchmark.prepare("it", small, False, dataset, benchmark.feed_loader(dataset, small, 0), CPU)
+    for way, run in ways.items():
+        before, step = [p.clone() for p in model.parameters()], states[0].step
+        assert run() > 0 and states[0].step - step == (0 if way == "usual" else 2)
+        assert all(not torch.equal(p, q) for p, q in zip(before, model.parameters()))
     assert torch.backends.cudnn.conv.fp32_precision == "ieee"
 
 
@@ -139,10 +137,19 @@ def test_the_command_writes_a_table_and_the_same_figures_as_json(run):
 
 
 def test_strengths_and_both_precisions_in_turns(run, monkeypatch):
-    order = []
-    rate = benchmark.Subject.rate
-    monkeypatch.setattr(benchmark.Subject, "rate", lambda self, feed, step, **steps: (
-        order.append((self.recipe.precision, step.__name__)), rate(self, feed, step, **steps))[1])
+    order, precisions, rate, train_step = [], [], benchmark.rate, benchmark.train_step
+
+    def note_precision(network, optimizer, recipe, *batch):
+        precisions.append(recipe.precision)
+        return train_step(network, optimizer, recipe, *batch)
+
+    def note_step(size, step, *rest, **steps):
+        found = rate(size, step, *rest, **steps)
+        order.append((precisions[-1], step.__name__))
+        return found
+
+    monkeypatch.setattr(benchmark, "train_step", note_precision)
+    monkeypatch.setattr(benchmark, "rate", note_step)
     code, out, _, figures = run("--models", "resnet18:2", "--precisions", "--augment", "crop,erase:0.5",
                                 "--mix", "cutmix:1.0", "--repeats", 2)
     assert code == 0 and [row["precision"] for row in figures["rows"]] == ["float32", "bfloat16"]

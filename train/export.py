@@ -29,7 +29,6 @@ import torch.nn as nn
 import models
 from augment.basic import MEAN, STD
 from train.engine import checkpoint, data, predict
-from train.engine.checkpoint import write
 from train.engine.command import UserError, check_target, command, parser
 
 TOLERANCE = 1e-5  # of the largest logit
@@ -56,46 +55,10 @@ def random_images(count):
     return torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
 
 
-# ---------------------------------------------------------------- half precision
-
-
-def halved(content):
-    """The content of a weights file in half precision: of the moving average where there is one, else of the state."""
-    state = content["ema"] or content["state"]
-    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    if flawed := checkpoint.nonfinite(half):
-        raise UserError(f"{flawed} is not finite in half precision; nothing was written")
-    return content | {"state": half, "ema": None}
-
-
-def write_half(network, out, ties=False):
-    """Write a Network's file in half precision, unless an answer to a generated test image were another one then.
-
-    ties: an answer may change whose two likeliest logits are within TIE.
-
-    load_state_dict makes float32 of it again. content["check"] holds its logits, float32 (16, 10), of the first
-    generated test images, by which a later version of the code can tell that it still answers so.
-    """
-    if out.resolve() == network.file.resolve():
-        raise UserError(f"--out {out} is the file itself: the half would replace the whole")
-    content = halved(network.content)
-    images = data.load("synthetic", "test").images
-    before, after = (predict.logits(model, images) for model in (network.model, predict.restore(content)))
-    difference, changed = (after - before).abs(), before.argmax(1) != after.argmax(1)
-    margin = before.topk(2).values[changed].diff().abs().amax() if changed.any() else 0.0
-    told = (f"of {len(images):,} generated images {changed.sum()} answers differ, of {before.numel():,} logits "
-            f"{(difference > 0).sum():,}, by {difference.mean():.1e} in the mean and {difference.max():.1e} at most")
-    if margin > (TIE if ties else 0.0):
-        way = f"; --ties allows what was within {TIE}, as here" if margin <= TIE else ""
-        raise UserError(f"{network.file}: in half precision, {told}; nothing was written{way}")
-    checkpoint.save(out, content | {"check": {"logits": after[:CHECKED].clone()}})
-    print(f"{out}: {network.model.name} in half precision, {out.stat().st_size / 1e6:.1f} MB; {told}")
-
-
 # ---------------------------------------------------------------- formats: network -> (bytes, images -> logits)
 
 
-def as_torch(network):
+def export_torch(network):
     """A program of torch.export, and the loaded copy of it."""
     program = torch.export.export(network, (random_images(2),), dynamic_shapes=ANY_BATCH)
     file = io.BytesIO()
@@ -104,7 +67,7 @@ def as_torch(network):
     return file.getvalue(), torch.export.load(file).module()
 
 
-def as_onnx(network):
+def export_onnx(network):
     """An ONNX model, and an onnxruntime session of it."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -120,19 +83,46 @@ def as_onnx(network):
     return file, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-FORMATS = {"torch": (as_torch, ".pt2"), "onnx": (as_onnx, ".onnx")}
+FORMATS = {"torch": (export_torch, ".pt2"), "onnx": (export_onnx, ".onnx")}
 
 
-def parity(network, exported, counts=(1, 2, 33)):
+@torch.inference_mode()
+def disparity(network, exported):
     """The largest difference of their logits, as a share of the largest logit, on random images in several batches."""
-    worst = 0.0
-    for count in counts:
-        images = random_images(count)
+    worst = []
+    for images in map(random_images, (1, 2, 33)):
         wanted = predict.logits(network, images)
-        with torch.inference_mode():
-            found = exported(images)
-        worst = max(worst, ((found - wanted).abs().max() / wanted.abs().max()).item())
-    return worst
+        worst.append((exported(images) - wanted).abs().max() / wanted.abs().max())
+    return torch.stack(worst).max().item()  # NaN when one of them is
+
+
+def write_half(network, out, ties=False):
+    """Write a Network's file in half precision, unless an answer to a generated test image were another one then.
+
+    The numbers are those of the moving average where there is one. ties: an answer may change whose two likeliest
+    logits are within TIE. load_state_dict makes float32 of the numbers again; content["check"] holds the logits that
+    it then has, float32 (16, 10), of the first generated test images, by which a later version of the code can tell
+    that it still answers so.
+    """
+    if out.resolve() == network.file.resolve():
+        raise UserError(f"--out {out} is the file itself: the half would replace the whole")
+    state = network.content["ema"] or network.content["state"]
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    if flawed := checkpoint.nonfinite(half):
+        raise UserError(f"{flawed} is not finite in half precision; nothing was written")
+    content = network.content | {"state": half, "ema": None}
+
+    images = data.load("synthetic", "test").images
+    before, after = (predict.logits(model, images) for model in (network.model, predict.restore(content)))
+    difference, changed = (after - before).abs(), before.argmax(1) != after.argmax(1)
+    margin = before.topk(2).values[changed].diff().abs().amax() if changed.any() else 0.0
+    told = (f"of {len(images):,} generated images {changed.sum()} answers differ, of {before.numel():,} logits "
+            f"{(difference > 0).sum():,}, by {difference.mean():.1e} in the mean and {difference.max():.1e} at most")
+    if margin > (TIE if ties else 0.0):
+        way = f"; --ties allows what was within {TIE}, as here" if margin <= TIE else ""
+        raise UserError(f"{network.file}: in half precision, {told}; nothing was written{way}")
+    checkpoint.save(out, content | {"check": {"logits": after[:CHECKED].clone()}})
+    print(f"{out}: {network.model.name} in half precision, {out.stat().st_size / 1e6:.1f} MB; {told}")
 
 
 @command
@@ -164,11 +154,11 @@ def main():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own, about themselves
         file, exported = export(FromBytes(network).eval())
-    difference = parity(network, exported)
+    difference = disparity(network, exported)
     if not difference <= TOLERANCE:
         raise UserError(f"{source.file}: the exported network's logits differ by {difference:.1e} of the largest, "
                         f"more than {TOLERANCE:.0e}; nothing was written")
-    write(out, lambda handle: handle.write(file))
+    checkpoint.write(out, lambda handle: handle.write(file))
     print(f"{out}: {network.name}, {count:,} parameters, {len(file) / 1e6:.1f} MB; logits agree within "
           f"{difference:.1e} of the largest (at most {TOLERANCE:.0e}) on random images")
 

@@ -12,13 +12,7 @@ from distill.unlabelled import load_images
 from train import classify
 from train.engine import checkpoint, data, predict, sources
 from train.engine.command import UserError
-from untrained import write_weights
-
-
-@pytest.fixture
-def weights(toy_set, tmp_path):
-    write_weights(tmp_path / "net.pt", toy_set)
-    return tmp_path / "net.pt"
+from untrained import weights, write_weights  # noqa: F401
 
 
 @pytest.fixture

@@ -37,6 +37,13 @@ def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0,
     return content
 
 
+@pytest.fixture
+def weights(toy_set, tmp_path):
+    """The file of such a network, beside the toy set."""
+    write_weights(tmp_path / "net.pt", toy_set)
+    return tmp_path / "net.pt"
+
+
 def log(recipe, epochs=3):
     """The rows of a run's log, without validation where the recipe holds nothing out."""
     return [{"epoch": epoch, "lr": 0.1, "train_loss": 2 / epoch, "train_accuracy": 40.0 + epoch, "seconds": 1.0,

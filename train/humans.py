@@ -42,6 +42,7 @@ from train.engine.people import COLUMNS, VOTES
 
 COUNTS, STUDY = "cifar10h-counts.npy", "cifar10_mturk.json"
 ORIGINAL, TWINS = "cifar10_test_set_original_labels.npy", "duplicates_cifar10.csv"
+READERS = {COUNTS: np.load, STUDY: lambda file: json.loads(file.read_text()), ORIGINAL: np.load, TWINS: pd.read_csv}
 CLASSES = len(data.CLASSES)
 
 
@@ -51,15 +52,20 @@ def check(holds, file, what):
         raise UserError(f"{file} should hold {what}: is it the file that `--help` and this script's docstring name?")
 
 
-def opened(read, file):
-    """What `read` makes of a file; UserError when it cannot."""
-    try:
-        return read(file)
-    except Exception as error:  # json, numpy and pandas fail each in their own way
-        raise UserError(f"{file} cannot be read ({one_line(error)[:100]})")
+def read_public(folder):
+    """What each of the four files holds, in the order of READERS; UserError when one is missing or unreadable."""
+    if missing := [name for name in READERS if not (folder / name).is_file()]:
+        raise UserError(f"{folder} lacks {', '.join(missing)}: train/humans.py says where they are found")
+    found = []
+    for name, read in READERS.items():
+        try:
+            found.append(read(folder / name))
+        except Exception as error:  # json, numpy and pandas fail each in their own way
+            raise UserError(f"{folder / name} cannot be read ({one_line(error)[:100]})")
+    return found
 
 
-def test_images(path):
+def read_archive(path):
     """(ids, labels) of the test images in the order of the official archive."""
     if not (path / CIFAR10.base_folder).is_dir() and (path / "cifar10.npz").exists():
         raise UserError(f"--data {path} holds an npz, whose order may be any: the published files need that of "
@@ -68,20 +74,11 @@ def test_images(path):
     return data.image_ids(images), labels
 
 
-def read_votes(file):
-    """Votes (N, 10) int64 of CIFAR-10H."""
-    votes = opened(np.load, file)
-    shape = (data.SIZES["test"], CLASSES)
-    check(votes.shape == shape and votes.dtype.kind in "iuf", file, f"counts of votes {shape}")
-    check((votes >= 0).all() and (votes % 1 == 0).all() and votes.sum(1).all(), file, "counts, a vote an image or more")
-    return votes.astype(np.int64)
-
-
-def read_study(file, labels):
+def correct(labels, study, file):
     """Corrected labels (N,): the majority's where the study asked, -1 where there was none, else the official ones."""
-    listed, corrected, seen = opened(lambda file: json.loads(file.read_text()), file), labels.copy(), set()
+    corrected, seen = labels.copy(), set()
     try:
-        for item in listed:
+        for item in study:
             place, given, guessed, votes = (
                 item[name] for name in ("id", "given_original_label", "our_guessed_label", "mturk"))
             check(place in range(len(labels)) and place not in seen and guessed in range(CLASSES), file,
@@ -95,39 +92,36 @@ def read_study(file, labels):
     return corrected
 
 
-def read_twins(file):
-    """The strongest judgement (N,) of every test image's twins, as Int64 with missing values."""
-    table = opened(pd.read_csv, file)
-    wanted = ["TestID", "TrainID", "Distance", "Judgment"]
-    check(list(table) == wanted, file, f"the columns {', '.join(wanted)}")
-    check(table["TestID"].isin(range(data.SIZES["test"])).all() and table["Judgment"].isin((0, 1, 2)).all(), file,
-          "places of test images and judgements 0 to 2")
-    strongest = table.groupby("TestID")["Judgment"].min()
-    return strongest.reindex(range(data.SIZES["test"])).astype("Int64")
-
-
 @command
 def main():
     arguments = parser(__doc__)
-    arguments.add_argument("folder", type=Path, metavar="FOLDER", help=f"with {COUNTS}, {STUDY}, {ORIGINAL}, {TWINS}")
+    arguments.add_argument("folder", type=Path, metavar="FOLDER", help=f"with {', '.join(READERS)}")
     arguments.add_argument("--data", type=Path, default=ROOT / "data", metavar="PATH", help="folder of the archive")
     arguments.add_argument("--out", type=Path, default=Path("humans.csv"), metavar="FILE", help="CSV to write")
     args = arguments.parse_args()
     check_target("--out", args.out, ".csv")
-    if missing := [name for name in (COUNTS, STUDY, ORIGINAL, TWINS) if not (args.folder / name).is_file()]:
-        raise UserError(f"{args.folder} lacks {', '.join(missing)}: train/humans.py says where they are found")
-    ids, labels = test_images(args.data)
-    original = opened(np.load, args.folder / ORIGINAL)
-    check(np.array_equal(original, labels), args.folder / ORIGINAL, "the test labels in the archive's order")
+    votes, study, original, twins = read_public(args.folder)
+    ids, labels = read_archive(args.data)
+    file = args.folder / ORIGINAL
+    check(np.array_equal(original, labels), file, "the test labels in the archive's order")
 
-    table = pd.DataFrame(read_votes(args.folder / COUNTS), columns=VOTES)
+    file, shape = args.folder / COUNTS, (len(ids), CLASSES)
+    check(votes.shape == shape and votes.dtype.kind in "iuf", file, f"counts of votes {shape}")
+    check((votes >= 0).all() and (votes % 1 == 0).all() and votes.sum(1).all(), file, "counts, a vote an image or more")
+    table = pd.DataFrame(votes.astype(np.int64), columns=VOTES)
     table["id"], table["official_index"], table["label"] = ids, np.arange(len(ids)), labels
-    table["corrected"] = corrected = read_study(args.folder / STUDY, labels)
-    table["duplicate"] = twins = read_twins(args.folder / TWINS)
+    table["corrected"] = corrected = correct(labels, study, args.folder / STUDY)
+
+    file, wanted = args.folder / TWINS, ["TestID", "TrainID", "Distance", "Judgment"]
+    check(list(twins) == wanted, file, f"the columns {', '.join(wanted)}")
+    check(twins["TestID"].isin(table["official_index"]).all() and twins["Judgment"].isin((0, 1, 2)).all(), file,
+          "places of test images and judgements 0 to 2")
+    table["duplicate"] = twins.groupby("TestID")["Judgment"].min().astype("Int64")  # the strongest; <NA> for none
+
     write_text(args.out, table[COLUMNS].to_csv(index=False))
     changed = (corrected != labels) & (corrected >= 0)
     print(f"{args.out}: {len(ids):,} test images; {changed.sum():,} labels corrected, "
-          f"{(corrected < 0).sum():,} with no majority, {twins.notna().sum():,} with a near twin")
+          f"{(corrected < 0).sum():,} with no majority, {table['duplicate'].notna().sum():,} with a near twin")
 
 
 if __name__ == "__main__":

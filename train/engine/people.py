@@ -43,37 +43,28 @@ def read(file, test, limit=None):
         raise UserError(f"--humans {file} cannot be read as a CSV ({one_line(error)})")
     if missing := [name for name in COLUMNS if name not in table]:
         raise UserError(f"--humans {file} lacks the columns {', '.join(missing)}: train/humans.py makes it")
-    check_ids(file, table["id"], test)
-    table = table.sort_values("id")
-    numbers = table[COLUMNS[2:]].apply(pd.to_numeric, errors="coerce")
-    check_numbers(file, numbers, test)
-    table = numbers[:limit]
-    votes = torch.tensor(table[VOTES].to_numpy(np.float64))
-    people = People(torch.tensor(table["corrected"].to_numpy(np.int64)),
-                    torch.tensor(table["duplicate"].notna().to_numpy()), votes / votes.sum(1, keepdim=True))
-    if people.twin.all() or (people.corrected < 0).all():
-        raise UserError(f"--humans: of these {len(table):,} images none is left without near twins, or with a majority")
-    return people
-
-
-def check_ids(file, ids, test):
-    """UserError unless these are the test images' ids, each of them once."""
+    ids = table["id"]
     for wrong, what in [(ids[~ids.isin(test.ids)], "not of a test image"), (ids[ids.duplicated()], "given again"),
                         (test.ids[~np.isin(test.ids, ids)], "missing")]:
         if len(wrong):
             raise UserError(f"--humans {file}: {count_of(len(wrong), 'id')} {what}, the first is {list(wrong)[0]}")
 
-
-def check_numbers(file, table, test):
-    """UserError unless the labels are the official ones, and the other columns what they should be."""
+    table = table.sort_values("id")[COLUMNS[2:]].apply(pd.to_numeric, errors="coerce")
     if (different := table["label"].to_numpy() != test.labels.numpy()).any():
         count = count_of(int(different.sum()), "image")
         raise UserError(f"--humans {file}: not the official label of {count}, the first is {test.ids[different][0]}")
-    votes = table[VOTES].to_numpy()
+    votes = table[VOTES].to_numpy(np.float64)
     if not (np.isfinite(votes) & (votes >= 0)).all() or not votes.sum(1).all():
         raise UserError(f"--humans {file}: h0 to h9 should be counts of votes, at least one an image")
     if not table["corrected"].isin(range(-1, len(data.CLASSES))).all():
         raise UserError(f"--humans {file}: corrected should be 0 to 9, or -1 for no majority")
+
+    table, votes = table[:limit], torch.tensor(votes[:limit])
+    people = People(torch.tensor(table["corrected"].to_numpy(np.int64)),
+                    torch.tensor(table["duplicate"].notna().to_numpy()), votes / votes.sum(1, keepdim=True))
+    if people.twin.all() or (people.corrected < 0).all():
+        raise UserError(f"--humans: of these {len(table):,} images none is left without near twins, or with a majority")
+    return people
 
 
 def figures(logits, labels, people):
@@ -84,16 +75,13 @@ def figures(logits, labels, people):
     agreement and label_agreement, the people in percent who would give the network's answer and the official label.
     """
     decided, apart = people.corrected >= 0, ~people.twin
-    answer = logits.argmax(1)
-
-    def agreement(classes):
-        return 100 * people.votes.gather(1, classes[:, None]).mean().item()
-
+    agreement, label_agreement = (100 * people.votes.gather(1, classes[:, None]).mean().item()
+                                  for classes in (logits.argmax(1), labels))
     return {
         "top1": predict.accuracy(logits, labels),
         "top1_corrected": predict.accuracy(logits[decided], people.corrected[decided]),
         "undecided": len(labels) - decided.sum().item(),
         "top1_apart": predict.accuracy(logits[apart], labels[apart]), "twins": people.twin.sum().item(),
         "nll": predict.nll(logits, labels), "nll_votes": predict.nll(logits, people.votes),
-        "agreement": agreement(answer), "label_agreement": agreement(labels),
+        "agreement": agreement, "label_agreement": label_agreement,
     }

@@ -40,7 +40,7 @@ def centre(picture):
     return np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def collect(paths):
+def read_pictures(paths):
     """(files, images uint8 (N, 3, 32, 32), complaints): the pictures among files and in folders, in that order."""
     listed, files, images, complaints = [], [], [], []
     for path in paths:
@@ -62,28 +62,6 @@ def probabilities(networks, images):
     """float64 (N, 10) of uint8 images; one network's logits are divided by the temperature stored with it."""
     temperature = networks[0].temperature if len(networks) == 1 else 1.0  # one is fitted to the network alone
     return (predict.answers(networks, images).double() / temperature).softmax(1)
-
-
-def shown(file):
-    """A path in text that any terminal takes."""
-    return os.fsencode(file).decode(errors="replace")
-
-
-def show(file, chances, names):
-    likeliest = chances.topk(LIKELIEST)
-    print(f"{shown(file)}: " + ", ".join(
-        f"{names[k]} {100 * chance:.1f} %" for chance, k in zip(likeliest.values.tolist(), likeliest.indices.tolist())))
-
-
-def save(files, chances, names, as_json, as_csv):
-    """Write the answers as JSON, a list with a dict for each picture, and as CSV, a row for each; None: not."""
-    rows = [{"file": shown(file), "class": names[row.argmax()], "probabilities": dict(zip(names, row.tolist()))}
-            for file, row in zip(files, chances)]
-    if as_json:
-        write_text(as_json, json.dumps(rows, indent=1) + "\n")
-    if as_csv:
-        table = [{"file": row["file"], "class": row["class"], **row["probabilities"]} for row in rows]
-        write_text(as_csv, pd.DataFrame(table, columns=["file", "class", *names]).to_csv(index=False))
 
 
 def flags():
@@ -110,11 +88,18 @@ def main():
         complain("these weights know generated shapes and no photographs: their classes are shapes", 0)
     complain(f"every picture gets one of {', '.join(names)}, also one that shows none of them", 0)
 
-    files, images, complaints = collect(args.pictures)
+    files, images, complaints = read_pictures(args.pictures)
     chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
+    rows = []
     for file, row in zip(files, chances):
-        show(file, row, names)
-    save(files, chances, names, args.json, args.csv)
+        file = os.fsencode(file).decode(errors="replace")  # text that any terminal takes
+        print(f"{file}: " + ", ".join(f"{names[k]} {100 * row[k]:.1f} %" for k in row.topk(LIKELIEST).indices))
+        rows.append({"file": file, "class": names[row.argmax()], "probabilities": dict(zip(names, row.tolist()))})
+    if args.json:
+        write_text(args.json, json.dumps(rows, indent=1) + "\n")
+    if args.csv:
+        table = pd.DataFrame([row | row["probabilities"] for row in rows], columns=["file", "class", *names])
+        write_text(args.csv, table.to_csv(index=False))
     for error in complaints:
         complain(error, 2)
     if complaints:

@@ -48,19 +48,6 @@ def random_rows(images, seed):
             yield name if draw == 0 else "", mix(generator, images)[0]
 
 
-def draw(panels, out):
-    """Write the panels, each a list of (label, (COLUMNS, 3, 32, 32) images), side by side."""
-    height = max(len(rows) for rows in panels)
-    with figure(out, (7 * len(panels), 0.75 * height), height, len(panels)) as (_, axes):
-        for axis in axes.flat:
-            axis.axis("off")
-        for column, rows in zip(axes.T, panels):
-            for axis, (label, images) in zip(column, rows):
-                strip = F.pad(images, (1, 1, 1, 1), value=255).permute(2, 0, 3, 1).flatten(1, 2)
-                axis.imshow(strip.round().to(torch.uint8).numpy(), interpolation="nearest")  # mixup gives floats
-                axis.text(-4, 17, label, ha="right", va="center")
-
-
 @command
 def main():
     arguments = parser(__doc__)
@@ -71,7 +58,15 @@ def main():
     check_target("--out", args.out, ".png")
     images = data.load(args.data).images[:COLUMNS]
     panels = [[("original", images), *operation_rows(images)], list(random_rows(images, args.seed))]
-    draw(panels, args.out)
+    height = max(map(len, panels))
+    with figure(args.out, (7 * len(panels), 0.75 * height), height, len(panels)) as (_, axes):
+        for axis in axes.flat:
+            axis.axis("off")
+        for column, rows in zip(axes.T, panels):
+            for axis, (label, images) in zip(column, rows):
+                strip = F.pad(images, (1, 1, 1, 1), value=255).permute(2, 0, 3, 1).flatten(1, 2)
+                axis.imshow(strip.round().to(torch.uint8).numpy(), interpolation="nearest")  # mixup gives floats
+                axis.text(-4, 17, label, ha="right", va="center")
     print(f"wrote {args.out}")
 
 

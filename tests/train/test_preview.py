@@ -22,8 +22,6 @@ def test_a_mistake_is_one_line(tmp_path, typed, content, told):
     assert (code, out) == (2, "") and err.startswith("preview.py: ") and told in err and err.count("\n") == 1
 
 
-def test_a_folder_that_does_not_exist_is_one_line(tmp_path, typed, monkeypatch):
-    monkeypatch.setattr(preview, "operation_rows", lambda images: [])
-    monkeypatch.setattr(preview, "random_rows", lambda images, seed: [("row", images)] * 2)
+def test_a_folder_that_does_not_exist_is_one_line(tmp_path, typed):
     code, _, err = typed(preview.main, "--data", "synthetic", "--out", tmp_path / "no/where/x.png")
     assert code == 2 and "no/where" in err and err.count("\n") == 1

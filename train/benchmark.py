@@ -143,8 +143,9 @@ def prepare(name, recipe, compiling, dataset, loader, device):
         state.advance(parts, logits, targets[0], len(images))
 
     def step_mixed(images, labels):
-        step(*mix(generator, images.to(device, non_blocking=True, memory_format=torch.channels_last),
-                  data.one_hot(labels).to(device, non_blocking=True)))
+        images, targets = mix(generator, images.to(device, non_blocking=True),
+                              data.one_hot(labels).to(device, non_blocking=True))
+        step(images.contiguous(memory_format=torch.channels_last), targets)
 
     def step_usual(images, labels):
         torch.backends.cudnn.conv.fp32_precision = "tf32"  # torch's default, for a script that says nothing

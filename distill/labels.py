@@ -83,10 +83,9 @@ def main():
     args = flags().parse_args()
     check_target("--out", args.out, ".csv")
     teachers = predict.load(args.weights, device_of(args.device))
-    for teacher in teachers:
-        teacher.check_kind(args.data)
-        teacher.check_teacher(args.include_test)
     whole = data.load(args.data)
+    for teacher in teachers:
+        teacher.check_teacher(args.data, whole, args.include_test)
     dataset, folds = whole.select(slice(args.limit)), data.fold_of(whole.ids, whole.labels.numpy())[:args.limit]
     if args.include_test:
         dataset = data.join(dataset, data.load(args.data, "test"))
@@ -94,8 +93,6 @@ def main():
     if args.images:
         dataset = with_unlabelled(dataset, args.images, args.data, args.admit_test_images or args.include_test)
     folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=UNLABELLED)
-    for teacher in teachers:
-        teacher.split(whole)  # which it was trained on a part of
 
     print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}\n")
     print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))

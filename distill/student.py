@@ -83,9 +83,7 @@ class Distillation:
             train = with_unlabelled(train, self.images, self.data, self.sees_test)
         whole = data.load(self.data) if self.teachers else None
         for network in self.networks:
-            network.check_kind(self.data)
-            network.check_teacher(self.include_test)
-            network.split(whole)
+            network.check_teacher(self.data, whole, self.include_test)
         if not self.labels:
             return train, soft
         only = None if self.include_test else np.concatenate([data.load(self.data).ids, train.ids])

@@ -1,7 +1,4 @@
-"""The Makefile, with a stand-in for Python that notes its arguments and writes the file that it was asked for.
-
-What the stand-in notes is read by the parsers of the scripts themselves.
-"""
+"""The Makefile, with a stand-in for Python that writes what it was asked for; the scripts' parsers read its notes."""
 
 import argparse
 import os
@@ -19,17 +16,14 @@ from train.engine import recipe
 from train.engine.command import ROOT
 
 
-def parse_student(words):
-    chosen = student.student_of(recipe.peek("--model", tuple(student.MODELS), "seresnet164", words))
-    return recipe.parse(chosen, student.__doc__, words)
-
-
 SCRIPTS = {
     "train/baseline.py": lambda words: recipe.parse(baseline.Baseline, baseline.__doc__, words, stage=baseline.STAGES),
     "train/seresnet.py": lambda words: recipe.parse(seresnet.SEResNet, seresnet.__doc__, words),
     "train/shakeshake.py": lambda words: recipe.parse(shakeshake.ShakeShake, shakeshake.__doc__, words),
     "train/quick.py": lambda words: recipe.parse(quick.Quick, quick.__doc__, words),
-    "distill/student.py": parse_student,
+    "distill/student.py": lambda words: recipe.parse(
+        student.student_of(recipe.peek("--model", tuple(student.MODELS), "seresnet164", words)),
+        student.__doc__, words),
 }
 TOOLS = {"distill/labels.py": labels.flags, "train/evaluate.py": evaluate.flags}
 STAND_IN = """#!/bin/bash

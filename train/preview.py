@@ -20,7 +20,6 @@ from augment import AUGMENTATIONS, MIXES
 from augment.ops import OPS
 from augment.policies import AUTOAUGMENT_SPACE, NAMES, SIGNED
 from train.engine import data
-from train.engine.checkpoint import write
 from train.engine.command import DATA, check_target, command, integer, parser
 from train.engine.plots import figure
 

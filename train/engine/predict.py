@@ -80,11 +80,6 @@ class Network:
             raise Contaminated(f"{where}CONTAMINATED: {self.file} was trained with the test images; it has no test "
                                f"accuracy")
 
-    def check_teacher(self, admitted):
-        """UserError for weights trained with the test images, unless they are `admitted`: students would learn them."""
-        if self.provenance["include_test"] and not admitted:
-            raise UserError(f"{self.file} was trained with the test images: its answers would leak them")
-
     def check_budget(self):
         """UserError above BUDGET parameters."""
         with user_errors(f"{self.file}: "):
@@ -94,6 +89,16 @@ class Network:
         """UserError for weights of the generated images when `path` holds the real ones, or the other way round."""
         if self.synthetic != (str(path) == "synthetic"):
             raise UserError(f"{self.file} was trained on other images than those of {path}")
+
+    def check_teacher(self, path, dataset, admit_test):
+        """UserError unless it was trained on images of the whole training set `dataset`, which stands at `path`.
+
+        One that was trained with the test images too, which students would learn from it, is refused unless admit_test.
+        """
+        self.check_kind(path)
+        if self.provenance["include_test"] and not admit_test:
+            raise UserError(f"{self.file} was trained with the test images: its answers would leak them")
+        self.split(dataset)
 
     def split(self, dataset):
         """(the images it was trained on, those it held out or None) of a whole training set.

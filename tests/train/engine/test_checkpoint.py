@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 import toy
 from train.engine import checkpoint, loop, predict
 from train.engine.checkpoint import Damaged, Run
-from train.engine.command import ROOT, UserError
+from train.engine.command import UserError
 from train.engine.state import Stopped
 
 
@@ -302,47 +301,3 @@ def test_the_folder_and_the_ending_are_checked(tmp_path):
         Run(tmp_path / "nowhere" / "run.pt").__enter__()
     with pytest.raises(UserError, match="should end in .pt"):
         Run(tmp_path / "run.pth").__enter__()
-
-
-# ---------------------------------------------------------------- R7: two writers
-
-
-def test_a_second_process_is_refused_and_told_of_the_first(tmp_path):
-    code = "import sys; from train.engine.checkpoint import Run; Run(sys.argv[1]).__enter__()"
-    words = [sys.executable, "-c", code, tmp_path / "run.pt"]
-    with Run(tmp_path / "run.pt") as run:
-        second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        with Run(tmp_path / "other.pt"):
-            pass
-        assert run.lock.exists()
-    assert f"run.pt is being trained by process {os.getpid()} on " in second.stderr and "UserError" in second.stderr
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
-    (tmp_path / "run.lock").write_text("process 1 on elsewhere")
-    with Run(tmp_path / "run.pt") as run:
-        assert run.lock.read_text().startswith(f"process {os.getpid()} on ")
-    assert names(tmp_path) == []
-
-
-def test_a_lock_removed_by_its_holder_in_between_is_made_anew(tmp_path, monkeypatch):
-    """The former holder removes the file just after it was opened: to hold that would be to hold nothing."""
-    first = Run(tmp_path / "run.pt").__enter__()
-    flock, second = checkpoint.fcntl.flock, Run(tmp_path / "run.pt")
-
-    def late(handle, how):
-        if first.handle.closed is False:
-            first.__exit__()
-        flock(handle, how)
-
-    monkeypatch.setattr(checkpoint.fcntl, "flock", late)
-    with second:
-        with pytest.raises(UserError, match="is being trained"):
-            Run(tmp_path / "run.pt").__enter__()
-
-
-def test_litter_of_a_killed_writer_goes_and_that_of_other_runs_stays(tmp_path):
-    for name in ("run.pt", "run.last.pt", "run.csv", "run2.pt", "run.b.pt"):
-        (tmp_path / f".{name}.abc12345").write_bytes(b"half")
-    with Run(tmp_path / "run.pt"):
-        assert names(tmp_path) == [".run.b.pt.abc12345", ".run2.pt.abc12345", "run.lock"]

@@ -21,13 +21,6 @@ pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore::DeprecationW
 
 
 @pytest.fixture
-def toy_set(tmp_path, monkeypatch):
-    """The folder of a toy cifar10.npz that passes for the official one."""
-    toy.use(monkeypatch.setattr)
-    return toy.write_npz(tmp_path / "data")
-
-
-@pytest.fixture
 def recipe(toy_set, device):
     """Six steps with all that is drawn, on images and in the model."""
     return toy.Toy(data=str(toy_set), device=device.type, augment=("crop", "flip", "erase"), mix="ricap", lr=0.01,

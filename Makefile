@@ -9,8 +9,11 @@ SHELL   := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-# What was typed goes into the weights; paths of this machine do not.
-export MADE_BY ?= $(strip $(MAKECMDGOALS) $(filter-out DATA=% VENV=% PYTHON=% WEIGHTS=% IMAGES=%,$(MAKEOVERRIDES)))
+# What was typed goes into the weights, but for paths of this machine.
+is_typed = $(findstring command,$(origin $(1)))
+as_typed = $(if $(call is_typed,$(1)),$(1)=$(if $(word 2,$($(1))),"$($(1))",$($(1))))
+decisive := SIZE FOLD EPOCHS LIMIT SEED TEACHER_SEED HOW STAGE DEVICE GPUS ARGS
+export MADE_BY ?= $(strip $(MAKECMDGOALS) $(foreach v,$(decisive),$(call as_typed,$v)))
 
 ##: SIZE=quick          demo, quick or full: which networks           make SIZE=quick teachers labels distill control report
 ##: DATA=data           folder of the images, or synthetic            make baseline DATA=synthetic
@@ -30,16 +33,16 @@ export MADE_BY ?= $(strip $(MAKECMDGOALS) $(filter-out DATA=% VENV=% PYTHON=% WE
 
 # The variables are checked before anything runs: their names, then their values.
 known   := SIZE DATA FOLD EPOCHS LIMIT SEED TEACHER_SEED HOW DEVICE GPUS IMAGES STAGE WEIGHTS SRC ARGS VENV PYTHON BASE
-strange := $(filter-out $(known),$(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v)))
+strange := $(filter-out $(known),$(foreach v,$(.VARIABLES),$(if $(call is_typed,$v),$v)))
 $(if $(strange),$(error there is no variable $(strange); `make help` lists them))
 one_of   = $(if $(filter-out $(2),$($(1)))$(word 2,$($(1))),$(error $(1)=$($(1)): should be one of $(2)))
 $(call one_of,SIZE,demo quick full)$(call one_of,STAGE,basic optimized augmented)$(call one_of,HOW,csv view)
 $(call one_of,FOLD,0 1 2 3 4 noval)$(call one_of,DEVICE,auto cuda cpu)
 scripts := quick one baseline labels distill control evaluate submission report benchmark test test-faults
-$(if $(and $(ARGS),$(filter-out $(scripts),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS))),\
+$(if $(and $(call is_typed,ARGS),$(filter-out $(scripts),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS))),\
   $(error ARGS are for one script, not for $(MAKECMDGOALS)))
-$(if $(and $(STAGE)$(FOLD),$(filter-out baseline pictures %.pt,$(MAKECMDGOALS))),\
-  $(error FOLD and STAGE are of the baseline alone))
+$(if $(and $(call is_typed,FOLD)$(call is_typed,STAGE),$(MAKECMDGOALS)),\
+  $(if $(filter baseline pictures %.pt,$(MAKECMDGOALS)),,$(error FOLD and STAGE are of the baseline alone)))
 
 # ---------------------------------------------------------------- three sizes of one pipeline
 # Six teachers are of the network `name`, trained by `script`; the one of another kind is `wide`, trained by `other`.

@@ -149,9 +149,9 @@ def test_the_size_of_the_documented_recipes_adds_no_flag(make):
 
 def test_what_was_typed_goes_down_to_the_scripts_without_paths(make, tmp_path):
     (tmp_path / "python").write_text(STAND_IN.replace("while", 'echo "$MADE_BY" >> typed; while', 1))
-    make("quick", "SEED=3", "ARGS=-b 512", "DEVICE=cpu")
+    make("quick", "SEED=3", "ARGS=-b 512", "DEVICE=cpu", "SRC=/here/a.npz", data="/my images")
     assert {*map(frozenset, map(str.split, (tmp_path / "typed").read_text().splitlines()))} == {
-        frozenset({"quick", "SEED=3", "ARGS=-b\\", "512", "DEVICE=cpu"})}
+        frozenset({"quick", "SEED=3", 'ARGS="-b', '512"', "DEVICE=cpu"})}
 
 
 def test_quick_is_the_one_network_of_its_size_on_all_images(make):

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def last_words(kind, error, trace):
     """One line for Ctrl-C while the libraries are read, and for a library that is missing; else the traceback."""
@@ -10,12 +12,12 @@ def last_words(kind, error, trace):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     if issubclass(kind, ModuleNotFoundError):
-        print(f"{sys.argv[0]}: {error.name} is not installed for {sys.executable}: `make setup` installs all that is "
-              f"needed, and then .venv/bin/python runs it", file=sys.stderr)
+        print(f"{error.name or error} is not installed for {sys.executable}: `make setup` installs all that is needed, "
+              f"and then .venv/bin/python runs the scripts", file=sys.stderr)
         sys.exit(2)
     sys.__excepthook__(kind, error, trace)
 
 
-# Only where a script of ours is run: who imports this package keeps what he has.
-if Path(sys.argv[0]).resolve().parent.parent == Path(__file__).resolve().parents[1]:
+# Only where a script of ours is run, by its path or by `python -m`: who imports this package keeps what he has.
+if sys.argv[0] == "-m" or Path(sys.argv[0]).resolve().parent in (ROOT / "train", ROOT / "distill"):
     sys.excepthook = last_words

@@ -157,7 +157,8 @@ def prepare(name, recipe, compiling, dataset, loader, device):
         return loss.item()
 
     loop, timed = feed_loop(dataset, recipe, device), partial(rate, recipe.batch_size)
-    ways = {"step": partial(timed, step, repeat(next(loop))), "loop": partial(timed, step, loop)}
+    batch = next(feed_loop(dataset, recipe, device))
+    ways = {"step": partial(timed, step, repeat(batch)), "loop": partial(timed, step, loop)}
 
     # 3. Compile and warm up, and tell what that took.
     first, further = (3 * recipe.batch_size / ways["step"](steps=3) for _ in range(2))  # seconds; the first compile

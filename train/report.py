@@ -196,10 +196,10 @@ def flags():
         help="also a row for the mean of these weights' logits; may be repeated")
     group = arguments.add_argument_group("what is written")
     group.add_argument("--out", "--output", type=Path, metavar="DIR", help="folder [weights/report, or for generated "
-                       "images weights/report-synthetic]; summaries then stand in it, not beside the weights")
+                       "images weights/report-synthetic]; results then stand in it, not beside the weights")
     group.add_argument("--readme", type=Path, metavar="FILE", help="put the table between the markers of --section")
     group.add_argument("--picture", type=Path, metavar="FILE",
-                       help="also put the picture of accuracy against the work of training there, a .png below 100 kB")
+                       help="also put the picture of accuracy against the work of training there, a .png")
     group.add_argument("--section", default="results", metavar="NAME",
                        help=f"markers in the README, {' and '.join(MARKERS).format('NAME', 'NAME')}")
     group = arguments.add_argument_group("roles, whose comparison is printed last and stands in pipeline.txt")
@@ -277,7 +277,7 @@ def write_report(args, results, logs, further, official):
         picture = (args.out / "cost.png").read_bytes()
         write(args.picture, lambda handle: handle.write(picture))
     elif args.picture:
-        complain(f"--picture {args.picture}: not drawn, nothing was scored on the official images", 0)
+        complain(f"--picture {args.picture}: not drawn, there is no accuracy on the official images", 0)
     if PIPELINE in further:
         write_text(args.out / "pipeline.txt", f"{further[PIPELINE]}\n")
     show("\n\n".join([text, *further.values(), f"{args.out / 'report.html'}: {summary}"]))

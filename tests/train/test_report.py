@@ -143,7 +143,7 @@ def test_contaminated_weights_are_listed_without_an_accuracy(folder, run, blank,
     no_pass()
     code, out, err = run("--picture", folder / "cost.png")
     assert code == 0 and "| contaminated |" in out and not (folder / "cost.png").exists()
-    assert err == f"report.py: --picture {folder / 'cost.png'}: not drawn, nothing was scored on the official images\n"
+    assert err == f"report.py: --picture {folder / 'cost.png'}: not drawn, there is no accuracy on the official images\n"
     assert "top1" not in json.loads((folder / "weights/results/net-fold0.json").read_text())
     for words in (("--compare", file, file), ("--student", file)):
         code, _, err = run(*words)

@@ -40,9 +40,9 @@ def write(path, save, backup=None):
     backup: a path under which the old content is kept. Raises OSError that names `path` (disk full, read-only folder);
     what it held is then still there, and no temporary file is left.
     """
-    path = Path(path)
-    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+    path, handle = Path(path), None
     try:
+        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
         with handle:
             save(handle)
             handle.flush()
@@ -55,7 +55,8 @@ def write(path, save, backup=None):
         os.fsync(folder)
         os.close(folder)
     except BaseException as error:
-        Path(handle.name).unlink(missing_ok=True)
+        if handle:
+            Path(handle.name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:
             raise OSError(error.errno, error.strerror, str(path))
         raise

@@ -51,7 +51,7 @@ class Dataset:
     @property
     def classes(self):
         """The names of the ten classes."""
-        return class_names(self.source)
+        return class_names(Path(self.source).name)
 
     @property
     def digest(self):

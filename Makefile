@@ -53,8 +53,8 @@ wide.full    := shakeshake26-64-se
 student.full := --model seresnet164
 script.quick  := train/quick.py
 name.quick    := fastnet
-other.quick   := train/quick.py --width 128 --middle 256 --epochs 16 --augment shift:3
-wide.quick    := fastnet-128-256-256
+other.quick   := train/quick.py --width 128 --middle 256 --top 352 --residual --epochs 28 --augment shift:4,cutout:12
+wide.quick    := fastnet-128-256-352-res
 student.quick := --model fastnet --temperature 1 --alpha 1
 
 # A teacher trains longer than the student: at as many epochs the control, on all images, outgrows the teachers.

@@ -159,7 +159,7 @@ def test_strengths_and_both_precisions_in_turns(run, monkeypatch):
 
 @pytest.mark.parametrize("words, told", [
     (("--models", "nonesuch"), "unknown model"),
-    (("--models", "resnet18:wide"), "--models resnet18"),
+    (("--models", "resnet18:wide"), "--models resnet18"), (("--models", "resnet18:0"), "a width is 1 or more"),
     (("--models", "pyramidnet:4"), "no option width"),
     (("--augment", "crop,blur"), "blur"),
     (("--mix", "cutout"), "cutout"),

@@ -54,15 +54,15 @@ def test_as_a_module(tmp_path):
     assert (tmp_path / "run.csv").read_text().count("\n") == 2 and "resnet18-2: 2,988 parameters" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["train/quick.py", "distill/labels.py"])
+@pytest.mark.parametrize("words", [(ROOT / "train/quick.py",), (ROOT / "distill/labels.py",), ("-m", "train.quick")])
 @pytest.mark.parametrize("trouble, code, told", [
     ("raise ModuleNotFoundError(name='torch')", 2, "torch is not installed"),
     ("raise KeyboardInterrupt", 130, "interrupted"),
 ])
-def test_what_happens_while_the_libraries_are_read_is_one_line(tmp_path, script, trouble, code, told):
+def test_what_happens_while_the_libraries_are_read_is_one_line(tmp_path, words, trouble, code, told):
     (tmp_path / "torch.py").write_text(trouble)
     (tmp_path / "numpy.py").write_text(trouble)
-    done = shell(ROOT / script, "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    done = shell(*words, "--help", cwd=ROOT, PYTHONPATH=str(tmp_path))
     assert done.returncode == code and told in done.stderr and done.stderr.count("\n") == 1
 
 

@@ -114,3 +114,14 @@ def test_logs_come_from_weights_and_of_runs_without_from_their_csv(tmp_path):
     logs = report.read_logs(own, [*weights.values(), tmp_path / "none.csv"])
     assert {name: len(runs) for name, runs in logs.items()} == {"net (2 runs)": 2, "going-on": 1}
     assert [run["train_loss"].item() for run in logs["net (2 runs)"]] == [1.0, 2.0]
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_, handle, **__):
+        handle.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plots.plt.Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space left on device.*matrix.png"):
+        plots.confusion(tmp_path / "matrix.png", [[1] * 10] * 10, "abcdefghij", "title")
+    assert not list(tmp_path.iterdir())

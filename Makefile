@@ -87,6 +87,7 @@ six       = $(folds:%=$(place)/$(name.$(SIZE))-%$(1).pt)
 wide      = $(place)/$(wide.$(SIZE))-noval$(1).pt
 teachers  = $(call six,$(1)) $(call wide,$(1))
 labels    = $(filter-out weights/,$(place)/)distillation_labels$(extra)$(1).csv
+one      := $(place)/$(name.$(SIZE))-noval$(seed).pt
 student  := $(place)/student$(view)$(extra)$(teacher_seed:-seed%=-teachers%)$(seed).pt
 control  := $(place)/student-control$(seed).pt
 baseline := $(place)/resnet18$(addprefix -,$(filter-out augmented,$(STAGE)))-$(fold)$(seed).pt
@@ -113,7 +114,7 @@ demo: ## the whole pipeline in miniature, offline, in two to four minutes on two
 	@echo; echo "Now look at weights/demo$(trial)/report/report.html, and at the logs, curves and answers beside it."
 quick: ## train the one network of SIZE=quick on all images and score it on the test set
 	@$(MAKE) --no-print-directory SIZE=quick one
-one: $(place)/$(name.$(SIZE))-noval$(seed).pt
+one: $(one)
 baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common)
 teachers: $(call teachers,$(goal_seed)) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs
@@ -179,7 +180,7 @@ $(VENV)/installed: requirements.txt
 # Weights are built when they are missing, never because something is newer: every prerequisite is order-only, which a
 # recipe calls $|. $(call both,six) are those of both seeds; sort drops what is there twice.
 both = $(sort $(call $(1),$(goal_seed)) $(call $(1),$(teacher_seed)))
-$(call both,six): $(ask.one) | $(ready)
+$(sort $(one) $(call both,six)): $(ask.one) | $(ready)
 	$(call train,$(script.$(SIZE)),$(args.one))
 $(call both,wide): | $(ready)
 	$(call train,$(other.$(SIZE)))

@@ -250,6 +250,8 @@ def test_seeds_have_files_of_their_own_and_share_the_teachers(make):
     assert {understood(call).seed for call in calls[:7]} == {2}
     assert out_of(calls[7]) == "distillation_labels-seed2.csv" == understood(calls[8]).labels
     assert understood(calls[8]).seed == 1
+    calls = make("quick", "SEED=1", "TEACHER_SEED=2")[2]  # which has no teachers
+    assert out_of(calls[0]) == "weights/quick/fastnet-noval-seed1.pt" == calls[1][1]
 
 
 def test_teachers_that_answer_on_the_students_own_batch(make):

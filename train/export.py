@@ -8,7 +8,8 @@ Input `images`: uint8 (N, 3, 32, 32), red, green, blue, any N; output `logits`: 
 written, its answers are compared with the network's own. Seconds to a minute on a CPU. Without a file it is the
 released network that is exported.
 
-`half` writes a weights file as training does, its numbers in half precision, with its logits of 16 generated images.
+`half` writes a weights file as training does, all large tensors in half precision, with its logits of 16 generated
+images.
 
     answers = torch.export.load("weights/student.pt2").module()(images)
     answers, = onnxruntime.InferenceSession("weights/student.onnx").run(None, {"images": images.numpy()})
@@ -18,6 +19,7 @@ import importlib.util
 import io
 import sys
 import warnings
+from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,6 +36,7 @@ from train.engine.command import UserError, check_target, command, parser
 TOLERANCE = 1e-5  # of the largest logit
 ANY_BATCH = {"images": {0: torch.export.Dim.DYNAMIC}}
 TIE = 0.01  # between the two likeliest logits: such an answer may turn
+WHOLE = 0.01  # of the numbers, in the smallest tensors, stay float32: normalizations, first and last layer err the most
 CHECKED = 16  # generated test images whose logits go into a file in half precision
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -107,7 +110,10 @@ def write_half(network, out, ties=False):
     if out.resolve() == network.file.resolve():
         raise UserError(f"--out {out} is the file itself: the half would replace the whole")
     state = network.content["ema"] or network.content["state"]
-    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    floats = sorted((name for name in state if state[name].is_floating_point()), key=lambda name: state[name].numel())
+    passed = list(accumulate(state[name].numel() for name in floats))
+    halved = {name for name, numbers in zip(floats, passed) if numbers > WHOLE * passed[-1]}
+    half = {name: value.half() if name in halved else value for name, value in state.items()}
     if flawed := checkpoint.nonfinite(half):
         raise UserError(f"{flawed} is not finite in half precision; nothing was written")
     content = network.content | {"state": half, "ema": None}

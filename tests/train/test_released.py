@@ -63,7 +63,12 @@ def test_a_file_in_half_precision_answers_alike_and_keeps_the_rest(weights, half
     code, out, err = half(weights, "--ties")
     assert (code, err) == (0, "") and "resnet18-2 in half precision" in out
     kept = checkpoint.load_weights(tmp_path / "half.pt")
-    assert {value.dtype for value in kept["state"].values() if value.is_floating_point()} == {torch.float16}
+    floats = [value for value in kept["state"].values() if value.is_floating_point()]
+    halves = [value for value in floats if value.dtype == torch.float16]
+    wholes = [value for value in floats if value.dtype == torch.float32]
+    assert len(halves) + len(wholes) == len(floats) and wholes
+    assert max(map(torch.numel, wholes)) <= min(map(torch.numel, halves))
+    assert 100 * sum(map(torch.numel, wholes)) <= sum(map(torch.numel, floats))
     assert kept["ema"] is None and kept["temperature"] == 1.7
     assert {k: kept[k] for k in ("provenance", "recipe", "model", "log")} == {
         k: content[k] for k in ("provenance", "recipe", "model", "log")}
@@ -87,7 +92,7 @@ def test_the_moving_average_is_what_is_kept(toy_set, weights, half, tmp_path, mo
     kept = checkpoint.load_weights(tmp_path / "half.pt")
     state = kept["state"]
     assert kept["ema"] is None and state.keys() == other.keys()
-    assert all(torch.equal(state[name], other[name].half()) for name in other if other[name].is_floating_point())
+    assert all(torch.equal(state[name], other[name].to(state[name].dtype)) for name in other)
     assert all(state[name].dtype == other[name].dtype for name in other if not other[name].is_floating_point())
 
 

@@ -45,7 +45,7 @@ def read_labels(path, dataset, only=None):
            ": it was made with --images, so name the same file by --images here")
     if only is not None:
         refuse(path, ids[strange], "rows are of no training image")
-    refuse(path, dataset.ids[~np.isin(dataset.ids, ids)], f"of {len(dataset):,} training images have no row")
+    refuse(path, dataset.ids[~pd.Index(dataset.ids).isin(ids)], f"of {len(dataset):,} training images have no row")
     rows = table.set_index("id").reindex(dataset.ids)
     check_rows(path, rows, dataset.labels.numpy())
     return torch.from_numpy(rows[list(data.CLASSES)].to_numpy(np.float32))

@@ -23,6 +23,7 @@ import torch
 from train.engine import parallel
 
 ROOT = Path(__file__).resolve().parents[2]
+CPUINFO = Path("/proc/cpuinfo")  # on Linux
 
 # What is not trained in bfloat16, scores and labels above all, is float32: no TF32, which torch allows convolutions.
 torch.backends.cudnn.allow_tf32 = False
@@ -223,8 +224,7 @@ def has_bfloat16_units():
 
     Intel's AVX512-BF16 by itself, as where a virtual machine hides AMX, is slower than its float32.
     """
-    cpu = Path("/proc/cpuinfo")
-    amd = "AuthenticAMD" in (cpu.read_text() if cpu.exists() else platform.processor())
+    amd = "AuthenticAMD" in (CPUINFO.read_text() if CPUINFO.exists() else platform.processor())
     return torch.cpu._is_amx_tile_supported() or amd and torch.cpu._is_avx512_bf16_supported()
 
 

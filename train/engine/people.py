@@ -45,7 +45,7 @@ def read(file, test, limit=None):
         raise UserError(f"--humans {file} lacks the columns {', '.join(missing)}: train/humans.py makes it")
     ids = table["id"]
     for wrong, what in [(ids[~ids.isin(test.ids)], "not of a test image"), (ids[ids.duplicated()], "given again"),
-                        (test.ids[~np.isin(test.ids, ids)], "missing")]:
+                        (test.ids[~pd.Index(test.ids).isin(ids)], "missing")]:
         if len(wrong):
             raise UserError(f"--humans {file}: {count_of(len(wrong), 'id')} {what}, the first is {list(wrong)[0]}")
 

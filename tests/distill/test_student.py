@@ -18,7 +18,7 @@ from models import MODELS
 from train import quick
 from train.baseline import STAGES, Baseline
 from train.engine import checkpoint, data, predict
-from train.engine.command import autocast, has_bfloat16_units
+from train.engine.command import autocast, faster_in_bfloat16
 from train.engine.recipe import Recipe
 from train.flatse import FlatSE
 from train.pyramidnet import PyramidNet
@@ -219,7 +219,7 @@ SMALL = {"resnet18": dict(width=4), "seresnet20": dict(width=4), "shakeshake26-4
          "fastnet": dict(width=8), "flatse": dict(width=16, depth=16), "pyramidnet": dict(depth=20, widening=24)}
 
 
-@pytest.mark.skipif(not has_bfloat16_units(), reason="this processor does not multiply in bfloat16")
+@pytest.mark.skipif(not faster_in_bfloat16(), reason="this processor is no faster in bfloat16")
 @pytest.mark.parametrize("name", SMALL)
 def test_teachers_that_are_cast_once_answer_as_those_cast_in_every_step(name):
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
 @pytest.mark.parametrize("kind, units, auto", [
     ("cuda", False, "bfloat16"), ("cpu", True, "bfloat16"), ("cpu", False, "float32")])
 def test_auto_is_bfloat16_where_there_are_units_for_it(monkeypatch, kind, units, auto):
-    monkeypatch.setattr(engine, "has_bfloat16_units", lambda: units)
+    monkeypatch.setattr(engine, "faster_in_bfloat16", lambda: units)
     device = torch.device(kind)
     assert precision_of("auto", device) == auto
     assert [precision_of(name, device) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
@@ -36,7 +36,7 @@ def test_intels_avx512_bf16_alone_is_no_reason_for_bfloat16(tmp_path, monkeypatc
     monkeypatch.setattr(engine, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert engine.has_bfloat16_units() == units
+    assert engine.faster_in_bfloat16() == units
 
 
 FAULTS = """
@@ -44,7 +44,7 @@ import resource, sys, torch
 from train.engine.command import keep_memory
 if sys.argv[1:]:
     keep_memory()
-for turn in range(60):  # an aligned request does not fit where one of its size was freed, until neighbours are free too
+for turn in range(60):  # the first forty until aligned requests fit into what was freed
     if turn == 40:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)

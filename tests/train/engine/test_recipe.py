@@ -125,7 +125,7 @@ def test_identity_is_what_decides_the_weights():
 
 @pytest.mark.parametrize("units, settled", [(True, "bfloat16"), (False, "float32")])
 def test_the_precision_is_settled_by_the_device_and_part_of_the_identity(monkeypatch, units, settled):
-    monkeypatch.setattr(command, "has_bfloat16_units", lambda: units)
+    monkeypatch.setattr(command, "faster_in_bfloat16", lambda: units)
     device, recipe = Recipe(device="cpu").on_device()
     assert device.type == "cpu" and recipe == Recipe(device="cpu", precision=settled)
     assert recipe.identity["precision"] == settled

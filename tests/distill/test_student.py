@@ -90,8 +90,8 @@ def test_a_student_has_the_defaults_the_hooks_and_the_network_of_its_architectur
     "shakeshake26-40-se": dict(lr=0.2, width=40, se=True),
     "seresnet164": dict(lr=0.1, weight_decay=1e-4, epochs=300, warmup_epochs=30.0, zero_init=True, depth=164),
     "seresnet20": dict(warmup_epochs=30.0, zero_init=True, depth=20, width=16),
-    "fastnet": dict(lr=1.5, momentum=0.85, weight_decay=1.3e-3, epochs=15, batch_size=1024, smoothing=0.2,
-                    augment=("shift",), alternate_flip=True, warmup_epochs=2.0),
+    "fastnet": dict(lr=0.75, momentum=0.85, weight_decay=1.3e-3, epochs=19, batch_size=512, smoothing=0.2, small=0.5,
+                    augment=("shift:3", "cutout:6"), alternate_flip=True, warmup_epochs=2.0, width=128, middle=256),
     "resnet18": dict(lr=0.2, epochs=200, weight_decay=5e-4, zero_init=True),
     "pyramidnet": dict(epochs=300, weight_decay=1e-4, mix="ricap", depth=110, shakedrop=0.5),
 }.items())
@@ -135,7 +135,7 @@ def test_runs_are_named_by_fold_and_seed(changes, name):
 
 # ---------------------------------------------------------------- FastNet: whitened, and with groups of its own
 
-FASTNET = ("--model", "fastnet", "--width", 4, "--lr", 0.1, "--noval")
+FASTNET = ("--model", "fastnet", "--width", 4, "--middle", 16, "--lr", 0.1, "--noval")
 
 
 def test_the_control_is_the_run_of_the_architecture_to_the_last_bit(train):
@@ -162,9 +162,9 @@ def test_a_fastnet_learns_from_labels_by_its_own_groups_and_triangle(tmp_path, t
     assert content["provenance"]["unlabelled"] == 0 and content["state"]["whitening.weight"].any()
     row = log(tmp_path, "taught").iloc[0]
     assert row["train_loss"] == pytest.approx(0.9 * row["train_soft"] + 0.1 * row["train_hard"], rel=1e-6)
-    recipe = student.student_of("fastnet")(width=4)
+    recipe = student.student_of("fastnet")(width=4, epochs=15)
     assert [group.get("lr_scale") for group in recipe.parameter_groups(models.build("fastnet", width=4))] == [None, 64]
-    assert recipe.learning_rate(0, 150) == pytest.approx(0.3) and recipe.learning_rate(20, 150) == 1.5
+    assert recipe.learning_rate(0, 150) == pytest.approx(0.15) and recipe.learning_rate(20, 150) == 0.75
 
 
 def test_teachers_and_the_file_that_they_wrote_teach_the_same(toy_set, tmp_path, train, teachers, typed, monkeypatch):

@@ -44,8 +44,8 @@ def test_a_group_learns_at_its_own_rate(toy_set, tmp_path):
 
     def moved(name, **hooks):
         recipe = quick.Quick(data=str(toy_set), fold=None, epochs=1, batch_size=60, nesterov=False, weight_decay=0.0,
-                             momentum=0.0, warmup_epochs=0.0, width=2, device="cpu", lr=1e-3, precision="float32",
-                             out=str(tmp_path / name))
+                             momentum=0.0, warmup_epochs=0.0, width=2, middle=8, device="cpu", lr=1e-3,
+                             precision="float32", out=str(tmp_path / name))
         torch.manual_seed(derive(0, "init"))
         before = models.build("fastnet", width=2).state_dict()
         after = checkpoint.load_weights(loop.run(toy.hook(recipe, **hooks)))["state"]
@@ -80,7 +80,7 @@ def test_shift_is_a_crop_by_two_pixels_with_a_mirrored_edge():
 
 def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, typed):
     out = tmp_path / "quick.pt"
-    words = ("--width", 4, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1, "--device", "cpu")
+    words = ("--width", 4, "--middle", 16, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1, "--device", "cpu")
     code, printed, _ = typed(quick.main, "--data", toy_set, "--out", out, *words)
     assert code == 0 and "fastnet-4" in printed
     state, expected = checkpoint.load_weights(out)["state"], models.build("fastnet", width=4)
@@ -97,6 +97,6 @@ def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, typed):
 def test_the_widths_reach_the_network_and_the_name_of_the_run(toy_set, tmp_path, typed, monkeypatch, words, name):
     monkeypatch.setattr(loop, "ROOT", tmp_path)
     (tmp_path / "weights").mkdir()
-    small = ("--data", toy_set, "--width", 4, "--epochs", 1, "-b", 20, "--device", "cpu")
+    small = ("--data", toy_set, "--width", 4, "--middle", 16, "--epochs", 1, "-b", 20, "--device", "cpu")
     code, _, err = typed(quick.main, *small, *words)
     assert code == 0 and (tmp_path / "weights" / f"{name}.pt").exists(), err

@@ -2,7 +2,7 @@
 
     python train/quick.py                     fold 0 held out
     python train/quick.py --noval             on all 50,000 images
-    python train/quick.py --noval --width 64 --epochs 15    narrower
+    python train/quick.py --width 64         narrower
 
 2,244,920 parameters, 189 M multiply-accumulates; 93.86 ± 0.32 % on the test set (two seeds, all 50,000 images) for
 0.75 PFLOP, about 45 minutes of two cores; the first half of the run is at 20x20 pixels. Jordan 2024, arXiv 2404.00498:

@@ -52,8 +52,8 @@ other.full   := train/shakeshake.py --width 64 --se
 wide.full    := shakeshake26-64-se
 student.full := --model seresnet164
 script.quick  := train/quick.py
-name.quick    := fastnet-128-256-256
-other.quick   := train/quick.py --width 128 --middle 256 --top 352 --residual --epochs 28 -b 1024 --lr 1.5 \
+name.quick    := fastnet-2x64
+other.quick   := train/quick.py --columns 1 --width 128 --middle 256 --top 352 --residual --epochs 28 -b 1024 --lr 1.5 \
                   --augment shift:4,cutout:12
 wide.quick    := fastnet-128-256-352-res
 student.quick := --model fastnet --temperature 1 --alpha 1

@@ -94,8 +94,10 @@ class Distillation:
         """alpha T^2 KL + (1 - alpha) CE (see distill/loss.py), or the architecture's own loss at alpha 0."""
         if self.alpha == 0:
             return super().loss(logits, images, hard, *soft)
-        soft = soft_targets_of(self.teach(images), self.temperature, self.objective) if self.teachers else soft[-1]
-        return distillation_loss(logits, soft, hard, self.temperature, self.alpha, self.objective, self.smoothing)
+        if self.teachers:  # they answer once for all columns of the student
+            answers = self.teach(images).repeat_interleave(len(logits) // len(images), 0)
+            soft = [soft_targets_of(answers, self.temperature, self.objective)]
+        return distillation_loss(logits, soft[-1], hard, self.temperature, self.alpha, self.objective, self.smoothing)
 
 
 class Teachers:

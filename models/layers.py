@@ -5,9 +5,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
-def conv3x3(channels_in, channels_out, stride=1):
+def conv3x3(channels_in, channels_out, stride=1, groups=1):
     """3x3 convolution without bias that keeps the size (or halves it, with stride 2)."""
-    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, groups=groups, bias=False)
 
 
 def conv1x1(channels_in, channels_out):

@@ -30,7 +30,7 @@ WHITENED = 5_000  # images that the first layer is computed from
 @dataclass(frozen=True)
 class Quick(Recipe):
     model: str = "fastnet"
-    epochs: int = 19
+    epochs: int = 14
     batch_size: int = 512
     lr: float = 0.75
     momentum: float = 0.85
@@ -38,11 +38,12 @@ class Quick(Recipe):
     warmup_epochs: float = 2.0
     warmup_lr: float | None = setting(None, "learning rate that the warm-up begins from [lr / 5]", number(0))
     smoothing: float = 0.2
-    augment: tuple = ("shift:3", "cutout:6")
+    augment: tuple = ("shift",)
     alternate_flip: bool = True
     small: float = 0.5
-    width: int = setting(128, "channels of the first stage", integer(1), "model", model=True)
-    middle: int = setting(256, "channels of the second stage", integer(1), "model", model=True)
+    columns: int = setting(2, "networks side by side whose logits are averaged", integer(1), "model", model=True)
+    width: int = setting(64, "channels of the first stage", integer(1), "model", model=True)
+    middle: int | None = setting(None, "channels of the second stage [4 x the first]", integer(1), "model", model=True)
     top: int | None = setting(None, "channels of the third stage [as the second]", integer(1), "model", model=True)
     residual: bool = setting(False, "a third convolution a stage, with a shortcut", None, "model", model=True)
 

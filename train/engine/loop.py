@@ -124,17 +124,19 @@ def train_step(network, optimizer, recipe, images, targets, scale=1.0, side=None
     """One step down the gradient of `scale` times the recipe's loss: (the dict of the loss, logits in float32).
 
     images: normalized float (B, 3, 32, 32); targets: float (B, K) tensors, the labels first; side: pixels of a side to
-    which the images are shrunk for the network (the loss, and so a student's teachers, sees them whole).
+    which the images are shrunk for the network (the loss, and so a student's teachers, sees them whole). A network of
+    several columns answers with logits (B, columns, K): each learns as if it were alone, and the mean is returned.
     """
     optimizer.zero_grad(set_to_none=True)
     shown = F.interpolate(images, (side, side), mode="bilinear", antialias=True) if side else images
     with autocast(images.device, recipe.precision):
         logits = network(shown)
-    logits = logits.float()
-    parts = recipe.loss(logits, images, *targets)
-    (scale * parts["loss"]).backward()
+    logits = logits.float().view(len(images), -1, targets[0].shape[1])
+    columns = logits.shape[1]
+    parts = recipe.loss(logits.flatten(0, 1), images, *(target.repeat_interleave(columns, 0) for target in targets))
+    (scale * columns * parts["loss"]).backward()
     optimizer.step()
-    return parts, logits
+    return parts, logits.mean(1)
 
 
 def batches(images, targets, recipe, epoch, first=0):

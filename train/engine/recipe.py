@@ -134,7 +134,8 @@ class Recipe:
         """A dict of scalars, of which "loss" is minimized and all are logged.
 
         logits: float32 (B, K); images: the batch that gave them, normalized; hard: labels as float targets (B, K),
-        mixed with the images; soft: the further targets of `prepare`, mixed likewise.
+        mixed with the images; soft: the further targets of `prepare`, mixed likewise. With several columns, logits and
+        targets have that many rows in succession for an image.
         """
         return {"loss": F.cross_entropy(logits, hard, label_smoothing=self.smoothing)}
 

@@ -34,7 +34,7 @@ echo "stand-in: done"
 FOLDS = [*(f"fold{fold}" for fold in range(5)), "noval"]
 SIZES = {  # the place of the files, the name of the six, the name of the other, the student's architecture
     "full": ("weights", "seresnet164", "shakeshake26-64-se", "seresnet164"),
-    "quick": ("weights/quick", "fastnet-128-256-256", None, None),
+    "quick": ("weights/quick", "fastnet-2x64", None, None),
     "demo": ("weights/demo", "seresnet20-8", "shakeshake26-8", "seresnet20"),
 }
 
@@ -157,7 +157,7 @@ def test_what_was_typed_goes_down_to_the_scripts_without_paths(make, tmp_path):
 def test_quick_is_the_one_network_of_its_size_on_all_images(make):
     first, second = make("quick")[2]
     assert first[0] == "train/quick.py" and understood(first).fold is None
-    assert out_of(first) == "weights/quick/fastnet-128-256-256-noval.pt" == second[1] and understood(second).budget
+    assert out_of(first) == "weights/quick/fastnet-2x64-noval.pt" == second[1] and understood(second).budget
 
 
 # ---------------------------------------------------------------- built when missing, and never again
@@ -251,7 +251,7 @@ def test_seeds_have_files_of_their_own_and_share_the_teachers(make):
     assert out_of(calls[7]) == "distillation_labels-seed2.csv" == understood(calls[8]).labels
     assert understood(calls[8]).seed == 1
     calls = make("quick", "SEED=1", "TEACHER_SEED=2")[2]  # which has no teachers
-    assert out_of(calls[0]) == "weights/quick/fastnet-128-256-256-noval-seed1.pt" == calls[1][1]
+    assert out_of(calls[0]) == "weights/quick/fastnet-2x64-noval-seed1.pt" == calls[1][1]
 
 
 def test_teachers_that_answer_on_the_students_own_batch(make):

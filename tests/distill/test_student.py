@@ -90,8 +90,8 @@ def test_a_student_has_the_defaults_the_hooks_and_the_network_of_its_architectur
     "shakeshake26-40-se": dict(lr=0.2, width=40, se=True),
     "seresnet164": dict(lr=0.1, weight_decay=1e-4, epochs=300, warmup_epochs=30.0, zero_init=True, depth=164),
     "seresnet20": dict(warmup_epochs=30.0, zero_init=True, depth=20, width=16),
-    "fastnet": dict(lr=0.75, momentum=0.85, weight_decay=1.3e-3, epochs=19, batch_size=512, smoothing=0.2, small=0.5,
-                    augment=("shift:3", "cutout:6"), alternate_flip=True, warmup_epochs=2.0, width=128, middle=256),
+    "fastnet": dict(lr=0.75, momentum=0.85, weight_decay=1.3e-3, epochs=14, batch_size=512, smoothing=0.2, small=0.5,
+                    augment=("shift",), alternate_flip=True, warmup_epochs=2.0, width=64, columns=2),
     "resnet18": dict(lr=0.2, epochs=200, weight_decay=5e-4, zero_init=True),
     "pyramidnet": dict(epochs=300, weight_decay=1e-4, mix="ricap", depth=110, shakedrop=0.5),
 }.items())
@@ -135,14 +135,14 @@ def test_runs_are_named_by_fold_and_seed(changes, name):
 
 # ---------------------------------------------------------------- FastNet: whitened, and with groups of its own
 
-FASTNET = ("--model", "fastnet", "--width", 4, "--middle", 16, "--lr", 0.1, "--noval")
+FASTNET = ("--model", "fastnet", "--width", 4, "--lr", 0.1, "--noval")
 
 
 def test_the_control_is_the_run_of_the_architecture_to_the_last_bit(train):
     taught = train("control", *FASTNET, "--alpha", 0)
     own = train("own", *FASTNET[2:], main=quick.main)
     assert toy.different(taught["state"], own["state"]) is None
-    wanted = models.build("fastnet", width=4)
+    wanted = models.build("fastnet", width=4, columns=2)
     wanted.whiten(predict.normalize(data.as_dataset(*toy.arrays("train"), "toy").images))
     assert torch.equal(taught["state"]["whitening.weight"], wanted.whitening.weight)
 

@@ -62,6 +62,8 @@ def test_only_the_teacher_is_above_the_budget():
         ("fastnet", {"width": 128, "middle": 256, "top": 352}, "fastnet-128-256-352"),
         ("fastnet", {"residual": True}, "fastnet-res"),
         ("fastnet", {"width": 128, "middle": 256, "top": 352, "residual": True}, "fastnet-128-256-352-res"),
+        ("fastnet", {"columns": 2}, "fastnet-2x64"),
+        ("fastnet", {"columns": 3, "width": 32, "top": 96, "residual": True}, "fastnet-3x32-96-res"),
     ),
 )
 def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name, options, expected):
@@ -75,14 +77,15 @@ def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name,
 
 @pytest.mark.parametrize("width, middle, top", ((64, 256, 256), (128, 256, 352), (4, 7, 5)))
 @pytest.mark.parametrize("residual", (False, True))
-def test_the_parameters_of_fastnet_by_hand(width, middle, top, residual):
-    """3x3 convolutions between the widths, a frozen scale and a shift for each norm, the whitening, the head."""
+@pytest.mark.parametrize("columns", (1, 2, 3))
+def test_the_parameters_of_fastnet_by_hand(width, middle, top, residual, columns):
+    """3x3 convolutions between the widths, a frozen scale and a shift for each norm, the head; one whitening for all."""
     convolutions = 9 * (24 * width + width**2 + width * middle + middle**2 + middle * top + top**2)
     convolutions += 9 * (width**2 + middle**2 + top**2) * residual
     norms = 2 * (2 + residual) * (width + middle + top)
     with torch.device("meta"):
-        model = build("fastnet", width=width, middle=middle, top=top, residual=residual)
-    assert parameter_count(model) == 24 * 3 * 4 + 24 + convolutions + norms + 10 * top
+        model = build("fastnet", width=width, middle=middle, top=top, residual=residual, columns=columns)
+    assert parameter_count(model) == 24 * 3 * 4 + 24 + columns * (convolutions + norms + 10 * top)
 
 
 def test_the_keys_of_a_fastnet_stay_and_a_residual_adds_to_them():

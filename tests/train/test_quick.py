@@ -44,7 +44,7 @@ def test_a_group_learns_at_its_own_rate(toy_set, tmp_path):
 
     def moved(name, **hooks):
         recipe = quick.Quick(data=str(toy_set), fold=None, epochs=1, batch_size=60, nesterov=False, weight_decay=0.0,
-                             momentum=0.0, warmup_epochs=0.0, width=2, middle=8, device="cpu", lr=1e-3,
+                             momentum=0.0, warmup_epochs=0.0, width=2, columns=1, device="cpu", lr=1e-3,
                              precision="float32", out=str(tmp_path / name))
         torch.manual_seed(derive(0, "init"))
         before = models.build("fastnet", width=2).state_dict()
@@ -56,6 +56,36 @@ def test_a_group_learns_at_its_own_rate(toy_set, tmp_path):
         scale = 64 if key.startswith("stage") and key.endswith("bias") else 1
         torch.testing.assert_close(two[key], step * scale, rtol=1e-3, atol=1e-6)
     assert one["stage1.2.bias"].any() and two["whitening.weight"].equal(one["whitening.weight"])
+
+
+def test_columns_learn_as_if_each_were_alone():
+    """Three steps of two columns and of the two as networks of their own, by each one's own loss."""
+    torch.manual_seed(0)
+    recipe, wide = quick.Quick(lr=0.01, precision="float32"), dict(width=4, middle=6, top=5, residual=True)
+    both = models.build("fastnet", columns=2, **wide).double()
+    networks = both, *(models.build("fastnet", **wide).double() for _ in range(2))
+
+    def part(key, value, column):
+        return value if key.startswith("whitening") or value.dim() == 0 else value.chunk(2)[column]
+
+    def assert_same(move):
+        for column, alone in enumerate(networks[1:]):
+            move(alone, {key: part(key, value, column) for key, value in both.state_dict().items()})
+
+    assert_same(lambda alone, own: alone.load_state_dict(own))
+    for network in networks:
+        network.whitening.bias.requires_grad_(False)  # the one thing that they share
+    optimizers = [torch.optim.SGD(recipe.parameter_groups(network), lr=0.01, momentum=0.85, nesterov=True,
+                                  weight_decay=1.3e-3) for network in networks]
+    for _ in range(3):
+        images = torch.randn(12, 3, 32, 32, dtype=torch.float64)
+        hard = data.one_hot(torch.randint(10, (12,))).double()
+        steps = [loop.train_step(*pair, recipe, images, [hard]) for pair in zip(networks, optimizers)]
+        (parts, logits), *alone = steps
+        torch.testing.assert_close(logits, sum(logits for _, logits in alone) / 2)
+        torch.testing.assert_close(parts["loss"], sum(parts["loss"] for parts, _ in alone) / 2)
+    assert_same(lambda alone, own: torch.testing.assert_close(alone.state_dict(), own))
+    assert not torch.equal(networks[1].stage1[4].weight, networks[2].stage1[4].weight)
 
 
 def test_alternate_flip_mirrors_every_image_in_every_other_epoch(toy_set):
@@ -80,10 +110,10 @@ def test_shift_is_a_crop_by_two_pixels_with_a_mirrored_edge():
 
 def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, typed):
     out = tmp_path / "quick.pt"
-    words = ("--width", 4, "--middle", 16, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1, "--device", "cpu")
+    words = ("--width", 4, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1, "--device", "cpu")
     code, printed, _ = typed(quick.main, "--data", toy_set, "--out", out, *words)
-    assert code == 0 and "fastnet-4" in printed
-    state, expected = checkpoint.load_weights(out)["state"], models.build("fastnet", width=4)
+    assert code == 0 and "fastnet-2x4" in printed
+    state, expected = checkpoint.load_weights(out)["state"], models.build("fastnet", width=4, columns=2)
     expected.whiten(normalize(data.load(toy_set).images))
     assert torch.equal(state["whitening.weight"], expected.whitening.weight)
     # With labels smoothed by 0.2 no loss can be below the entropy of (0.82, 0.02 x 9).
@@ -91,12 +121,12 @@ def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, typed):
 
 
 @pytest.mark.parametrize("words, name", [
-    ((), "fastnet-4-fold0"), (("--middle", 8, "--top", 12, "--residual"), "fastnet-4-8-12-res-fold0"),
-    (("--noval", "--seed", 1), "fastnet-4-noval-seed1"),
+    ((), "fastnet-2x4-fold0"), (("--middle", 8, "--top", 12, "--residual"), "fastnet-2x4-8-12-res-fold0"),
+    (("--noval", "--seed", 1, "--columns", 1), "fastnet-4-noval-seed1"),
 ])
 def test_the_widths_reach_the_network_and_the_name_of_the_run(toy_set, tmp_path, typed, monkeypatch, words, name):
     monkeypatch.setattr(loop, "ROOT", tmp_path)
     (tmp_path / "weights").mkdir()
-    small = ("--data", toy_set, "--width", 4, "--middle", 16, "--epochs", 1, "-b", 20, "--device", "cpu")
+    small = ("--data", toy_set, "--width", 4, "--epochs", 1, "-b", 20, "--device", "cpu")
     code, _, err = typed(quick.main, *small, *words)
     assert code == 0 and (tmp_path / "weights" / f"{name}.pt").exists(), err

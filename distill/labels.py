@@ -2,9 +2,11 @@
 
     python distill/labels.py weights/seresnet164-fold?.pt weights/shakeshake26-64-se-noval.pt
     python distill/labels.py weights/seresnet164-fold?.pt --average oof
+    python distill/labels.py weights/seresnet164-fold?.pt --tta
 
 `mean` averages all teachers. `oof` (out of fold) uses for each image only the fold teachers that have not trained
-on it, and teachers without a fold not at all. One forward pass per teacher: seconds on a GPU.
+on it, and teachers without a fold not at all. `--tta` asks them about the mirror image too. One forward pass per
+teacher, or two: seconds on a GPU.
 """
 
 import sys
@@ -68,6 +70,7 @@ def flags():
                            metavar="FILE", help="CSV to write")
     arguments.add_argument("--average", choices=("mean", "oof"), default="mean",
                            help="all teachers, or only those that have not trained on the image")
+    arguments.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
     arguments.add_argument("--limit", type=integer(1), metavar="N", help="only the N images of smallest id")
     arguments.add_argument("--images", metavar="FILE", help="also these images without labels (pickle, npz or "
                            "folder of 32x32 pictures)")
@@ -98,7 +101,7 @@ def main():
     print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))
     answers, masks = [], np.stack([unseen(teacher, folds) for teacher in teachers])
     for teacher, mask in zip(teachers, masks):
-        logits = predict.logits(teacher.model, dataset.images, label=teacher.file.stem)
+        logits = predict.logits(teacher.model, dataset.images, args.tta, label=teacher.file.stem)
         answers.append(logits)
         recipe, provenance = teacher.content["recipe"], teacher.provenance
         remarks = [f"on {provenance['images']:,} images"] if recipe["limit"] else []

@@ -40,13 +40,15 @@ def test_averages_against_a_slow_loop():
         labels.average(answers, masks, "oof", np.arange(6))
 
 
-@pytest.mark.parametrize("how", ["mean", "oof"])
-def test_the_command_averages_what_each_teacher_answers(toy_set, tmp_path, teachers, run, how):
-    code, out, err = run(*teachers, "--limit", 40, "--average", how)
+@pytest.mark.parametrize("how, tta", [("mean", ()), ("oof", ()), ("mean", ("--tta",))])
+def test_the_command_averages_what_each_teacher_answers(toy_set, tmp_path, teachers, run, how, tta):
+    code, out, err = run(*teachers, "--limit", 40, "--average", how, *tta)
     assert (code, err) == (0, "") and f"40 images, {how} of 6 teachers" in out and "ensemble, out of fold" in out
     whole = data.load(toy_set)
     dataset, folds = whole.select(slice(40)), data.fold_of(whole.ids, whole.labels.numpy())
-    answers = {network.file.stem: predict.logits(network.model, dataset.images) for network in predict.load(teachers)}
+    views = [dataset.images, dataset.images.flip(3)][:1 + len(tta)]
+    answers = {network.file.stem: sum(predict.logits(network.model, view) for view in views) / len(views)
+               for network in predict.load(teachers)}
     table = pd.read_csv(tmp_path / "labels.csv", dtype={"id": str}).set_index("id").loc[list(dataset.ids)]
     for row in range(40):
         used = answers.values() if how == "mean" else [answers[f"fold{folds[row]}"]]

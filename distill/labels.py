@@ -97,7 +97,8 @@ def main():
         dataset = with_unlabelled(dataset, args.images, args.data, args.admit_test_images or args.include_test)
     folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=UNLABELLED)
 
-    print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}\n")
+    print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}"
+          f"{', with their mirror images' if args.tta else ''}\n")
     print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))
     answers, masks = [], np.stack([unseen(teacher, folds) for teacher in teachers])
     for teacher, mask in zip(teachers, masks):

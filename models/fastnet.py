@@ -6,9 +6,10 @@ multiply-accumulates at the default widths. A third convolution per stage, aroun
 widths are options: `fastnet-128-256-352-res` has 4,846,648 parameters. Source: Jordan 2024, "94% on CIFAR-10 in 3.29
 seconds on a single GPU", arXiv 2404.00498, sections 3.1 to 3.3.
 
-Several columns side by side are one network whose answer is the mean of theirs, and each learns as if it were alone: for
-the same work and parameters better than one wide column (Zhao et al. 2022, "Towards Better Accuracy-efficiency
-Trade-offs: Divide and Co-training", arXiv 2011.14660). `fastnet-2x64` has 3,945,272 parameters.
+Several columns side by side are one network whose answer is the mean of theirs. They share the whitening (its bias is
+learned by all), and else each learns as if it were alone: for the same work better than one wide column (Zhao et al.
+2022, "Towards Better Accuracy-efficiency Trade-offs: Divide and Co-training", arXiv 2011.14660). `fastnet-2x64` has
+3,945,272 parameters.
 """
 
 import torch

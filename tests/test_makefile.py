@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+import models
 from distill import labels, student
 from train import baseline, evaluate, quick, seresnet, shakeshake
 from train.engine import recipe
@@ -34,7 +36,7 @@ echo "stand-in: done"
 FOLDS = [*(f"fold{fold}" for fold in range(5)), "noval"]
 SIZES = {  # the place of the files, the name of the six, the name of the other, the student's architecture
     "full": ("weights", "seresnet164", "shakeshake26-64-se", "seresnet164"),
-    "quick": ("weights/quick", "fastnet-2x64", None, None),
+    "quick": ("weights/quick", "fastnet-2x64", "fastnet-128-256-352-res", "fastnet"),
     "demo": ("weights/demo", "seresnet20-8", "shakeshake26-8", "seresnet20"),
 }
 
@@ -119,8 +121,11 @@ def test_each_size_plans_seven_teachers_labels_student_and_control(make, size):
     calls = planned(out)
     teachers = [out_of(call) for call in calls if call[0] in SCRIPTS and call[0].startswith("train/")]
     assert len(teachers) == 7 and teachers[:6] == [f"{place}/{name}-{fold}.pt" for fold in FOLDS]
-    assert other is None or teachers[6] == f"{place}/{other}-noval.pt"
+    assert teachers[6] == f"{place}/{other}-noval.pt"
     trained = [understood(call) for call in calls[:7]]
+    with torch.device("meta"):  # the files are called as the networks that the flags build
+        names = [r.run_name(models.build(r.model, **r.options).name) for r in trained]
+    assert [f"{place}/{name}.pt" for name in names] == teachers
     assert [r.fold for r in trained] == [0, 1, 2, 3, 4, None, None] and len({r.run_name("") for r in trained}) == 6
     assert {repr(vars(r) | {"fold": 0, "out": ""}) for r in trained[:6]} == {repr(vars(trained[0]) | {"out": ""})}
 
@@ -132,7 +137,7 @@ def test_each_size_plans_seven_teachers_labels_student_and_control(make, size):
     asked, taught, control = map(understood, rest[:3])
     assert asked.weights == teachers and asked.limit == taught.limit == trained[0].limit
     assert (taught.labels, control.labels, control.alpha) == (csv, None, 0) and taught.alpha > 0
-    assert decisions(taught) == decisions(control) and taught.fold is None and model in (None, taught.model)
+    assert decisions(taught) == decisions(control) and taught.fold is None and taught.model == model
     assert rest[3][1] == place and {trained[0].data, taught.data, asked.data} == {"synthetic"}
     scored = [understood(call) for call in calls if call[0] == "train/evaluate.py"]
     assert [e.weights for e in scored] == [[f"{place}/student.pt"], [f"{place}/student-control.pt"]]

@@ -47,6 +47,12 @@ class Quick(Recipe):
     top: int | None = setting(None, "channels of the third stage [as the second]", integer(1), "model", model=True)
     residual: bool = setting(False, "a third convolution a stage, with a shortcut", None, "model", model=True)
 
+    @property
+    def identity(self):
+        """Without the columns where there is one, as what was trained before there were several."""
+        values = super().identity
+        return {name: value for name, value in values.items() if name != "columns" or value > 1}
+
     def learning_rate(self, step, steps):
         """Straight up during the warm-up, from a fifth of the peak, and straight down after it."""
         warmup, first = self.warmup_steps(steps), 0.2 if self.warmup_lr is None else self.warmup_lr / self.lr

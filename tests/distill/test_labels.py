@@ -44,6 +44,7 @@ def test_averages_against_a_slow_loop():
 def test_the_command_averages_what_each_teacher_answers(toy_set, tmp_path, teachers, run, how, tta):
     code, out, err = run(*teachers, "--limit", 40, "--average", how, *tta)
     assert (code, err) == (0, "") and f"40 images, {how} of 6 teachers" in out and "ensemble, out of fold" in out
+    assert ("mirror images" in out) == bool(tta)
     whole = data.load(toy_set)
     dataset, folds = whole.select(slice(40)), data.fold_of(whole.ids, whole.labels.numpy())
     views = [dataset.images, dataset.images.flip(3)][:1 + len(tta)]

@@ -79,13 +79,16 @@ def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name,
 @pytest.mark.parametrize("residual", (False, True))
 @pytest.mark.parametrize("columns", (1, 2, 3))
 def test_the_parameters_of_fastnet_by_hand(width, middle, top, residual, columns):
-    """3x3 convolutions between the widths, a frozen scale and a shift for each norm, the head; one whitening for all."""
+    """3x3 convolutions between widths, a frozen scale and a shift for each norm, the head; one whitening for all."""
     convolutions = 9 * (24 * width + width**2 + width * middle + middle**2 + middle * top + top**2)
     convolutions += 9 * (width**2 + middle**2 + top**2) * residual
     norms = 2 * (2 + residual) * (width + middle + top)
     with torch.device("meta"):
         model = build("fastnet", width=width, middle=middle, top=top, residual=residual, columns=columns)
+        alone = build("fastnet", width=width, middle=middle, top=top, residual=residual)
     assert parameter_count(model) == 24 * 3 * 4 + 24 + columns * (convolutions + norms + 10 * top)
+    whitening = 24 * 3 * 4 * 31**2
+    assert macs(model) - whitening == columns * (macs(alone) - whitening)
 
 
 def test_the_keys_of_a_fastnet_stay_and_a_residual_adds_to_them():

@@ -58,6 +58,10 @@ def test_a_group_learns_at_its_own_rate(toy_set, tmp_path):
     assert one["stage1.2.bias"].any() and two["whitening.weight"].equal(one["whitening.weight"])
 
 
+def test_one_column_has_the_identity_that_it_had_before_there_were_several():
+    assert "columns" not in quick.Quick(columns=1).identity and quick.Quick().identity["columns"] == 2
+
+
 def test_columns_learn_as_if_each_were_alone():
     """Three steps of two columns and of the two as networks of their own, by each one's own loss."""
     torch.manual_seed(0)

@@ -125,7 +125,7 @@ def train_step(network, optimizer, recipe, images, targets, scale=1.0, side=None
 
     images: normalized float (B, 3, 32, 32); targets: float (B, K) tensors, the labels first; side: pixels of a side to
     which the images are shrunk for the network (the loss, and so a student's teachers, sees them whole). A network of
-    several columns answers with logits (B, columns, K): each learns as if it were alone, and the mean is returned.
+    several columns answers with logits (B, columns, K): each learns by its own loss, and the mean is returned.
     """
     optimizer.zero_grad(set_to_none=True)
     shown = F.interpolate(images, (side, side), mode="bilinear", antialias=True) if side else images

@@ -12,6 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import models
+import toy
 from models import MODELS, build
 from models.layers import SqueezeExcite
 
@@ -254,22 +255,11 @@ def test_a_residual_of_fastnet_begins_as_the_identity_and_its_answer_is_added():
         torch.testing.assert_close(stage[7](x), x + F.gelu(whitened))
 
 
-def columns_of(model):
-    """The columns of a FastNet as networks of their own, with its weights."""
-    alone = []
-    for column in range(model.columns):
-        own = {key: value if key.startswith("whitening") or value.dim() == 0 else value.chunk(model.columns)[column]
-               for key, value in model.state_dict().items()}
-        alone.append(build("fastnet", **model.options | {"columns": 1}))
-        alone[-1].load_state_dict(own)
-    return alone
-
-
 @torch.no_grad()
 def test_columns_of_fastnet_are_networks_side_by_side():
     """They answer as networks that share nothing but the whitening: in training each for itself, then their mean."""
     model = build("fastnet", width=8, middle=12, top=10, residual=True, columns=3)
-    first, *others = alone = columns_of(model)
+    first, *others = alone = toy.columns_of(model)
     images = torch.randn(6, 3, 32, 32)
     assert all(not torch.equal(first.stage2[0].weight, other.stage2[0].weight) for other in others)
     assert all(torch.equal(other.stage2[0].weight[:8], first.stage2[0].weight[:8]) for other in others)  # the identity

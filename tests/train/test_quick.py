@@ -67,16 +67,7 @@ def test_columns_learn_as_if_each_were_alone():
     torch.manual_seed(0)
     recipe, wide = quick.Quick(lr=0.01, precision="float32"), dict(width=4, middle=6, top=5, residual=True)
     both = models.build("fastnet", columns=2, **wide).double()
-    networks = both, *(models.build("fastnet", **wide).double() for _ in range(2))
-
-    def part(key, value, column):
-        return value if key.startswith("whitening") or value.dim() == 0 else value.chunk(2)[column]
-
-    def assert_same(move):
-        for column, alone in enumerate(networks[1:]):
-            move(alone, {key: part(key, value, column) for key, value in both.state_dict().items()})
-
-    assert_same(lambda alone, own: alone.load_state_dict(own))
+    networks = both, *toy.columns_of(both)
     for network in networks:
         network.whitening.bias.requires_grad_(False)  # the one thing that they share
     optimizers = [torch.optim.SGD(recipe.parameter_groups(network), lr=0.01, momentum=0.85, nesterov=True,
@@ -88,7 +79,8 @@ def test_columns_learn_as_if_each_were_alone():
         (parts, logits), *alone = steps
         torch.testing.assert_close(logits, sum(logits for _, logits in alone) / 2)
         torch.testing.assert_close(parts["loss"], sum(parts["loss"] for parts, _ in alone) / 2)
-    assert_same(lambda alone, own: torch.testing.assert_close(alone.state_dict(), own))
+    for moved, alone in zip(toy.columns_of(both), networks[1:]):
+        torch.testing.assert_close(moved.state_dict(), alone.state_dict())
     assert not torch.equal(networks[1].stage1[4].weight, networks[2].stage1[4].weight)
 
 

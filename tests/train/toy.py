@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import models
 from train.engine import data, loop, parallel
 from train.engine.command import ROOT
 from train.engine.recipe import Recipe, setting
@@ -55,6 +56,17 @@ def use(patch=setattr):
     """Make the toy set the official one; `patch` is monkeypatch.setattr where that has to end."""
     patch(data, "SIZES", SIZES)
     patch(data, "OFFICIAL", digests())
+
+
+def columns_of(model):
+    """The columns of a FastNet as networks of their own, with its weights."""
+    alone = []
+    for column in range(model.columns):
+        own = {key: value if key.startswith("whitening") or value.dim() == 0 else value.chunk(model.columns)[column]
+               for key, value in model.state_dict().items()}
+        alone.append(models.build("fastnet", **model.options | {"columns": 1}).to(model.head.weight.dtype))
+        alone[-1].load_state_dict(own)
+    return alone
 
 
 # ---------------------------------------------------------------- recipes

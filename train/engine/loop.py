@@ -39,9 +39,13 @@ def run(recipe, teacher=False):
             models.check_budget(model)
     weights = Path(recipe.out) if recipe.out else ROOT / "weights" / f"{recipe.run_name(model.name)}.pt"
     with Ranks(device) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
-        labelled, val = data.split(data.load(recipe.data), recipe.fold, recipe.limit)
+        whole = data.load(recipe.data)
+        labelled, val = data.split(whole, recipe.fold, recipe.limit)
         train = data.join(labelled, data.load(recipe.data, "test")) if recipe.include_test else labelled
         train, soft = recipe.prepare(train, model)
+        if recipe.start:  # after `prepare`, whose first layer the other layers were not trained behind
+            recipe.start.check_start(recipe, model, whole)
+            model.load_state_dict(recipe.start.model.state_dict())
         identity, digest = recipe.identity, checkpoint.digest([train.digest, *soft])
         if recipe.fresh:
             ranks.once(files.forget)

@@ -71,8 +71,18 @@ class Network:
         """How it came about, in a sentence: what a score without it may be mistaken for."""
         recipe, about = self.content["recipe"], self.provenance
         held_out = "none held out" if self.fold is None else f"fold {self.fold} held out"
+        before = "".join(f", after {count_of(run['recipe']['epochs'], 'epoch')} by `{run['command']}`"
+                         for run in about.get("before", []))
         return (f"trained for {count_of(recipe['epochs'], 'epoch')} on {count_of(about['images'], 'image')}, "
-                f"{held_out}, seed {recipe['seed']}, by `{about['command']}`")
+                f"{held_out}, seed {recipe['seed']}, by `{about['command']}`{before}")
+
+    @property
+    def history(self):
+        """Its run, and before it those whose weights it began with, the last first, as plain values."""
+        about = self.provenance
+        told = {name: about.get(name) for name in ("run", "command", "make", "commit", "hardware", "seconds", "date")}
+        own = told | {"weights": self.mark, "trained_on": about["images"], "recipe": self.content["recipe"]}
+        return [own, *about.get("before", [])]
 
     def check_clean(self, where=""):
         """Raises Contaminated for weights trained with the test images: they have no test accuracy."""
@@ -99,6 +109,20 @@ class Network:
         if self.provenance["include_test"] and not admit_test:
             raise UserError(f"{self.file} was trained with the test images: its answers would leak them")
         self.split(dataset)
+
+    def check_start(self, recipe, model, dataset):
+        """UserError unless a run of `recipe` that trains `model` may begin with these weights.
+
+        They are those of the same network, trained on images of the whole training set `dataset`. With a fold held out
+        they have held out the same one, or the validation would ask about what they know.
+        """
+        self.check_teacher(recipe.data, dataset, recipe.include_test)
+        ours, theirs = ({name: value.shape for name, value in network.state_dict().items()}
+                        for network in (self.model, model))
+        if self.model.name != model.name or ours != theirs:
+            raise UserError(f"--init {self.file} is of {self.model.name}, and the network to train is {model.name}")
+        if recipe.fold is not None and self.fold != recipe.fold:
+            raise UserError(f"--init {self.file} was trained on images that --fold {recipe.fold} holds out")
 
     def split(self, dataset):
         """(the images it was trained on, those it held out or None) of a whole training set.

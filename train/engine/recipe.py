@@ -9,11 +9,12 @@ import argparse
 import math
 import re
 from dataclasses import Field, dataclass, field, fields, replace
+from functools import cached_property
 
 import torch.nn.functional as F
 
 from augment import AUGMENTATIONS, MIXES, describe, mixing, pipeline
-from train.engine import parallel
+from train.engine import parallel, predict
 from train.engine.command import DATA, DEVICE, Parser, UserError, device_of, integer, number, parser, precision_of
 
 
@@ -72,6 +73,8 @@ class Recipe:
     min_lr: float = setting(0.0, "learning rate at the end of the cosine", number(0))
     smoothing: float = setting(0.0, "label smoothing", number(0, 1))
     ema_decay: float = setting(0.0, "decay per step of the weights' moving average, 0 for none", number(0, 1))
+    init: str | None = setting(None, "weights of the same network to train on from, instead of random ones", None,
+                               identity=False, metavar="WEIGHTS")
     seed: int = setting(0, "of the initial weights, the order and all augmentation", integer(0))
 
     augment: tuple = setting(("crop", "flip"), f"in this order, any of {describe(AUGMENTATIONS)}",
@@ -157,11 +160,17 @@ class Recipe:
         """Whether the weights are marked: they have no test accuracy."""
         return self.include_test
 
+    @cached_property
+    def start(self):
+        """The Network whose weights the run begins with, or None for random ones."""
+        return predict.load([self.init])[0] if self.init else None
+
     @property
     def identity(self):
-        """What a resumed run must agree on, as plain values; no path is in it."""
+        """What a resumed run must agree on, as plain values, without paths: the weights to begin with are a digest."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["identity"]}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values |= {"init": self.start.mark} if self.start else {}
         return values | ({"ranks": parallel.size()} if parallel.size() > 1 else {})
 
     def on_device(self):

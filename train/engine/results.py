@@ -134,7 +134,7 @@ def describe(network):
     """What a result says about how the weights came about."""
     about = network.provenance
     return {"model": about["name"], **{name: about.get(name) for name in ORIGIN}, "trained_on": about["images"],
-            "macs": models.macs(network.model), "recipe": network.content["recipe"],
+            "macs": models.macs(network.model), "recipe": network.content["recipe"], "before": about.get("before", []),
             "training_data": network.content["data"]}
 
 
@@ -142,18 +142,32 @@ def combine(members):
     """The description of several networks that answer together: their sums, and of their recipes what they share."""
     recipes = [member["recipe"] for member in members]
     shared = dict(item for item in recipes[0].items() if all(item in recipe.items() for recipe in recipes))
-    total = {name: sum(member[name] for member in members) for name in ("params", "macs", "seconds")}
+    total = {name: sum(member[name] for member in members) for name in ("params", "macs")}
     return total | {name: join(member[name] for member in members) for name in PLACE} | {
         "model": " + ".join(f"{count} {model}" for model, count in Counter(m["model"] for m in members).items()),
         "include_test": False, "over_budget": total["params"] > models.BUDGET, "pflop": sum(map(pflop, members)),
+        "seconds": sum(map(seconds, members)),
         "unlabelled": max(member["unlabelled"] or 0 for member in members), "date": max(m["date"] for m in members),
-        "recipe": shared | {"seed": 0, "limit": shared.get("limit"), "epochs": max(r["epochs"] for r in recipes)},
+        "recipe": shared | {"seed": 0, "limit": shared.get("limit"), "epochs": max(map(epochs, members))},
         "training_data": checkpoint.digest([member["training_data"] for member in members])}
 
 
 def join(words):
     """Each different one that is known, once: `2.11.0, 2.12.0`."""
     return ", ".join(dict.fromkeys(str(word) for word in words if word))
+
+
+def runs_of(result):
+    """The run of a result, and those whose weights it began with: all that it took."""
+    return [result, *result.get("before", [])]
+
+
+def epochs(result):
+    return sum(run["recipe"]["epochs"] for run in runs_of(result))
+
+
+def seconds(result):
+    return sum(run["seconds"] for run in runs_of(result))
 
 
 def pflop(result):
@@ -164,11 +178,14 @@ def pflop(result):
     """
     if "members" in result:
         return result.get("pflop")
-    recipe = result["recipe"]
-    held_out = 0 if recipe["fold"] is None else 1 / data.FOLDS
-    images = result.get("trained_on") or (recipe["limit"] or data.SIZES["train"]) * (1 - held_out)
-    area = 1 - recipe.get("small", 0) * (1 - (SMALL / 32)**2)  # a part of the run is at fewer pixels
-    return 2 * 3 * result["macs"] * images * recipe["epochs"] * area / 1e15
+
+    def images(run):  # whole ones: a part of a run is at fewer pixels
+        recipe = run["recipe"]
+        held_out = 0 if recipe["fold"] is None else 1 / data.FOLDS
+        seen = run.get("trained_on") or (recipe["limit"] or data.SIZES["train"]) * (1 - held_out)
+        return seen * recipe["epochs"] * (1 - recipe.get("small", 0) * (1 - (SMALL / 32)**2))
+
+    return 2 * 3 * result["macs"] * sum(map(images, runs_of(result))) / 1e15
 
 
 # ---------------------------------------------------------------- the table
@@ -189,10 +206,11 @@ def group(results):
         protocol += ["with the test images"] if result["include_test"] else []
         protocol += ["TTA"] if result["tta"] else []
         runs.append(result.get("humans", {}) | result | {name: join([result.get(name)]) for name in PLACE} | {
-            "name": family(result["run"]), "epochs": recipe["epochs"], "protocol": ", ".join(protocol),
-            "networks": len(result.get("members", [result])), "deviation": result.get("top1"), "n": 1,
-            "pflop": pflop(result), "unlabelled": unlabelled, "make": result.get("make") or "",
-            "command": result["command"] or "", "alike": f"{result['folder']} {same_but_seed(result)}"})
+            "name": family(result["run"]), "epochs": epochs(result), "seconds": seconds(result),
+            "protocol": ", ".join(protocol), "networks": len(result.get("members", [result])),
+            "deviation": result.get("top1"), "n": 1, "pflop": pflop(result), "unlabelled": unlabelled,
+            "make": result.get("make") or "", "command": result["command"] or "",
+            "alike": f"{result['folder']} {same_but_seed(result)}"})
     runs = pd.DataFrame(runs).drop_duplicates(["weights", "tta"])
     runs = runs.rename(columns={"params": "parameters", "include_test": "contaminated", "run": "runs"})
     runs = runs.reindex(columns=[*COLUMNS, "alike"]).astype({"pflop": float})
@@ -223,8 +241,9 @@ def tell_apart(paths):
 
 def same_but_seed(result):
     """A text that runs which differ by their seed only have in common."""
-    recipe = {name: value for name, value in result["recipe"].items() if name != "seed"}
-    parts = [result["model"], result["tta"], result["training_data"], recipe, result.get("members")]
+    recipes = [{name: value for name, value in run["recipe"].items() if name not in ("seed", "init")}
+               for run in runs_of(result)]
+    parts = [result["model"], result["tta"], result["training_data"], recipes, result.get("members")]
     return json.dumps(parts, sort_keys=True)
 
 

@@ -149,7 +149,7 @@ def provenance(state, train, labelled, code):
         "source": Path(train.source).name, "steps": state.step, "seconds": sum(row["seconds"] for row in state.rows),
         "hardware": hardware(state.device), "precision": recipe.precision, "threads": torch.get_num_threads(),
         "torch": str(torch.__version__), "python": platform.python_version(), "commit": code,
-        "date": time.strftime("%Y-%m-%d"),
+        "date": time.strftime("%Y-%m-%d"), "before": recipe.start.history if recipe.start else [],
     }
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -173,6 +174,64 @@ def test_no_step_waits_for_the_device(recipe, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", torch.optim.SGD.step)
     loop.run(toy.hook(recipe(augment=("crop", "flip", "erase", "cutout"), mix="ricap"), loss=counted))
     assert set(asked) <= {0, 3, 6} and {3, 6} <= set(asked)
+
+
+# ---------------------------------------------------------------- weights to begin with
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_run_begins_with_the_weights_that_count_and_new_momentum(recipe, ema_decay):
+    """A further epoch equals one in which the initial weights were replaced by hand; `prepare` cannot undo it."""
+    start = loop.run(recipe("start", ema_decay=ema_decay))
+    content = checkpoint.load_weights(start)
+
+    def spoil(train, model):
+        torch.nn.init.ones_(model.head.weight)
+        return train, ()
+
+    def by_hand(train, model):
+        model.load_state_dict(content["ema"] or content["state"])
+        return train, ()
+
+    found = loop.run(toy.hook(recipe("found", init=str(start), seed=1, epochs=1), prepare=spoil))
+    wanted = loop.run(toy.hook(recipe("wanted", seed=1, epochs=1), prepare=by_hand))
+    found, wanted = toy.result(found), toy.result(wanted)
+    assert found["weights"]["recipe"].pop("init") == predict.load([start])[0].mark
+    assert toy.different(found, wanted) is None
+
+
+def test_the_weights_to_begin_with_are_told_by_content_and_with_all_that_came_before(toy_set, recipe, tmp_path):
+    first = loop.run(recipe("first", epochs=3))
+    second = loop.run(recipe("second", init=str(first), seed=1))
+    third = predict.load([loop.run(recipe("third", init=str(second), seed=2, epochs=1))])[0]
+    assert [run["run"] for run in third.history] == ["third", "second", "first"]
+    assert [run["recipe"]["epochs"] for run in third.history] == [1, 2, 3]
+    assert third.provenance["before"] == predict.load([second])[0].history
+    assert third.provenance["before"][1]["weights"] == predict.load([first])[0].mark
+    assert third.origin.count(", after ") == 2 and ", after 3 epochs by `" in third.origin
+    moved = first.rename(tmp_path / "moved.pt")
+    again = recipe("second", init=str(moved), seed=1)
+    assert loop.run(again) == second and again.identity == checkpoint.load_weights(second)["recipe"]
+    with pytest.raises(UserError, match="differs from this command .init "):
+        loop.run(recipe("second", init=str(tmp_path / "third.pt"), seed=1))
+
+
+@pytest.mark.parametrize("kept, changes, told", [
+    ({"constructor": (("width", 3),)}, {}, "start.pt is of resnet18-3, and the network to train is resnet18-2"),
+    ({"fold": 1}, {}, "start.pt was trained on images that --fold 0 holds out"),
+    ({"fold": None}, {"fold": 4}, "start.pt was trained on images that --fold 4 holds out"),
+    ({"fold": None, "include_test": True}, {"fold": None}, "start.pt was trained with the test images"),
+    ({"data": "synthetic", "limit": 40}, {}, "start.pt was trained on other images than those of"),
+])
+def test_weights_to_begin_with_that_do_not_fit_are_a_users_mistake(recipe, kept, changes, told):
+    start = loop.run(replace(recipe("start", epochs=1), **kept))
+    with pytest.raises(UserError, match=told):
+        loop.run(toy.hook(recipe(init=str(start), **changes), loss=None))
+
+
+def test_a_run_on_all_images_may_begin_with_a_folds_weights(recipe):
+    start = loop.run(recipe("start", fold=3, epochs=1))
+    assert loop.run(recipe(init=str(start), fold=None, epochs=1)).exists()
 
 
 # ---------------------------------------------------------------- what is logged

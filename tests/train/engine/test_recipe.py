@@ -30,8 +30,8 @@ def test_without_flags_the_recipe_is_the_dataclass():
 GIVEN = dict(
     data="some/where", fold=3, limit=7, include_test=True, epochs=5, batch_size=32, lr=0.05, momentum=0.8,
     nesterov=False, weight_decay=1e-4, decay_all=False, warmup_epochs=2.5, warmup_lr=0.01, min_lr=0.001, smoothing=0.1,
-    ema_decay=0.99, seed=4, augment=("shift", "erase:0.5"), mix="mixup:0.2", alternate_flip=True, small=0.25,
-    out="run.pt", device="cpu", precision="bfloat16", compile=True, fresh=True)
+    ema_decay=0.99, init="weights.pt", seed=4, augment=("shift", "erase:0.5"), mix="mixup:0.2", alternate_flip=True,
+    small=0.25, out="run.pt", device="cpu", precision="bfloat16", compile=True, fresh=True)
 
 
 def as_flags(name, value):
@@ -119,7 +119,7 @@ def test_a_run_is_named_by_its_fold_and_a_seed_other_than_0(flags, name):
 def test_identity_is_what_decides_the_weights():
     other = dict(data="x", out="y.pt", device="cpu", compile=True, fresh=True)
     assert Recipe(**other).identity == Recipe().identity
-    assert set(Recipe().identity) == {f.name for f in fields(Recipe)} - set(other)
+    assert set(Recipe().identity) == {f.name for f in fields(Recipe)} - {*other, "init"}
     assert Recipe(augment=("flip",)).identity["augment"] == ["flip"]
 
 

@@ -105,6 +105,24 @@ def test_runs_that_differ_by_their_seed_only_are_one_row():
     assert words["test top-1 %"] == "97.20 ± 0.20" and words["n"] == "3" and words["95 % interval"] == "96.86 to 97.51"
 
 
+def test_a_run_that_began_with_weights_counts_what_those_took():
+    """6 x 2 MACs x 40,000 images x (10 + 20 whole epochs + 10 of which half are at 20x20 pixels), by hand."""
+    def before(seed, epochs, **recipe):
+        return {"run": "b", "weights": "w", "seconds": 50.0, "trained_on": 40_000,
+                "recipe": {"fold": 0, "limit": None, "epochs": epochs, "seed": seed, "init": f"{seed}"} | recipe}
+
+    runs = [summary(f"a-s{seed}", 97.0 + seed, seed, macs=2, recipe={"epochs": 10, "init": f"mark {seed}"},
+                    before=[before(seed, 20), before(seed, 10, small=0.5)]) for seed in (0, 1)]
+    [row] = results.group(runs).to_dict("records")
+    assert row["n"] == 2 and row["epochs"] == 40 and row["seconds"] == pytest.approx(100.5 + 100)
+    assert row["pflop"] == pytest.approx(6 * 2 * 40_000 * (30 + 10 * (1 + 0.390625) / 2) / 1e15)
+    alone = summary("c", 96.0, macs=2, recipe={"epochs": 10})
+    both = results.combine([run | dict.fromkeys(("torch", "commit", "threads", "unlabelled", "date"), "")
+                            for run in (runs[0], alone)])
+    assert both["seconds"] == 300 and both["pflop"] == pytest.approx(row["pflop"] + 6 * 2 * 40_000 * 10 / 1e15)
+    assert len(results.group([*runs, alone])) == 2
+
+
 @pytest.mark.parametrize("changes", [{"recipe": {"lr": 0.2}}, {"recipe": {"fold": 1}}, {"recipe": {"limit": 5}},
                                      {"tta": True}, {"training_data": "other labels"}, {"model": "n"}])
 def test_any_other_difference_makes_another_row(changes):

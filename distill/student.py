@@ -145,6 +145,8 @@ def main():
         raise UserError(f"--alpha 0 learns from the labels of the data alone: leave {sources[0]} out")
     if recipe.alpha > 0 and len(sources) != 1:
         raise UserError("name one source of soft targets, --labels FILE or --teachers WEIGHTS (--alpha 0 needs none)")
+    if recipe.alpha == 0 and recipe.start and any(run["recipe"].get("alpha") for run in recipe.start.history):
+        raise UserError(f"--alpha 0 learns from labels alone, and --init {recipe.init} has learned from teachers")
     if recipe.images and not sources:
         raise UserError("--images have no labels: they need teachers")
     run(recipe)

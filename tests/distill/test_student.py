@@ -197,6 +197,18 @@ def test_other_teachers_are_another_recipe(train, teachers):
     assert "the saved run differs from this command (teachers" in told
 
 
+def test_a_student_may_begin_with_weights_and_its_control_with_those_of_no_student(tmp_path, train, csv):
+    plain = train("plain", *FASTNET[2:], main=quick.main)
+    train("student", *FASTNET, "--labels", csv, "--init", tmp_path / "plain.pt", "--lr", 1e-30)
+    further = train("control", *FASTNET, "--alpha", 0, "--init", tmp_path / "plain.pt", "--lr", 1e-30)
+    for name in ("plain", "student", "control"):
+        found = checkpoint.load_weights(tmp_path / f"{name}.pt")
+        torch.testing.assert_close(found["state"]["head.weight"], plain["state"]["head.weight"])
+    assert further["provenance"]["before"][0]["run"] == "plain"
+    told = train("other", *FASTNET, "--alpha", 0, "--init", tmp_path / "student.pt", code=2)
+    assert "student.pt has learned from teachers" in told
+
+
 def test_teachers_of_other_images_are_refused(toy_set, tmp_path, train):
     content = write_weights(tmp_path / "other.pt", toy_set)
     content["provenance"]["train_digest"] = "0" * 64

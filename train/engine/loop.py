@@ -14,7 +14,7 @@ import augment
 import models
 from augment.basic import derive, mirror, normalize
 from train.engine import checkpoint, data, parallel
-from train.engine.command import ROOT, autocast, count_of, hardware, user_errors
+from train.engine.command import ROOT, UserError, autocast, count_of, hardware, short_path, user_errors
 from train.engine.parallel import Ranks
 from train.engine.progress import Every, Progress, duration, say
 from train.engine.state import Signals, State, Stopped, commit, provenance
@@ -38,13 +38,19 @@ def run(recipe, teacher=False):
         if not teacher:
             models.check_budget(model)
     weights = Path(recipe.out) if recipe.out else ROOT / "weights" / f"{recipe.run_name(model.name)}.pt"
+    if recipe.start:
+        recipe.start.check_start(recipe, model)
+        if recipe.start.file.resolve() == weights.resolve():
+            raise UserError(f"--init {recipe.init} is the file that this run writes: name another with --out")
     with Ranks(device) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
         whole = data.load(recipe.data)
+        if recipe.start:
+            recipe.start.split(whole)
         labelled, val = data.split(whole, recipe.fold, recipe.limit)
+        del whole  # with a fold held out, the memory of the images a second time
         train = data.join(labelled, data.load(recipe.data, "test")) if recipe.include_test else labelled
         train, soft = recipe.prepare(train, model)
         if recipe.start:  # after `prepare`, whose first layer the other layers were not trained behind
-            recipe.start.check_start(recipe, model, whole)
             model.load_state_dict(recipe.start.model.state_dict())
         identity, digest = recipe.identity, checkpoint.digest([train.digest, *soft])
         if recipe.fresh:
@@ -82,7 +88,8 @@ def fit(state, train, val=None, soft=()):
         network = compiled(network, device)
     first_line = (f"{model.name}: {models.parameter_count(model):,} parameters, {hardware(device)}, "
                   f"{recipe.precision}, channels_last{', compiled' if compiling else ''}, "
-                  f"{count_of(len(train), 'image')}, {count_of(steps, 'step')} in {count_of(recipe.epochs, 'epoch')}")
+                  f"{count_of(len(train), 'image')}, {count_of(steps, 'step')} in {count_of(recipe.epochs, 'epoch')}"
+                  f"{f', from {short_path(recipe.init)}' if recipe.start else ''}")
 
     def work(step):  # in full training steps; a validation image costs about a third of a training image
         at_small = min(step, round(recipe.small * steps))

@@ -21,6 +21,7 @@ from train.engine.progress import progress
 
 RELEASED = ROOT / "weights" / "released.pt"
 BATCH = {"cuda": 2_000, "cpu": 500}
+PLACE = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
 COOLEST, HOTTEST = 0.01, 100.0  # bounds of the temperature
 
 
@@ -80,9 +81,14 @@ class Network:
     def history(self):
         """Its run, and before it those whose weights it began with, the last first, as plain values."""
         about = self.provenance
-        told = {name: about.get(name) for name in ("run", "command", "make", "commit", "hardware", "seconds", "date")}
+        told = {name: about.get(name) for name in ("run", "command", "seconds", "unlabelled", "date", *PLACE)}
         own = told | {"weights": self.mark, "trained_on": about["images"], "recipe": self.content["recipe"]}
         return [own, *about.get("before", [])]
+
+    @property
+    def epochs(self):
+        """Passes over the training images, with those of the weights that it began with."""
+        return sum(run["recipe"]["epochs"] for run in self.history)
 
     def check_clean(self, where=""):
         """Raises Contaminated for weights trained with the test images: they have no test accuracy."""
@@ -110,17 +116,17 @@ class Network:
             raise UserError(f"{self.file} was trained with the test images: its answers would leak them")
         self.split(dataset)
 
-    def check_start(self, recipe, model, dataset):
+    def check_start(self, recipe, model):
         """UserError unless a run of `recipe` that trains `model` may begin with these weights.
 
-        They are those of the same network, trained on images of the whole training set `dataset`. With a fold held out
-        they have held out the same one, or the validation would ask about what they know.
+        They are those of the same network, and know the test images only if the run may too. With a fold held out they
+        have held out the same one, or the validation would ask about what they have learned.
         """
-        self.check_teacher(recipe.data, dataset, recipe.include_test)
-        ours, theirs = ({name: value.shape for name, value in network.state_dict().items()}
-                        for network in (self.model, model))
-        if self.model.name != model.name or ours != theirs:
-            raise UserError(f"--init {self.file} is of {self.model.name}, and the network to train is {model.name}")
+        self.check_kind(recipe.data)
+        if self.model.name != model.name:
+            raise UserError(f"--init {self.file} is {self.model.name}, and the network to train is {model.name}")
+        if self.provenance["include_test"] and not recipe.sees_test:
+            raise UserError(f"--init {self.file} was trained with the test images, which this run may not know")
         if recipe.fold is not None and self.fold != recipe.fold:
             raise UserError(f"--init {self.file} was trained on images that --fold {recipe.fold} holds out")
 

@@ -2,7 +2,7 @@
 
 A script subclasses Recipe, changes defaults, overrides the hooks that differ, and calls `loop.run(parse(...))`. Fields
 marked `identity=False` (where to read and write, on which device) do not change the trained network's meaning, so a run
-may be resumed with others; all the rest must agree.
+may be resumed with others; all the rest must agree. Files that do change it are part of the identity by their content.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Recipe:
     min_lr: float = setting(0.0, "learning rate at the end of the cosine", number(0))
     smoothing: float = setting(0.0, "label smoothing", number(0, 1))
     ema_decay: float = setting(0.0, "decay per step of the weights' moving average, 0 for none", number(0, 1))
-    init: str | None = setting(None, "weights of the same network to train on from, instead of random ones", None,
+    init: str | None = setting(None, "finished weights to begin with, of the same network (default: random)", None,
                                identity=False, metavar="WEIGHTS")
     seed: int = setting(0, "of the initial weights, the order and all augmentation", integer(0))
 
@@ -163,7 +163,7 @@ class Recipe:
     @cached_property
     def start(self):
         """The Network whose weights the run begins with, or None for random ones."""
-        return predict.load([self.init])[0] if self.init else None
+        return None if self.init is None else predict.load([self.init])[0]
 
     @property
     def identity(self):

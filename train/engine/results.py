@@ -20,15 +20,15 @@ import torch
 
 import models
 from train.engine import checkpoint, data, people, predict
-from train.engine.command import UserError, short_path
+from train.engine.command import UserError, count_of, short_path
 from train.engine.loop import SMALL
+from train.engine.predict import PLACE
 from train.engine.recipe import family
 
 FORMAT = "result/1"
 # What a result takes over from the provenance, None where older weights do not know it; and what it says of answers.
 ORIGIN = ("run", "params", "over_budget", "include_test", "hardware", "seconds", "date", "command", "make", "torch",
           "commit", "threads", "unlabelled")
-PLACE = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
 SCORES = ("images", "top1", "nll", "ece", "per_class", "confusion", "reliability", "humans")
 HUMANS = ("top1_corrected", "top1_apart")  # of `people.figures`, what the table shows
 COLUMNS = ("model", "name", "parameters", "macs", "over_budget", "contaminated", "epochs", "protocol", "tta",
@@ -134,8 +134,8 @@ def describe(network):
     """What a result says about how the weights came about."""
     about = network.provenance
     return {"model": about["name"], **{name: about.get(name) for name in ORIGIN}, "trained_on": about["images"],
-            "macs": models.macs(network.model), "recipe": network.content["recipe"], "before": about.get("before", []),
-            "training_data": network.content["data"]}
+            "macs": models.macs(network.model), "recipe": network.content["recipe"], "weights": network.mark,
+            "before": about.get("before", []), "training_data": network.content["data"]}
 
 
 def combine(members):
@@ -143,11 +143,14 @@ def combine(members):
     recipes = [member["recipe"] for member in members]
     shared = dict(item for item in recipes[0].items() if all(item in recipe.items() for recipe in recipes))
     total = {name: sum(member[name] for member in members) for name in ("params", "macs")}
-    return total | {name: join(member[name] for member in members) for name in PLACE} | {
+    # Two members may have begun with the same weights, whose work was done once.
+    once = {run["weights"]: (run, member["macs"]) for member in members for run in runs_of(member)}
+    runs = [run for run, _ in once.values()]
+    return total | {name: join(run.get(name) for run in runs) for name in PLACE} | {
         "model": " + ".join(f"{count} {model}" for model, count in Counter(m["model"] for m in members).items()),
-        "include_test": False, "over_budget": total["params"] > models.BUDGET, "pflop": sum(map(pflop, members)),
-        "seconds": sum(map(seconds, members)),
-        "unlabelled": max(member["unlabelled"] or 0 for member in members), "date": max(m["date"] for m in members),
+        "include_test": False, "over_budget": total["params"] > models.BUDGET,
+        "pflop": sum(work(*run) for run in once.values()), "seconds": sum(run["seconds"] for run in runs),
+        "unlabelled": max(run.get("unlabelled") or 0 for run in runs), "date": max(m["date"] for m in members),
         "recipe": shared | {"seed": 0, "limit": shared.get("limit"), "epochs": max(map(epochs, members))},
         "training_data": checkpoint.digest([member["training_data"] for member in members])}
 
@@ -166,26 +169,23 @@ def epochs(result):
     return sum(run["recipe"]["epochs"] for run in runs_of(result))
 
 
-def seconds(result):
-    return sum(run["seconds"] for run in runs_of(result))
-
-
 def pflop(result):
     """The work of training in 1e15 floating-point operations, or None for older results of several networks.
 
-    A multiply-accumulate is two operations, and a step three times the work of an answer. What teachers had to do
-    is not in it.
+    What teachers had to do is not in it.
     """
     if "members" in result:
         return result.get("pflop")
+    return sum(work(run, result["macs"]) for run in runs_of(result))
 
-    def images(run):  # whole ones: a part of a run is at fewer pixels
-        recipe = run["recipe"]
-        held_out = 0 if recipe["fold"] is None else 1 / data.FOLDS
-        seen = run.get("trained_on") or (recipe["limit"] or data.SIZES["train"]) * (1 - held_out)
-        return seen * recipe["epochs"] * (1 - recipe.get("small", 0) * (1 - (SMALL / 32)**2))
 
-    return 2 * 3 * result["macs"] * sum(map(images, runs_of(result))) / 1e15
+def work(run, macs):
+    """That of one run: a multiply-accumulate is two operations, and a step three times the work of an answer."""
+    recipe = run["recipe"]
+    held_out = 0 if recipe["fold"] is None else 1 / data.FOLDS
+    images = run.get("trained_on") or (recipe["limit"] or data.SIZES["train"]) * (1 - held_out)
+    area = 1 - recipe.get("small", 0) * (1 - (SMALL / 32)**2)  # a part of the run is at fewer pixels
+    return 2 * 3 * macs * images * recipe["epochs"] * area / 1e15
 
 
 # ---------------------------------------------------------------- the table
@@ -196,22 +196,25 @@ def group(results):
 
     The best comes first. The same weights under two names are one run; figures that not all runs have are missing.
     """
-    runs = []
+    rows = []
     for result in sorted(results, key=lambda result: result["recipe"]["seed"]):
-        recipe, unlabelled = result["recipe"], result.get("unlabelled") or 0
+        recipe, runs = result["recipe"], runs_of(result)
+        limits, unlabelled = [run["recipe"]["limit"] for run in runs], max(run.get("unlabelled") or 0 for run in runs)
         protocol = [f"mean of {len(result['members'])}" if "members" in result else
                     "noval" if recipe["fold"] is None else f"fold {recipe['fold']}"]
-        protocol += [f"{recipe['limit']:,} images"] if recipe["limit"] else []
+        protocol += [f"{max(limits):,} images"] if None not in limits else []
         protocol += [f"{unlabelled:,} unlabelled images"] if unlabelled else []
         protocol += ["with the test images"] if result["include_test"] else []
+        protocol += [f"from weights of {count_of(epochs(result) - recipe['epochs'], 'epoch')}"] if runs[1:] else []
         protocol += ["TTA"] if result["tta"] else []
-        runs.append(result.get("humans", {}) | result | {name: join([result.get(name)]) for name in PLACE} | {
-            "name": family(result["run"]), "epochs": epochs(result), "seconds": seconds(result),
+        places = {name: join(run.get(name) for run in runs) for name in PLACE}
+        rows.append(result.get("humans", {}) | result | places | {
+            "name": family(result["run"]), "epochs": epochs(result), "seconds": sum(run["seconds"] for run in runs),
             "protocol": ", ".join(protocol), "networks": len(result.get("members", [result])),
             "deviation": result.get("top1"), "n": 1, "pflop": pflop(result), "unlabelled": unlabelled,
-            "make": result.get("make") or "", "command": result["command"] or "",
+            "make": result.get("make") or "", "command": " && ".join(run["command"] or "" for run in reversed(runs)),
             "alike": f"{result['folder']} {same_but_seed(result)}"})
-    runs = pd.DataFrame(runs).drop_duplicates(["weights", "tta"])
+    runs = pd.DataFrame(rows).drop_duplicates(["weights", "tta"])
     runs = runs.rename(columns={"params": "parameters", "include_test": "contaminated", "run": "runs"})
     runs = runs.reindex(columns=[*COLUMNS, "alike"]).astype({"pflop": float})
 
@@ -241,9 +244,8 @@ def tell_apart(paths):
 
 def same_but_seed(result):
     """A text that runs which differ by their seed only have in common."""
-    recipes = [{name: value for name, value in run["recipe"].items() if name not in ("seed", "init")}
-               for run in runs_of(result)]
-    parts = [result["model"], result["tta"], result["training_data"], recipes, result.get("members")]
+    recipe = {name: value for name, value in result["recipe"].items() if name != "seed"}
+    parts = [result["model"], result["tta"], result["training_data"], recipe, result.get("members")]
     return json.dumps(parts, sort_keys=True)
 
 

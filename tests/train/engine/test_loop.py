@@ -13,10 +13,11 @@ import torch.nn.functional as F
 import models
 import toy
 from augment.basic import derive, normalize
-from train import evaluate
+from train import evaluate, export
 from train.engine import checkpoint, data, loop, predict
 from train.engine.command import UserError
 from train.engine.loop import batches
+from train.engine.state import Stopped
 
 COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
 
@@ -208,7 +209,7 @@ def test_the_weights_to_begin_with_are_told_by_content_and_with_all_that_came_be
     assert [run["recipe"]["epochs"] for run in third.history] == [1, 2, 3]
     assert third.provenance["before"] == predict.load([second])[0].history
     assert third.provenance["before"][1]["weights"] == predict.load([first])[0].mark
-    assert third.origin.count(", after ") == 2 and ", after 3 epochs by `" in third.origin
+    assert third.epochs == 6 and third.origin.count(", after ") == 2 and ", after 3 epochs by `" in third.origin
     moved = first.rename(tmp_path / "moved.pt")
     again = recipe("second", init=str(moved), seed=1)
     assert loop.run(again) == second and again.identity == checkpoint.load_weights(second)["recipe"]
@@ -217,16 +218,61 @@ def test_the_weights_to_begin_with_are_told_by_content_and_with_all_that_came_be
 
 
 @pytest.mark.parametrize("kept, changes, told", [
-    ({"constructor": (("width", 3),)}, {}, "start.pt is of resnet18-3, and the network to train is resnet18-2"),
+    ({"constructor": (("width", 3),)}, {}, "start.pt is resnet18-3, and the network to train is resnet18-2"),
     ({"fold": 1}, {}, "start.pt was trained on images that --fold 0 holds out"),
     ({"fold": None}, {"fold": 4}, "start.pt was trained on images that --fold 4 holds out"),
-    ({"fold": None, "include_test": True}, {"fold": None}, "start.pt was trained with the test images"),
+    ({"fold": None, "include_test": True}, {"fold": None}, "start.pt was trained with the test images, which"),
     ({"data": "synthetic", "limit": 40}, {}, "start.pt was trained on other images than those of"),
+    ({}, {"out": "start"}, "start.pt is the file that this run writes: name another with --out"),
 ])
-def test_weights_to_begin_with_that_do_not_fit_are_a_users_mistake(recipe, kept, changes, told):
+def test_weights_to_begin_with_that_do_not_fit_are_refused_before_the_data_is_read(
+        recipe, kept, changes, told, monkeypatch):
     start = loop.run(replace(recipe("start", epochs=1), **kept))
+    changes = {"out": str(start)} if "out" in changes else changes
+    monkeypatch.setattr(data, "load", None)
     with pytest.raises(UserError, match=told):
-        loop.run(toy.hook(recipe(init=str(start), **changes), loss=None))
+        loop.run(replace(recipe(init=str(start)), fresh=True, **changes))
+    assert start.exists()
+
+
+def test_other_images_of_the_same_kind_are_refused_before_training(recipe, monkeypatch):
+    start = loop.run(recipe("start", epochs=1))
+    content = checkpoint.load(start)
+    content["provenance"]["train_digest"] = "0"
+    checkpoint.save(start, content)
+    with pytest.raises(UserError, match="start.pt was trained on other images than those of .*cifar10.npz"):
+        loop.run(toy.hook(recipe(init=str(start)), prepare=None, loss=None))
+
+
+def test_a_marked_run_may_begin_with_marked_weights(recipe):
+    start = loop.run(recipe("start", fold=None, include_test=True, epochs=1))
+    weights = loop.run(recipe(init=str(start), fold=None, include_test=True, epochs=1))
+    assert checkpoint.load_weights(weights)["provenance"]["include_test"] is True
+
+
+def test_fastnet_goes_on_behind_the_first_layer_that_it_was_trained_with(recipe, tmp_path, capsys):
+    """From a file in half precision, with another first layer from `prepare`; and when killed and resumed."""
+    fastnet = dict(model="fastnet", constructor=(("width", 4),), epochs=1)
+
+    def whitened_by(count):
+        def prepare(train, model):
+            model.whiten(normalize(train.images[:count]))
+            return train, ()
+        return prepare
+
+    start = loop.run(toy.hook(recipe("start", **fastnet), prepare=whitened_by(40)))
+    export.write_half(predict.load([start])[0], tmp_path / "half.pt", ties=True)
+
+    def run(name, loss):
+        settings = recipe(name, **fastnet, init=str(tmp_path / "half.pt"), seed=1)
+        return toy.result(loop.run(toy.hook(settings, prepare=whitened_by(7), loss=loss)))
+
+    with pytest.raises(Stopped):
+        run("stopped", toy.terminate(2))
+    assert toy.different(run("stopped", toy.Toy().loss), whole := run("whole", toy.Toy().loss)) is None
+    assert re.search("3 steps in 1 epoch, from half.pt", capsys.readouterr().out)
+    half = checkpoint.load(tmp_path / "half.pt")["state"]
+    assert torch.equal(whole["weights"]["state"]["whitening.weight"], half["whitening.weight"].float())
 
 
 def test_a_run_on_all_images_may_begin_with_a_folds_weights(recipe):

@@ -1,5 +1,6 @@
 """`train.engine.results`, `compare` and `page`: statistics against textbook ones, and how runs become rows in words."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from math import comb
@@ -10,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from train.engine import compare, page, results
+import toy
+from train.engine import compare, loop, page, predict, results
 
 
 # ---------------------------------------------------------------- statistics
@@ -105,22 +107,53 @@ def test_runs_that_differ_by_their_seed_only_are_one_row():
     assert words["test top-1 %"] == "97.20 ± 0.20" and words["n"] == "3" and words["95 % interval"] == "96.86 to 97.51"
 
 
+def before(weights, epochs, place="abacus", **recipe):
+    return {"run": weights, "weights": weights, "seconds": 50.0, "trained_on": 40_000, "hardware": place,
+            "command": weights, "recipe": {"fold": 0, "limit": None, "epochs": epochs, "seed": 0} | recipe}
+
+
 def test_a_run_that_began_with_weights_counts_what_those_took():
     """6 x 2 MACs x 40,000 images x (10 + 20 whole epochs + 10 of which half are at 20x20 pixels), by hand."""
-    def before(seed, epochs, **recipe):
-        return {"run": "b", "weights": "w", "seconds": 50.0, "trained_on": 40_000,
-                "recipe": {"fold": 0, "limit": None, "epochs": epochs, "seed": seed, "init": f"{seed}"} | recipe}
-
-    runs = [summary(f"a-s{seed}", 97.0 + seed, seed, macs=2, recipe={"epochs": 10, "init": f"mark {seed}"},
-                    before=[before(seed, 20), before(seed, 10, small=0.5)]) for seed in (0, 1)]
+    runs = [summary(f"a-s{seed}", 97.0 + seed, seed, macs=2, recipe={"epochs": 10, "init": "b"},
+                    before=[before("b", 20, "slate"), before("c", 10, small=0.5)]) for seed in (0, 1)]
     [row] = results.group(runs).to_dict("records")
     assert row["n"] == 2 and row["epochs"] == 40 and row["seconds"] == pytest.approx(100.5 + 100)
     assert row["pflop"] == pytest.approx(6 * 2 * 40_000 * (30 + 10 * (1 + 0.390625) / 2) / 1e15)
-    alone = summary("c", 96.0, macs=2, recipe={"epochs": 10})
-    both = results.combine([run | dict.fromkeys(("torch", "commit", "threads", "unlabelled", "date"), "")
-                            for run in (runs[0], alone)])
-    assert both["seconds"] == 300 and both["pflop"] == pytest.approx(row["pflop"] + 6 * 2 * 40_000 * 10 / 1e15)
-    assert len(results.group([*runs, alone])) == 2
+    assert row["protocol"] == "fold 0, from weights of 30 epochs" and row["hardware"] == "abacus, slate"
+    assert row["command"] == "c && b && a | b"
+    other = summary("a-s2", 97.0, 2, macs=2, recipe={"epochs": 10, "init": "d"}, before=[before("d", 20)])
+    assert results.group([*runs, other])["n"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("limits, unlabelled, told", [
+    ((20, None), (0, 7), "fold 0, 7 unlabelled images, from weights of 5 epochs"),
+    ((20, 40), (3, 0), "fold 0, 40 images, 3 unlabelled images, from weights of 5 epochs")])
+def test_the_protocol_tells_of_all_images_that_were_learned(limits, unlabelled, told):
+    start = before("b", 5, limit=limits[1]) | {"unlabelled": unlabelled[1]}
+    run = summary("a", 97.0, recipe={"limit": limits[0]}, unlabelled=unlabelled[0], before=[start])
+    assert results.group([run])["protocol"].tolist() == [told]
+
+
+def test_members_that_began_with_the_same_weights_did_that_work_once():
+    """One went on for 10 epochs from the other's 20."""
+    kept = dict.fromkeys(("torch", "commit", "threads", "unlabelled", "date"), "") | {"macs": 2}
+    first = summary("b", 97.0, recipe={"epochs": 20}) | kept
+    second = summary("a", 98.0, recipe={"epochs": 10}, before=[before("b 97.0", 20) | {"seconds": 100.0}]) | kept
+    both = results.combine([first, second])
+    assert both["seconds"] == 200 and both["recipe"]["epochs"] == 30
+    assert both["pflop"] == pytest.approx(6 * 2 * 40_000 * 30 / 1e15) == pytest.approx(results.pflop(second))
+
+
+def test_what_weights_began_with_reaches_the_table(toy_set, tmp_path):
+    recipe = toy.Toy(data=str(toy_set), out=str(tmp_path / "a.pt"))
+    begun = replace(recipe, out=str(tmp_path / "b.pt"), init=loop.run(recipe), epochs=3)
+    networks = predict.load([recipe.out, loop.run(begun)])
+    scorer = results.Scorer(str(toy_set), "cpu", False, tmp_path / "report", False)
+    table = results.group([*(scorer.result([network]) for network in networks), scorer.result(networks, "both")])
+    rows = {row["name"]: row for row in table.to_dict("records")}
+    assert [rows[name]["epochs"] for name in ("a", "b", "both")] == [2, 5, 5]
+    assert rows["b"]["pflop"] == rows["both"]["pflop"] == pytest.approx(rows["a"]["pflop"] * 5 / 2)
+    assert rows["b"]["seconds"] == rows["both"]["seconds"] > rows["a"]["seconds"]
 
 
 @pytest.mark.parametrize("changes", [{"recipe": {"lr": 0.2}}, {"recipe": {"fold": 1}}, {"recipe": {"limit": 5}},

@@ -107,7 +107,7 @@ def main():
         recipe, provenance = teacher.content["recipe"], teacher.provenance
         remarks = [f"on {provenance['images']:,} images"] if recipe["limit"] else []
         remarks += ["over budget"] if provenance["over_budget"] else []
-        print(ROW.format(teacher.file.stem, f"{teacher.epochs:,}", f"{provenance['params']:,}",
+        print(ROW.format(teacher.file.stem, f"{predict.epochs(teacher.history):,}", f"{provenance['params']:,}",
                          accuracy(logits, dataset.labels, mask), accuracy(logits, dataset.labels, ~mask))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
     answers = torch.stack(answers)

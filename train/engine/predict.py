@@ -85,11 +85,6 @@ class Network:
         own = told | {"weights": self.mark, "trained_on": about["images"], "recipe": self.content["recipe"]}
         return [own, *about.get("before", [])]
 
-    @property
-    def epochs(self):
-        """Passes over the training images, with those of the weights that it began with."""
-        return sum(run["recipe"]["epochs"] for run in self.history)
-
     def check_clean(self, where=""):
         """Raises Contaminated for weights trained with the test images: they have no test accuracy."""
         if self.provenance["include_test"]:
@@ -139,6 +134,11 @@ class Network:
         if train.digest != self.provenance["train_digest"]:
             raise UserError(f"{self.file} was trained on other images than those of {dataset.source}")
         return train, held_out
+
+
+def epochs(runs):
+    """Passes over the training images by a run and those before it, as in `Network.history`."""
+    return sum(run["recipe"]["epochs"] for run in runs)
 
 
 def load(files=(), device="cpu"):

@@ -22,7 +22,7 @@ import models
 from train.engine import checkpoint, data, people, predict
 from train.engine.command import UserError, count_of, short_path
 from train.engine.loop import SMALL
-from train.engine.predict import PLACE
+from train.engine.predict import PLACE, epochs
 from train.engine.recipe import family
 
 FORMAT = "result/1"
@@ -151,7 +151,8 @@ def combine(members):
         "include_test": False, "over_budget": total["params"] > models.BUDGET,
         "pflop": sum(work(*run) for run in once.values()), "seconds": sum(run["seconds"] for run in runs),
         "unlabelled": max(run.get("unlabelled") or 0 for run in runs), "date": max(m["date"] for m in members),
-        "recipe": shared | {"seed": 0, "limit": shared.get("limit"), "epochs": max(map(epochs, members))},
+        "recipe": shared | {"seed": 0, "limit": shared.get("limit"),
+                            "epochs": max(epochs(runs_of(member)) for member in members)},
         "training_data": checkpoint.digest([member["training_data"] for member in members])}
 
 
@@ -165,10 +166,6 @@ def runs_of(result):
     return [result, *result.get("before", [])]
 
 
-def epochs(result):
-    return sum(run["recipe"]["epochs"] for run in runs_of(result))
-
-
 def pflop(result):
     """The work of training in 1e15 floating-point operations, or None for older results of several networks.
 
@@ -180,7 +177,7 @@ def pflop(result):
 
 
 def work(run, macs):
-    """That of one run: a multiply-accumulate is two operations, and a step three times the work of an answer."""
+    """That of one run in 1e15: a multiply-accumulate is two operations, a step three times the work of an answer."""
     recipe = run["recipe"]
     held_out = 0 if recipe["fold"] is None else 1 / data.FOLDS
     images = run.get("trained_on") or (recipe["limit"] or data.SIZES["train"]) * (1 - held_out)
@@ -205,11 +202,11 @@ def group(results):
         protocol += [f"{max(limits):,} images"] if None not in limits else []
         protocol += [f"{unlabelled:,} unlabelled images"] if unlabelled else []
         protocol += ["with the test images"] if result["include_test"] else []
-        protocol += [f"from weights of {count_of(epochs(result) - recipe['epochs'], 'epoch')}"] if runs[1:] else []
+        protocol += [f"from weights of {count_of(epochs(runs[1:]), 'epoch')}"] if runs[1:] else []
         protocol += ["TTA"] if result["tta"] else []
         places = {name: join(run.get(name) for run in runs) for name in PLACE}
         rows.append(result.get("humans", {}) | result | places | {
-            "name": family(result["run"]), "epochs": epochs(result), "seconds": sum(run["seconds"] for run in runs),
+            "name": family(result["run"]), "epochs": epochs(runs), "seconds": sum(run["seconds"] for run in runs),
             "protocol": ", ".join(protocol), "networks": len(result.get("members", [result])),
             "deviation": result.get("top1"), "n": 1, "pflop": pflop(result), "unlabelled": unlabelled,
             "make": result.get("make") or "", "command": " && ".join(run["command"] or "" for run in reversed(runs)),

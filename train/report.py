@@ -102,7 +102,8 @@ def gather(paths, ensembles, scorer):
             network.check_kind(scorer.path)
             results.append(scorer.result([network]))
             if network.content.get("log"):
-                logs[file] = pd.DataFrame(network.content["log"])
+                log = pd.DataFrame(network.content["log"])
+                logs[file] = log.assign(epoch=log["epoch"] + predict.epochs(network.history[1:]))
         except UserError as error:
             complain(f"left out: {error}", 0)
     results += [scorer.result(networks, name) for name, networks in ensembles.items()]

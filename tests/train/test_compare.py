@@ -124,6 +124,11 @@ def test_what_differs_between_two_runs(folder, run):
         "  + command: python train/baseline.py --seed 1", "weights: different"]
     assert "different" not in run("--diff", a, a)[1] and not (folder / "weights/report").exists()
 
+    content["provenance"]["before"] = [{"command": "python train/baseline.py --seed 7"}]
+    checkpoint.save(b, content)
+    assert run("--diff", a, b)[1].splitlines()[-3:] == [
+        "  - before: []", "  + before: ['python train/baseline.py --seed 7']", "weights: different"]
+
 
 # ---------------------------------------------------------------- what teachers gain
 

@@ -67,6 +67,19 @@ def test_everything_is_written_and_the_page_needs_nothing_else(folder, run):
     assert written.startswith(out[:out.index("\n\n")]) and command in written
 
 
+def test_the_curves_of_a_run_that_went_on_begin_where_the_one_before_ended(folder, run, blank, monkeypatch):
+    file = add(folder, "net-fold0")
+    content = checkpoint.load(file)
+    content["provenance"]["before"] = [
+        {"weights": mark, "recipe": content["recipe"] | {"epochs": epochs}, "command": mark, "seconds": 1.0,
+         "trained_on": 10, "hardware": "abacus"} for mark, epochs in (("b", 20), ("a", 5))]
+    checkpoint.save(file, content)
+    drawn = []
+    monkeypatch.setattr(report.plots, "curves", lambda file, logs: (drawn.append(logs), file.write_bytes(b"x")))
+    assert run()[0] == 0
+    assert [list(log["epoch"]) for logs in drawn[0].values() for log in logs] == [[26, 27, 28]]
+
+
 def test_a_repeat_makes_no_pass_and_does_not_even_load_the_images(folder, run, blank, no_pass):
     add(folder, "net-fold0")
     first = run()

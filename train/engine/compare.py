@@ -14,7 +14,7 @@ from train.engine.results import describe, same_but_seed, tell_apart
 
 # What of the provenance may make two runs differ; the recipe and the model's options come first.
 SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_digest"),
-            "versions": ("commit", "torch", "python", "threads", "hardware"), "command": ("make", "command")}
+            "versions": ("commit", "torch", "python", "threads", "hardware"), "command": ("make", "command", "before")}
 
 
 def mcnemar(first, second):
@@ -116,8 +116,10 @@ def differences(files):
     """What differs between two weights files, in lines: recipe, data, versions, command."""
     contents = [checkpoint.load_weights(file) for file in files]
     parts = {"recipe": [{"model": c["model"], **c["options"], **c["recipe"]} for c in contents]}
+    told = [about | {"before": [run["command"] for run in about.get("before", [])]}
+            for about in (content["provenance"] for content in contents)]
     for title, names in SECTIONS.items():
-        parts[title] = [{name: c["provenance"][name] for name in names if name in c["provenance"]} for c in contents]
+        parts[title] = [{name: about[name] for name in names if name in about} for about in told]
     parts["data"] = [part | {"images and targets": c["data"]} for part, c in zip(parts["data"], contents)]
     lines = [f"{sign} {file}" for sign, file in zip("-+", files)]
     for title, (first, second) in parts.items():

@@ -24,7 +24,8 @@ from train.engine.command import ROOT, UserError, one_line
 def read(path, part):
     """(images uint8 (N, 32, 32, 3), labels (N,), source in words) of a folder, fetched when it holds neither form."""
     if not present(path):
-        if not path.is_dir() and path != ROOT / "data":  # mistyped, more likely than not
+        here = path.parent.resolve() / path.name  # `--data data`, as make passes it, is the default too
+        if not path.is_dir() and here != ROOT / "data":  # mistyped, more likely than not
             raise UserError(f"--data {path} does not exist; `make data DATA={path}` fetches the images there")
         fetch(path)
     return read_archive(path, part) if (path / CIFAR10.base_folder).is_dir() else read_part(path / "cifar10.npz", part)

@@ -5,6 +5,7 @@ import os
 import tarfile
 import urllib.error
 from http.client import HTTPException
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,18 @@ def test_a_folder_that_is_not_there_is_a_mistake_and_no_reason_to_fetch(tmp_path
     with pytest.raises(UserError, match="datta does not exist; `make data DATA=.*datta` fetches"):
         data.load(tmp_path / "datta")
     assert not offline and not (tmp_path / "datta").exists()
+
+
+@pytest.mark.parametrize("name", ["data", Path("data"), "./data", "up/../data"])
+def test_the_default_folder_is_fetched_however_it_is_written(tmp_path, offline, monkeypatch, name):
+    """As `make evaluate` does in a fresh clone, which passes `--data data`."""
+    root = tmp_path / "root"
+    (root / "up").mkdir(parents=True)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sources, "ROOT", root)
+    with pytest.raises(UserError, match="blocked by the test"):
+        data.load(name)
+    assert offline
 
 
 def test_data_that_is_there_needs_no_network(toy_set, tmp_path, monkeypatch, offline):

@@ -8,7 +8,7 @@
     python train/report.py --ensemble teachers weights/seresnet164-fold?.pt     a row for their mean
     python train/report.py --baseline A.pt --teachers B.pt C.pt --control D.pt --student E.pt    what teachers gain
     python train/report.py --compare weights/student.pt weights/seresnet164-noval.pt     two networks, or seeds:
-    python train/report.py --compare "weights/student-seed*.pt" "weights/control-seed*.pt"
+    python train/report.py --compare "weights/student-seed*.pt" "weights/student-control-seed*.pt"
     python train/report.py --diff A.pt B.pt                       how two runs differ: recipe, data, versions, command
 
 Every weights file is scored on the test set once: its answers are kept beside the report and its result in results/,
@@ -44,9 +44,9 @@ ROLES = {"baseline": "what the student should beat", "teachers": "a row `ensembl
          "control": "trained as the student, from the labels alone", "student": "trained from the teachers' answers"}
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
         "seed only, ± their sample deviation. The interval is Wilson's for one run with that mean. PFLOP is the work "
-        "of training, 6 x MACs x images x epochs, without that of teachers; time is per run. Weights that a run began "
-        "with count with their epochs, work and time. A teacher is above the budget; a mean of several networks counts "
-        "all of their parameters, work and time.")
+        "of training, 6 x MACs x images x epochs, epochs at 20x20 pixels by their area, without that of teachers; time "
+        "is per run. Weights that a run began with count with their epochs, work and time. A teacher is above the "
+        "budget; a mean of several networks counts all of their parameters, work and time.")
 NOTE_HUMANS = (" Corrected is top-1 on the labels that most people of a study chose, without the images on which they "
                "did not agree; twins are test images with a near duplicate among the training images.")
 

@@ -70,7 +70,7 @@ class Recipe:
     decay_all: bool = setting(True, "weight decay on normalizations and biases too")
     warmup_epochs: float = setting(5.0, "linear warm-up, at most a fifth of the run", number(0))
     warmup_lr: float = setting(0.0, "learning rate that the warm-up begins from", number(0))
-    min_lr: float = setting(0.0, "learning rate at the end of the cosine", number(0))
+    min_lr: float = setting(0.0, "learning rate at the end of the run", number(0))
     smoothing: float = setting(0.0, "label smoothing", number(0, 1))
     ema_decay: float = setting(0.0, "decay per step of the weights' moving average, 0 for none", number(0, 1))
     init: str | None = setting(None, "finished weights to begin with, of the same network (default: random)", None,
@@ -88,7 +88,7 @@ class Recipe:
     out: str | None = setting(None, "weights file to write (default: weights/<run>.pt)", None, "run", False,
                               metavar="FILE", alias="--output")
     device: str = setting(**DEVICE, type=str, group="run", identity=False)
-    precision: str = setting("auto", "of training; auto: bfloat16 where the processor has units for it", str, "run",
+    precision: str = setting("auto", "of training; auto: bfloat16 where that is faster", str, "run",
                              choices=("auto", "float32", "bfloat16"))
     compile: bool | None = setting(None, "torch.compile the model (default: on CUDA, for long runs)", None, "run",
                                    False)

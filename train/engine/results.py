@@ -157,8 +157,8 @@ def combine(members):
 
 
 def join(words):
-    """Each different one that is known, once: `2.11.0, 2.12.0`."""
-    return ", ".join(dict.fromkeys(str(word) for word in words if word))
+    """Each different one that is known, once: `2.11.0; 2.12.0`."""
+    return "; ".join(dict.fromkeys(str(word) for word in words if word))
 
 
 def runs_of(result):

@@ -119,7 +119,7 @@ def test_a_run_that_began_with_weights_counts_what_those_took():
     [row] = results.group(runs).to_dict("records")
     assert row["n"] == 2 and row["epochs"] == 40 and row["seconds"] == pytest.approx(100.5 + 100)
     assert row["pflop"] == pytest.approx(6 * 2 * 40_000 * (30 + 10 * (1 + 0.390625) / 2) / 1e15)
-    assert row["protocol"] == "fold 0, from weights of 30 epochs" and row["hardware"] == "abacus, slate"
+    assert row["protocol"] == "fold 0, from weights of 30 epochs" and row["hardware"] == "abacus; slate"
     assert row["command"] == "c && b && a | b"
     other = summary("a-s2", 97.0, 2, macs=2, recipe={"epochs": 10, "init": "d"}, before=[before("d", 20)])
     assert results.group([*runs, other])["n"].tolist() == [2, 1]
@@ -212,7 +212,7 @@ def test_a_name_in_two_folders_is_told_apart_and_never_averaged():
 def test_where_and_with_what_a_run_was_made_is_kept_and_may_be_missing():
     new = summary("a", 95.0, torch="2.11.0", commit="abc", threads=2)
     [row] = results.group([new, summary("b", 96.0, 1, torch="2.12.0")]).to_dict("records")
-    assert (row["torch"], row["commit"], row["threads"]) == ("2.11.0, 2.12.0", "abc", "2")
+    assert (row["torch"], row["commit"], row["threads"]) == ("2.11.0; 2.12.0", "abc", "2")
 
 
 def test_the_work_of_training():

@@ -1,4 +1,4 @@
-"""The shortest way to a good network: FastNet, a few large-batch epochs, in minutes on a CPU and seconds on a GPU.
+"""The shortest way to a good network: FastNet, a few large-batch epochs, in less than an hour on two CPU cores.
 
     python train/quick.py                     fold 0 held out
     python train/quick.py --noval             on all 50,000 images

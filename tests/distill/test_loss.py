@@ -1,6 +1,7 @@
 """The distillation objectives against numbers computed by hand and slow loops."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -126,6 +127,17 @@ def test_standardized_logits_ignore_shift_and_scale(batch):
     soft = soft_targets_of(5 * student + 3, 2.0, "standardized")
     loss = distillation_loss(student, soft, hard, 2.0, 1.0, "standardized")["loss"]
     assert loss.item() == pytest.approx(0, abs=1e-9)
+
+
+def test_standardized_logits_weigh_as_in_their_source(batch):
+    """9 T^2 KL of the standardized logits + 0.1 CE at alpha 0.9, one number at a time (Sun et al. 2024)."""
+    student, teacher, hard = batch
+    rows = [torch.tensor([[(v - statistics.mean(row)) / statistics.stdev(row) for v in row] for row in logits.tolist()])
+            for logits in (student, teacher)]
+    expected = 9 * by_hand(*rows, hard, 2.0, 1.0) + 0.1 * by_hand(student, teacher, hard, 2.0, 0.0)
+    soft = soft_targets_of(teacher, 2.0, "standardized")
+    loss = distillation_loss(student, soft, hard, 2.0, 0.9, "standardized")["loss"]
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_mixed_soft_targets_match_mixed_teachers():

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 ASSEMBLY = timedelta(minutes=5)  # for all ranks to start, from a slow disk perhaps
 SILENCE = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
+COMPILING = timedelta(minutes=10)  # on GPUs: a rank may find its first step compiled that another has to compile yet
 PATIENCE = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
 
 
@@ -77,8 +78,8 @@ class Ranks:
         self.rank, self.size, self.seed = 0, 1, ()
         if device and size() > 1:
             self.rank, self.size, self.seed = rank(), size(), (rank(),)
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=SILENCE)
+            backend, patience = ("nccl", COMPILING) if device.type == "cuda" else ("gloo", SILENCE)
+            dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=patience)
             self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def __enter__(self):

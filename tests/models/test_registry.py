@@ -63,6 +63,8 @@ def test_only_the_teacher_is_above_the_budget():
         ("fastnet", {"residual": True}, "fastnet-res"),
         ("fastnet", {"width": 128, "middle": 256, "top": 352, "residual": True}, "fastnet-128-256-352-res"),
         ("fastnet", {"columns": 2}, "fastnet-2x64"),
+        ("fastnet", {"columns": 2, "width": 96, "middle": 192, "top": 224, "residual": True},
+         "fastnet-2x96-192-224-res"),
         ("fastnet", {"columns": 3, "width": 32, "top": 96, "residual": True}, "fastnet-3x32-96-res"),
     ),
 )

@@ -109,7 +109,7 @@ setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two
 data $(data)/cifar-10-batches-py/batches.meta: | $(python) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
 	$(PYTHON) train/data.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
 miniature := SIZE=demo TEACHER_SEED=$(SEED) STAGE=basic FOLD=noval pictures
-demo: ## the whole pipeline in miniature, offline, in three to five minutes on two cores
+demo: ## the whole pipeline in miniature, offline, in two to five minutes on two cores
 	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, a job a core:"
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(miniature)
 	@echo; echo "Now look at weights/demo$(trial)/report/report.html, and at the logs, curves and answers beside it."

@@ -14,7 +14,6 @@ Several trainings on one GPU: as many commands at once, the sum of their (b) aga
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 from dataclasses import replace
@@ -166,8 +165,7 @@ def prepare(name, recipe, compiling, dataset, loader, device):
     row = {"model": model.name, "batch_size": recipe.batch_size, "precision": recipe.precision,
            "compile_seconds": max(0.0, first - further) if compiling else None,
            "compiler": explain_compilation() if compiling else "eager",
-           "peak_bytes": (torch.cuda.max_memory_allocated() - occupied if device.type == "cuda" else
-                          1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),  # of the whole process
+           "peak_bytes": torch.cuda.max_memory_allocated() - occupied if device.type == "cuda" else None,
            "bound": bound(name) if device.type == "cuda" and recipe.precision == "bfloat16" else None}
     if loader:
         ways |= {"torchvision": partial(timed, step_mixed, *loader), "usual": partial(timed, step_usual, *loader)}
@@ -233,7 +231,8 @@ def line_of(row):
     rates = row["images_per_second"]
     cells = [row["model"], row["batch_size"], row["precision"],
              *(f"{rates[way]:,.0f}" if way in rates else "" for way in ("step", "loop", "torchvision", "usual")),
-             f"{1 - rates['loop'] / rates['step']:.1%}", f"{row['peak_bytes'] / 2**20:,.0f} MiB",
+             f"{1 - rates['loop'] / rates['step']:.1%}",
+             "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB",
              "" if row["compile_seconds"] is None else f"{row['compile_seconds']:.0f} s", row["compiler"],
              f"{rates['loop'] / min(row['bound'].values()):.1%}" if row["bound"] else ""]
     return f"| {' | '.join(map(str, cells))} |"

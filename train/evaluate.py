@@ -99,6 +99,8 @@ def main():
     if args.store and (args.tta or len(args.weights) > 1):
         raise UserError("--store is for one network without --tta: classify answers by that")
     networks = predict.load(args.weights, device_of(args.device))
+    if args.store:
+        check_target("--store", networks[0].file, ".pt")
     for network in networks:
         network.check_clean()
         network.check_kind(args.data)
@@ -122,7 +124,8 @@ def main():
     print(f"{figures['model']}: {figures['params']:,} parameters, {figures['macs'] / 1e6:,.0f} M multiply-accumulates")
     print(f"test top-1 {figures['top1']:.2f} % of {figures['images']:,} images, "
           f"nll {figures['nll']:.4f}, ece {figures['ece']:.4f}{', with flip TTA' if args.tta else ''}")
-    print("per class: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(test.classes, figures["per_class"])))
+    print("per class: " + ", ".join(name + (" -" if value is None else f" {value:.1f}")
+                                    for name, value in zip(test.classes, figures["per_class"])))
 
     if args.calibrate:
         temperature = predict.temperature(predict.answers(networks, val.images, args.tta), val.labels)

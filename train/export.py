@@ -116,7 +116,7 @@ def write_half(network, out, ties=False):
     half = {name: value.half() if name in halved else value for name, value in state.items()}
     if flawed := checkpoint.nonfinite(half):
         raise UserError(f"{flawed} is not finite in half precision; nothing was written")
-    content = network.content | {"state": half, "ema": None}
+    content = network.content | {"state": half, "ema": None, "whole": network.whole}
 
     images = data.load("synthetic", "test").images
     before, after = (predict.logits(model, images) for model in (network.model, predict.restore(content)))

@@ -35,7 +35,7 @@ from train.engine.command import (ROOT, UserError, add_common, check_target, com
 from train.engine.compare import compare, differences, pipeline
 from train.engine.page import commands, in_words, markdown, page
 from train.engine.recipe import family
-from train.engine.results import HUMANS, Scorer, group, read_result, tell_apart
+from train.engine.results import HUMANS, Scorer, group, read_result, tell_apart, whole
 
 PUBLISHED = Path(plots.__file__).with_name("published.csv")
 MARKERS = "<!-- {} -->", "<!-- /{} -->"
@@ -91,7 +91,7 @@ def gather(paths, ensembles, scorer):
         elif path.name.endswith(".last.pt"):  # `weights/*.pt` names it too
             complain(f"left out: {path} is a resume state", 0)
         else:
-            checkpoint.load_weights(path)
+            predict.load([path])[0].check_kind(scorer.path)
             weights.append(path)
             csvs.append(path.with_suffix(".csv"))
 
@@ -110,10 +110,10 @@ def gather(paths, ensembles, scorer):
 
     # Kept results are shown too, unless they are the same again, or weights of that name, or of a member's, were
     # trained anew since: then they are figures of the past.
-    here = {(result["folder"], result["run"]): result["weights"] for result in results}
+    here = {(result["folder"], result["run"]): whole(result) for result in results}
     foreign = 0
     for result in filter(None, map(read_result, kept)):
-        folder, run, mark = result["folder"], result["run"], result["weights"]
+        folder, run, mark = result["folder"], result["run"], whole(result)
         past = any(here.get((folder, name), source) != source for name, source in result.get("members", [[run, mark]]))
         again = (folder, run) in here and result["tta"] == scorer.tta
         foreign += result["data"] != scorer.digest
@@ -167,7 +167,7 @@ def draw(folder, table, results, logs, official):
             plots.landscape(folder / file, *points, title, label, unit, budget)
             pictures[file] = f"Accuracy against {caption}.{others}"
 
-    # The best single run, one that keeps the budget where there is any.
+    # The first run of the best row of single networks, one that keeps the budget where there is any.
     single = scored[scored["networks"] == 1].sort_values("over_budget", kind="stable")
     for best in single[:1].to_dict("records"):
         run = next(run for run in results if (run["weights"], run["tta"]) == (best["weights"], best["tta"]))
@@ -234,8 +234,6 @@ def check(args):
 @command
 def main():
     args = flags().parse_args()
-    if args.diff:
-        return show(differences(args.diff))
     beside = args.out is None
     args.out = args.out or ROOT / "weights" / ("report-synthetic" if args.data == "synthetic" else "report")
     args.ensemble = args.ensemble or []
@@ -246,9 +244,10 @@ def main():
     ensembles = {name: scorer.load(files, f"--ensemble {name}: ") for name, *files in args.ensemble}
     roles = {role: scorer.load(getattr(args, role), f"--{role}: ") for role in ROLES if getattr(args, role)}
     named = [network.file for networks in [*ensembles.values(), *roles.values()] for network in networks]
-    further = {"Comparison": compare(args.compare, scorer)} if args.compare else {}
-    if args.compare and not args.weights + named:
-        return show(further["Comparison"])
+    further = {"Differences": differences(args.diff)} if args.diff else {}
+    further |= {"Comparison": compare(args.compare, scorer)} if args.compare else {}
+    if further and not args.weights + named:
+        return show("\n\n".join(further.values()))
 
     paths = args.weights or list(dict.fromkeys(named)) or [ROOT / "weights"]
     results, logs = gather(paths, ensembles, scorer)
@@ -266,7 +265,7 @@ def write_report(args, results, logs, further, official):
     note = NOTE.format(images=images if official else f"{images} generated")
     note += NOTE_HUMANS if set(HUMANS) & set(table) else ""
     source = "the official CIFAR-10" if official else "generated"
-    summary = f"{count_of(len(results), 'run')}, scored on {source} test images."
+    summary = f"{count_of(len(results), 'result')}, scored on {source} test images."
     pictures = draw(args.out, table, results, logs, official)
     text = f"{markdown(in_words(table))}\n{note}"
     write_text(args.out / "results.md", f"{text}\n\n{markdown(commands(table))}")

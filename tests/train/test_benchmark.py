@@ -133,7 +133,7 @@ def test_the_command_writes_a_table_and_the_same_figures_as_json(run):
         assert [float(cell.replace(",", "")) for cell in cells[3:7]] == [
             round(rates[way]) for way in ("step", "loop", "torchvision", "usual")]
         assert cells[7] == f"{1 - rates['loop'] / rates['step']:.1%}"
-        assert row["peak_bytes"] > 2**20 and row["compile_seconds"] is None
+        assert cells[8] == "" and row["peak_bytes"] is row["compile_seconds"] is None
 
 
 def test_strengths_and_both_precisions_in_turns(run, monkeypatch):

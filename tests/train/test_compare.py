@@ -71,10 +71,20 @@ def test_comparison_counts_what_only_one_of_two_got_right(folder, run, blank):
     labels = data.load(folder / "data", "test").labels
     first, second = ((logits_of(file, folder).argmax(1) == labels).tolist() for file in (a, b))
     only = sum(x > y for x, y in zip(first, second)), sum(x < y for x, y in zip(first, second))
-    assert code == 0 and f"{only[0]} only a-fold0, {only[1]} only b-fold0" in out
+    assert code == 0 and f"{only[0]} only a-fold0, {only[1]} only b-fold0" in out and "TTA" not in out
     p = sum(comb(sum(only), k) for k in range(min(only) + 1)) / 2 ** (sum(only) - 1)
     page = (folder / "weights/report/report.html").read_text("utf-8")
     assert f"p = {min(1, p):.3g}." in out and f"p = {min(1, p):.3g}." in page and "says nothing of seeds" in out
+
+
+def test_mirrored_answers_are_called_so(folder, run, blank):
+    a, b = add(folder, "net-lr0.1-s0"), add(folder, "net-lr0.2-s0", seed=5)
+    assert "\nWith flip TTA, net-lr0.1-s0 is right on" in run(a, b, "--tta", "--compare", a, b)[1]
+    add(folder, "net-lr0.1-s1", seed=2), add(folder, "net-lr0.2-s1", seed=3)
+    groups = [folder / f"weights/net-lr{lr}*" for lr in (0.1, 0.2)]
+    out = run("--tta", "--compare", *groups)[1]
+    assert out.startswith("With flip TTA, net-lr0.1* has ") and " net-lr0.2* has " in out
+    assert "TTA %" in run("--tta", "--student", a)[1]
 
 
 def test_a_comparison_alone_is_of_these_two_wherever_they_are(folder, run, blank):
@@ -123,6 +133,9 @@ def test_what_differs_between_two_runs(folder, run):
         "  + threads: 4", "command: different", "  - command: python train/baseline.py --seed 0",
         "  + command: python train/baseline.py --seed 1", "weights: different"]
     assert "different" not in run("--diff", a, a)[1] and not (folder / "weights/report").exists()
+    code, more, _ = run("--diff", a, b, "--compare", a, b)
+    assert code == 0 and more.startswith(out) and "McNemar" in more
+    assert out in run(a, "--diff", a, b)[1] and (folder / "weights/report/report.html").exists()
 
     content["provenance"]["before"] = [{"command": "python train/baseline.py --seed 7"}]
     checkpoint.save(b, content)
@@ -160,6 +173,13 @@ def test_roles_are_compared_in_lines_and_the_teachers_are_a_row(folder, run, bla
     assert "distillation is ahead" in (folder / "weights/report/report.html").read_text("utf-8")
     out = run("--student", *files["control"], "--control", *files["student"])[1]
     assert "student -2.50 points" in out and "the control is ahead" in out
+
+
+def test_another_network_or_other_epochs_are_no_control(folder, run, blank):
+    student, a, b = add(folder, "a"), add(folder, "b", epochs=9), add(folder, "c", width=3)
+    for control in (a, b):
+        out = run("--student", student, "--control", control)[1]
+        assert "differs by more than the teachers" in out and "ahead" not in out and "a tie" not in out
 
 
 def test_the_same_accuracy_is_a_tie_and_roles_may_be_missing(folder, run, blank):

@@ -82,6 +82,10 @@ def test_a_file_in_half_precision_answers_alike_and_keeps_the_rest(weights, half
     assert f"{(before.argmax(1) != after.argmax(1)).sum()} answers differ" in out
     recorded = kept["check"]["logits"]
     assert recorded.dtype == torch.float32 and torch.equal(recorded, after[:16])
+    assert smaller.mark != whole.mark and smaller.whole == whole.whole == whole.mark
+    assert smaller.history[0]["weights"] == whole.mark
+    with pytest.raises(UserError, match="a network counts once"):
+        predict.load([weights, tmp_path / "half.pt"])
 
 
 def test_the_moving_average_is_what_is_kept(toy_set, weights, half, tmp_path, monkeypatch):

@@ -180,6 +180,8 @@ def test_weights_of_the_synthetic_set_are_not_scored_on_the_real_one(folder, run
     add(folder, "net-fold0", source="synthetic")
     code, _, err = run()
     assert code == 2 and "was trained on other images" in err and "no finished weights" in err
+    code, out, err = run(folder / "weights/net-fold0.pt", add(folder, "other-fold0"))
+    assert (code, out) == (2, "") and "was trained on other images" in err and err.count("\n") == 1
 
 
 def test_a_name_with_a_space_is_a_name(folder, run, blank):

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from train.engine import checkpoint
+from train.engine import checkpoint, predict
 from train.engine.command import UserError, count_of
 from train.engine.results import describe, same_but_seed, tell_apart
 
@@ -44,7 +44,7 @@ def t_quantile(share, freedom, cells=20_000):
 def welch(first, second):
     """(difference of the means, low, high) of two lists of two values or more, with the 95 % interval of Welch 1947."""
     errors = [np.var(values, ddof=1) / len(values) for values in (first, second)]
-    difference, error = np.mean(first) - np.mean(second), sum(errors)
+    difference, error = round(np.mean(first) - np.mean(second), 9), sum(errors)  # a tie is a tie, to the last bit
     if error == 0:
         return difference, difference, difference
     freedom = error**2 / sum(e**2 / (len(values) - 1) for e, values in zip(errors, (first, second)))
@@ -82,9 +82,11 @@ def compare(patterns, scorer):
         if not files:
             raise UserError(f"--compare {pattern}: there is no such weights file")
         sides.append(scorer.load(files, "--compare: "))
-    a, b = tell_apart([Path(pattern).absolute().with_suffix("") for pattern in patterns])
+    a, b = tell_apart([Path(pattern.removesuffix(".pt")).absolute() for pattern in patterns])
+    how = "With flip TTA, " if scorer.tta else ""
     if len(sides[0]) == len(sides[1]) == 1:
-        return compare_networks(a, b, *(scorer.answers(side).argmax(1) == scorer.dataset.labels for side in sides))
+        right = (scorer.answers(side).argmax(1) == scorer.dataset.labels for side in sides)
+        return how + compare_networks(a, b, *right)
     for pattern, side in zip(patterns, sides):
         if len(side) < 2:
             raise UserError(f"--compare {pattern}: one file against several; a group has two seeds or more")
@@ -92,8 +94,8 @@ def compare(patterns, scorer):
     scores = [[scorer.accuracy([network]) for network in side] for side in sides]
     deviations = [np.std(values, ddof=1) for values in scores]
     difference, low, high = welch(*scores)
-    text = ", ".join(f"{name} has {np.mean(values):.2f} ± {deviation:.2f} % ({count_of(len(values), 'seed')})"
-                     for name, values, deviation in zip((a, b), scores, deviations))
+    text = how + ", ".join(f"{name} has {np.mean(values):.2f} ± {deviation:.2f} % ({count_of(len(values), 'seed')})"
+                           for name, values, deviation in zip((a, b), scores, deviations))
     text += (f": a difference of {difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} (Welch), "
              f"{'that is more than chance' if low > 0 or high < 0 else 'which may be chance'}.")
     if needed := seeds_needed(difference, deviations):
@@ -134,7 +136,7 @@ def differences(files):
 def pipeline(roles, scorer):
     """Roles, runs, parameters and test accuracy in lines, and what the student gains. roles: {role: [Network, ...]}."""
     line = "{:10s} {:34s} {:>12s} {:>8s}".format
-    lines, mean, gains = [line("role", "run", "parameters", "test %")], {}, []
+    lines, mean, gains = [line("role", "run", "parameters", "TTA %" if scorer.tta else "test %")], {}, []
     for role, networks in roles.items():
         params = [network.provenance["params"] for network in networks]
         scores = [scorer.accuracy([network]) for network in networks]
@@ -150,7 +152,10 @@ def pipeline(roles, scorer):
         gains.append(f"student {mean['student'] - mean['baseline']:+.2f} points against the baseline")
     if {"student", "control"} <= set(mean):
         points = round(mean["student"] - mean["control"], 9)
+        pair = [*roles["student"], *roles["control"]]
+        alike = len({(network.provenance["name"], predict.epochs(network.history)) for network in pair}) == 1
         verdict = "distillation is ahead" if points > 0 else "the control is ahead" if points < 0 else "a tie"
-        gains.append(f"student {points:+.2f} points against the control, the same network and epochs without teachers: "
-                     f"{verdict}")
+        gains.append(f"student {points:+.2f} points against the control, " +
+                     (f"the same network and epochs without teachers: {verdict}" if alike else
+                      "which differs by more than the teachers: in its network or its epochs"))
     return "\n".join([*lines, "", *gains] if gains else lines)

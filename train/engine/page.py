@@ -87,7 +87,7 @@ img {{ max-width: 100%; height: auto; display: block }}
 </body></html>
 """
 PICTURES = {"Accuracy, size and work": ("landscape.png", "cost.png"), "Training": ("curves.png",),
-            "The best run within the budget": ("confusion.png", "reliability.png")}
+            "One run of the best row": ("confusion.png", "reliability.png")}
 
 
 def page(table, note, summary, folder, pictures, further, published=None):

@@ -53,6 +53,11 @@ class Network:
         return checkpoint.digest(self.content["ema"] or self.content["state"])[:16]
 
     @property
+    def whole(self):
+        """The mark of the weights as they were trained, which a copy in half precision has too."""
+        return self.content.get("whole", self.mark)
+
+    @property
     def temperature(self):
         """What its logits are divided by before they are probabilities: 1.0 unless one was fitted and stored."""
         return self.content.get("temperature", 1.0)
@@ -82,7 +87,7 @@ class Network:
         """Its run, and before it those whose weights it began with, the last first, as plain values."""
         about = self.provenance
         told = {name: about.get(name) for name in ("run", "command", "seconds", "unlabelled", "date", *PLACE)}
-        own = told | {"weights": self.mark, "trained_on": about["images"], "recipe": self.content["recipe"]}
+        own = told | {"weights": self.whole, "trained_on": about["images"], "recipe": self.content["recipe"]}
         return [own, *about.get("before", [])]
 
     def check_clean(self, where=""):
@@ -153,9 +158,9 @@ def load(files=(), device="cpu"):
     for file in map(Path, files or [RELEASED]):
         content = checkpoint.load_weights(file)
         network = Network(file, restore(content, device, f"{file}: "), content)
-        if network.mark in seen:
-            raise UserError(f"{file} repeats {seen[network.mark]}: a network counts once")
-        seen[network.mark] = file
+        if network.whole in seen:
+            raise UserError(f"{file} repeats {seen[network.whole]}: a network counts once")
+        seen[network.whole] = file
         networks.append(network)
     return networks
 
@@ -253,8 +258,12 @@ def confusion(logits, labels, classes=10):
 
 
 def figures(logits, labels):
-    """All of the above for one set of answers, as plain numbers: top1 and per_class in percent, nll in nats."""
+    """All of the above for one set of answers, as plain numbers: top1 and per_class in percent, nll in nats.
+
+    A class without images has None.
+    """
     counts = confusion(logits, labels)
-    per_class = 100 * counts.diagonal().double() / counts.sum(1).clamp(min=1)
+    per_class = [100 * right / images if images else None
+                 for right, images in zip(counts.diagonal().tolist(), counts.sum(1).tolist())]
     return {"top1": accuracy(logits, labels), "nll": nll(logits, labels), "ece": ece(logits, labels),
-            "per_class": per_class.tolist(), "confusion": counts.tolist()}
+            "per_class": per_class, "confusion": counts.tolist()}

@@ -91,7 +91,7 @@ class Scorer:
         if name:
             words = ["python", "train/evaluate.py", *(short_path(network.file) for network in networks)]
             words += ["--tta"] * self.tta + ["--data", "synthetic"] * (self.path == "synthetic")
-            members = sorted([network.provenance["run"], network.mark] for network in networks)
+            members = sorted([network.provenance["run"], network.whole] for network in networks)
             file, mark = file.with_name(f"{name}.pt"), checkpoint.digest(members)[:16]
             about = {"run": name, "members": members, "command": shlex.join(words)}
             about |= combine([describe(network) for network in networks])
@@ -135,7 +135,7 @@ def describe(network):
     about = network.provenance
     return {"model": about["name"], **{name: about.get(name) for name in ORIGIN}, "trained_on": about["images"],
             "macs": models.macs(network.model), "recipe": network.content["recipe"], "weights": network.mark,
-            "before": about.get("before", []), "training_data": network.content["data"]}
+            "whole": network.whole, "before": about.get("before", []), "training_data": network.content["data"]}
 
 
 def combine(members):
@@ -144,7 +144,7 @@ def combine(members):
     shared = dict(item for item in recipes[0].items() if all(item in recipe.items() for recipe in recipes))
     total = {name: sum(member[name] for member in members) for name in ("params", "macs")}
     # Two members may have begun with the same weights, whose work was done once.
-    once = {run["weights"]: (run, member["macs"]) for member in members for run in runs_of(member)}
+    once = {whole(run): (run, member["macs"]) for member in members for run in runs_of(member)}
     runs = [run for run, _ in once.values()]
     return total | {name: join(run.get(name) for run in runs) for name in PLACE} | {
         "model": " + ".join(f"{count} {model}" for model, count in Counter(m["model"] for m in members).items()),
@@ -157,8 +157,13 @@ def combine(members):
 
 
 def join(words):
-    """Each different one that is known, once: `2.11.0; 2.12.0`."""
-    return "; ".join(dict.fromkeys(str(word) for word in words if word))
+    """Each different one that is known, once: `2.11.0; 2.12.0`. A word may be several, joined so before."""
+    return "; ".join(dict.fromkeys(part for word in words if word for part in str(word).split("; ")))
+
+
+def whole(run):
+    """The mark of a result's weights, or of a run's, as they were trained: copies in half precision are the same."""
+    return run.get("whole", run["weights"])
 
 
 def runs_of(result):
@@ -191,10 +196,11 @@ def work(run, macs):
 def group(results):
     """The table, a DataFrame of plain values: a row for all runs of a folder that differ by their seed only.
 
-    The best comes first. The same weights under two names are one run; figures that not all runs have are missing.
+    The best comes first. The same weights under two names are one run, and so is a copy in half precision beside the
+    whole; figures that not all runs have are missing.
     """
     rows = []
-    for result in sorted(results, key=lambda result: result["recipe"]["seed"]):
+    for result in sorted(results, key=lambda result: (result["recipe"]["seed"], result["weights"] != whole(result))):
         recipe, runs = result["recipe"], runs_of(result)
         limits, unlabelled = [run["recipe"]["limit"] for run in runs], max(run.get("unlabelled") or 0 for run in runs)
         protocol = [f"mean of {len(result['members'])}" if "members" in result else
@@ -206,12 +212,13 @@ def group(results):
         protocol += ["TTA"] if result["tta"] else []
         places = {name: join(run.get(name) for run in runs) for name in PLACE}
         rows.append(result.get("humans", {}) | result | places | {
-            "name": family(result["run"]), "epochs": epochs(runs), "seconds": sum(run["seconds"] for run in runs),
-            "protocol": ", ".join(protocol), "networks": len(result.get("members", [result])),
+            "name": family(result["run"]), "whole": whole(result), "epochs": epochs(runs),
+            "seconds": sum(run["seconds"] for run in runs), "protocol": ", ".join(protocol),
+            "networks": len(result.get("members", [result])),
             "deviation": result.get("top1"), "n": 1, "pflop": pflop(result), "unlabelled": unlabelled,
             "make": result.get("make") or "", "command": " && ".join(run["command"] or "" for run in reversed(runs)),
             "alike": f"{result['folder']} {same_but_seed(result)}"})
-    runs = pd.DataFrame(rows).drop_duplicates(["weights", "tta"])
+    runs = pd.DataFrame(rows).drop_duplicates(["whole", "tta"])
     runs = runs.rename(columns={"params": "parameters", "include_test": "contaminated", "run": "runs"})
     runs = runs.reindex(columns=[*COLUMNS, "alike"]).astype({"pflop": float})
 

@@ -65,6 +65,7 @@ def test_figures_by_hand():
     assert predict.ece(logits, labels) == pytest.approx(abs(1 - 2 * sure) / 2, abs=1e-6)
     assert predict.nll(logits, labels) == pytest.approx((-math.log(sure) - math.log((1 - sure) / 2)) / 2, rel=1e-4)
     assert predict.confusion(logits, labels, 3).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert predict.figures(torch.eye(10)[:4], torch.tensor([0, 1, 2, 2]))["per_class"] == [100, 100, 50, *[None] * 7]
 
 
 def test_ece_of_the_extremes():

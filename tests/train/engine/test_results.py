@@ -61,6 +61,7 @@ def test_welch_by_hand():
     half = 2.4590 * np.sqrt(5 / 6)  # between t(0.975) of 5 and 6 degrees, 2.571 and 2.447
     assert difference == 1 and (low, high) == pytest.approx((1 - half, 1 + half), abs=2e-3)
     assert compare.welch([2, 2], [1, 1]) == (1, 1, 1)
+    assert compare.welch([93.1, 93.3], [93.0, 93.4])[0] == 0  # whose means differ in the last bit
 
 
 def test_an_interval_of_95_percent_holds_the_truth_so_often():
@@ -105,6 +106,18 @@ def test_runs_that_differ_by_their_seed_only_are_one_row():
     assert (row["low"], row["high"]) == pytest.approx(results.wilson(9720, 10_000))
     words = page.in_words(table).iloc[0]
     assert words["test top-1 %"] == "97.20 ± 0.20" and words["n"] == "3" and words["95 % interval"] == "96.86 to 97.51"
+
+
+def test_a_copy_in_half_precision_is_no_further_seed():
+    copy = summary("a-s0", 96.9, weights="h", whole="a-s0 97.0")
+    table = results.group([copy, summary("a-s0", 97.0), summary("a-s1", 97.2, 1)])
+    [row] = table.to_dict("records")
+    assert row["n"] == 2 and row["top1"] == pytest.approx(97.1) and row["runs"] == "a-s0 a-s1"
+    assert results.group([copy]).iloc[0]["top1"] == 96.9
+
+
+def test_places_are_told_once():
+    assert results.join(["a, 2 threads; b", None, "b", "a, 2 threads"]) == "a, 2 threads; b"
 
 
 def before(weights, epochs, place="abacus", **recipe):

@@ -2,7 +2,7 @@
 
 SIZE    ?= full
 DATA    ?= $(if $(filter demo,$(SIZE)),synthetic,data)
-DEVICE  ?= $(if $(filter demo,$(SIZE)),cpu)
+DEVICE  ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda))
 VENV    ?= .venv
 PYTHON  ?= $(if $(VENV),$(VENV)/bin/python,python3)
 SHELL   := /bin/bash
@@ -158,9 +158,13 @@ ask.$(MAKECMDGOALS)  = $(if $(ARGS),ask)
 # What the name of a file says becomes flags: its words fold3, noval and seed1 are --fold 3, --noval and --seed 1.
 words = $(filter $(folds) seed%,$(subst -, ,$(basename $(@F))))
 split = $(subst seed,--seed ,$(subst fold,--fold ,$(subst noval,--noval,$(words))))
-# With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it.
+# With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it. They
+# are the first N of CUDA_VISIBLE_DEVICES where that is set.
+comma := ,
 free_gpu = $(if $(GPUS),gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
-  gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; export CUDA_VISIBLE_DEVICES=$$gpu;)
+  gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; \
+  IFS=$(comma) read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s$(comma) 0 $$(( $(GPUS) - 1 )))}"; \
+  export CUDA_VISIBLE_DEVICES=$${own[gpu]};)
 # The demo shows the last line of a run only, or all of one that fails.
 hush.demo := @
 log        = $(@:.pt=.log)

@@ -50,9 +50,10 @@ def decoupled_divergence(student_logits, soft_targets, hard_targets, temperature
     """T^2 (TCKD + beta NCKD), batch mean: decoupled knowledge distillation (Zhao et al. 2022, eq. 7).
 
     TCKD compares the two-way split target against rest, NCKD the distribution among the rest, which plain KL weighs
-    by 1 - p_target. With mixed hard targets the class of the largest share is the target.
+    by 1 - p_target. With mixed hard targets the class of the largest share is the target, and of images
+    without a label, or without one in their larger part, the teacher's answer.
     """
-    labelled = hard_targets.sum(1, keepdim=True) > 0  # of an image without a label, the teacher's answer is the target
+    labelled = hard_targets.sum(1, keepdim=True) > 0.5
     target = F.one_hot(torch.where(labelled, hard_targets, soft_targets).argmax(1), hard_targets.shape[1]).bool()
     log_student = (student_logits / temperature).log_softmax(1)
     log_teacher = soft_targets.clamp_min(torch.finfo(soft_targets.dtype).tiny).log()

@@ -28,7 +28,7 @@ from models import MODELS
 from train.baseline import STAGES, Baseline
 from train.engine import data, predict
 from train.engine.command import UserError, autocast, command, device_of, number
-from train.engine.loop import run
+from train.engine.loop import run, steps_per_epoch, worth_compiling
 from train.engine.recipe import Recipe, parse, peek, setting
 from train.flatse import FlatSE
 from train.pyramidnet import PyramidNet
@@ -75,7 +75,8 @@ class Distillation:
     @cached_property
     def teach(self):
         """The Teachers that answer on the student's own batch."""
-        compiling = device_of(self.device).type == "cuda" if self.compile is None else self.compile
+        steps = self.epochs * steps_per_epoch(self.limit or data.SIZES["train"], self)  # about so many
+        compiling = worth_compiling(self, device_of(self.device), steps)
         return Teachers([network.model for network in self.networks], self.precision, compiling)
 
     def prepare(self, train, model):
@@ -104,8 +105,8 @@ class Distillation:
 class Teachers:
     """Frozen networks that answer together: normalized images (N, 3, H, W) to the mean of their logits (N, 10).
 
-    Their filters are cast to the precision once, not in every step. On CUDA they are compiled, without CUDA graphs of
-    their own: what they return must not lie in memory that the student's graphs reuse.
+    Their filters are cast to the precision once, not in every step. They are compiled where the student is, but without
+    CUDA graphs of their own: what they return must not lie in memory that the student's graphs reuse.
     """
 
     def __init__(self, networks, precision="float32", compiling=False):

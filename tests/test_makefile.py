@@ -49,10 +49,10 @@ def make(tmp_path):
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "weights").mkdir()
 
-    def run(*words, data="synthetic"):
+    def run(*words, data="synthetic", **more):
         (tmp_path / "calls").unlink(missing_ok=True)
         line = ["make", "VENV=", f"PYTHON={tmp_path}/python", f"DATA={data}", *words]
-        clean = {"PATH": os.environ["PATH"]}  # a make that runs the tests hands its own variables down
+        clean = {"PATH": os.environ["PATH"], **more}  # a make that runs the tests hands its own variables down
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=clean)
         calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
         return done.returncode, done.stdout + done.stderr, [shlex.split(call) for call in calls]
@@ -332,3 +332,15 @@ def test_several_jobs_share_gpus_without_ever_sharing_one(make, tmp_path):
     for gpu, event in events:
         busy[gpu] += 1 if event == "in" else -1
         assert 0 <= busy[gpu] <= 1
+    assert all(call[call.index("--device") + 1] == "cuda" for call in calls)  # or one without a GPU would take the CPU
+
+
+def test_jobs_stay_on_the_gpus_that_they_may_use(make, tmp_path):
+    noted = 'echo "$CUDA_VISIBLE_DEVICES" >> gpus; sleep 0.2\nwhile'
+    (tmp_path / "python").write_text(STAND_IN.replace("while", noted))
+    for own, seen in (("3,GPU-5", {"3", "GPU-5"}), ("7", {"7", ""}), ("", {""})):
+        (tmp_path / "gpus").unlink(missing_ok=True)
+        assert make("-j5", "GPUS=2", "teachers", CUDA_VISIBLE_DEVICES=own)[0] == 0
+        assert set((tmp_path / "gpus").read_text().split("\n")[:-1]) == seen
+        shutil.rmtree(tmp_path / "weights")
+        (tmp_path / "weights").mkdir()

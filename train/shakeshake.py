@@ -27,7 +27,7 @@ class ShakeShake(Recipe):
     weight_decay: float = 1e-4
     augment: tuple = ("crop", "flip", "autoaugment", "erase")
     mix: str = "ricap"
-    width: int = setting(32, "channels of each branch in the first stage", integer(1), "model", model=True)
+    width: int = setting(32, "channels of each branch in the first stage", integer(2), "model", model=True)
     se: bool = setting(False, "squeeze and excitation on each branch", None, "model", model=True)
 
 

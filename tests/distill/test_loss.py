@@ -90,6 +90,16 @@ def test_the_weight_does_not_depend_on_the_number_of_classes_or_images(batch):
     torch.testing.assert_close(once, twice)
 
 
+def test_decoupled_takes_the_teachers_class_where_most_of_an_image_has_no_label(batch):
+    student, teacher, _ = batch
+    soft, cat = soft_targets_of(teacher, 4.0), F.one_hot(torch.tensor(3), 10)
+    answer = decoupled_divergence(student, soft, torch.zeros(6, 10), 4.0)
+    labelled = decoupled_divergence(student, soft, cat.expand(6, 10).double(), 4.0)
+    assert abs(answer - labelled) > 1e-3
+    for share, expected in ((0.05, answer), (0.6, labelled)):
+        torch.testing.assert_close(decoupled_divergence(student, soft, share * cat.expand(6, 10), 4.0), expected)
+
+
 def test_decoupled_against_a_slow_loop(batch):
     student, teacher, hard = batch
     temperature, beta, total = 3.0, 8.0, 0.0

@@ -217,7 +217,9 @@ def precision_of(name, device):
     """
     if name != "auto":
         return name
-    return "bfloat16" if device.type == "cuda" or faster_in_bfloat16() else "float32"
+    if device.type == "cuda":  # one older than Ampere only emulates it
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if faster_in_bfloat16() else "float32"
 
 
 def faster_in_bfloat16():

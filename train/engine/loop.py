@@ -5,6 +5,9 @@ on the device. Every random number comes from (seed, epoch) or (seed, step), nev
 was killed and resumed ends bit for bit as one that was not.
 """
 
+import os
+import shutil
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -82,12 +85,14 @@ def fit(state, train, val=None, soft=()):
     steps, per_epoch = state.steps, state.steps // recipe.epochs  # of the whole run, of an epoch
     images = train.images.to(device)
     targets = [data.one_hot(train.labels).to(device), *(target.to(device) for target in soft)]
-    compiling = device.type == "cuda" and steps >= WORTH_COMPILING if recipe.compile is None else recipe.compile
+    compiling = worth_compiling(recipe, device, steps)
+    hindered = recipe.compile is None and not compiling and device.type == "cuda" and steps >= WORTH_COMPILING
     network = ranks.wrap(model)
     if compiling:
         network = compiled(network, device)
     first_line = (f"{model.name}: {models.parameter_count(model):,} parameters, {hardware(device)}, "
-                  f"{recipe.precision}, channels_last{', compiled' if compiling else ''}, "
+                  f"{recipe.precision}, channels_last{', compiled' if compiling else ''}"
+                  f"{', not compiled for want of gcc or of Python.h' if hindered else ''}, "
                   f"{count_of(len(train), 'image')}, {count_of(steps, 'step')} in {count_of(recipe.epochs, 'epoch')}"
                   f"{f', from {short_path(recipe.init)}' if recipe.start else ''}")
 
@@ -201,6 +206,19 @@ class Ahead:
             for tensor in batch:
                 tensor.record_stream(main)  # or its memory would be given to the next batch while the step still reads
             yield batch
+
+
+def worth_compiling(recipe, device, steps):
+    """Whether a run of so many steps compiles its networks: by --compile, or on CUDA where it pays and can be done."""
+    pays = device.type == "cuda" and steps >= WORTH_COMPILING and builds_kernels()
+    return pays if recipe.compile is None else recipe.compile
+
+
+def builds_kernels():
+    """Whether there is what Triton builds its kernels' launchers with: a C compiler and Python's headers."""
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's has no headers
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and Path(sysconfig.get_path("include", scheme), "Python.h").exists()
 
 
 def compiled(network, device):

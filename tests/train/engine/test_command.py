@@ -20,9 +20,11 @@ def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
 
 
 @pytest.mark.parametrize("kind, units, auto", [
-    ("cuda", False, "bfloat16"), ("cpu", True, "bfloat16"), ("cpu", False, "float32")])
+    ("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("cpu", True, "bfloat16"), ("cpu", False, "float32")])
 def test_auto_is_bfloat16_where_there_are_units_for_it(monkeypatch, kind, units, auto):
-    monkeypatch.setattr(engine, "faster_in_bfloat16", lambda: units)
+    monkeypatch.setattr(engine, "faster_in_bfloat16", lambda: units if kind == "cpu" else not units)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                        lambda including_emulation=True: including_emulation or units)
     device = torch.device(kind)
     assert precision_of("auto", device) == auto
     assert [precision_of(name, device) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]

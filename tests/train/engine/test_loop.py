@@ -335,6 +335,21 @@ def test_the_first_line_states_the_run(recipe, capsys):
     assert first.endswith(" s") and "of 20 images" in last and "for 3 epochs" in last
 
 
+@pytest.mark.parametrize("kind, steps, compile, tools, expected", [
+    ("cuda", 2_000, None, True, True), ("cuda", 1_999, None, True, False), ("cuda", 2_000, None, False, False),
+    ("cuda", 1, True, False, True), ("cuda", 2_000, False, True, False), ("cpu", 2_000, None, True, False),
+    ("cpu", 1, True, True, True)])
+def test_long_runs_on_cuda_are_compiled_where_kernels_can_be_built(
+        recipe, tmp_path, monkeypatch, kind, steps, compile, tools, expected):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(loop.shutil, "which", lambda name: "/usr/bin/clang" if tools and name == "clang" else None)
+    monkeypatch.setattr(loop.sysconfig, "get_path", lambda *_: tmp_path)
+    (tmp_path / "Python.h").touch()
+    assert loop.worth_compiling(recipe("a", compile=compile), torch.device(kind), steps) == expected
+    (tmp_path / "Python.h").unlink()
+    assert loop.worth_compiling(recipe("a", compile=compile), torch.device(kind), steps) == bool(compile)
+
+
 def test_the_weights_file_tells_what_made_it(toy_set, recipe):
     content = checkpoint.load_weights(loop.run(recipe()))
     train, _ = data.split(data.load(toy_set), 0)

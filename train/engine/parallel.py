@@ -9,6 +9,7 @@ running statistics that are saved are those of rank 0.
 """
 
 import os
+import warnings
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import cache
@@ -93,7 +94,12 @@ class Ranks:
         """The network to train, whose gradients become the mean over the ranks."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # After its first step torch arranges the gradients anew, unless some may be unused. From three ranks on gloo's
+        # order of adding depends on their place, so the first step after a resumption would have other last bits.
+        fixed = next(model.parameters()).device.type == "cpu"
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # that none is unused is known
+        return DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=fixed)
 
     def share(self, batches):
         """This rank's part of each global (images, *targets): yields (count, scale, images, *targets).

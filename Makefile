@@ -11,7 +11,8 @@ MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 # What was typed goes into the weights, but for paths of this machine.
 is_typed = $(findstring command,$(origin $(1)))
-as_typed = $(if $(call is_typed,$(1)),$(1)=$(if $(word 2,$($(1))),"$($(1))",$($(1))))
+is_set   = $(filter command environment,$(firstword $(origin $(1))))
+as_typed = $(if $(call is_set,$(1)),$(1)=$(if $(word 2,$($(1))),"$($(1))",$($(1))))
 decisive := SIZE FOLD EPOCHS LIMIT SEED TEACHER_SEED HOW STAGE DEVICE GPUS ARGS
 export MADE_BY ?= $(strip $(MAKECMDGOALS) $(foreach v,$(decisive),$(call as_typed,$v)))
 
@@ -24,7 +25,8 @@ export MADE_BY ?= $(strip $(MAKECMDGOALS) $(foreach v,$(decisive),$(call as_type
 ##: HOW=view            teachers answer on the student's own batch    make distill HOW=view
 ##: DEVICE=cpu          auto, cuda or cpu                             make baseline DEVICE=cpu
 ##: GPUS=4              so many jobs at once, each on a free GPU      make -j5 GPUS=4 teachers
-##: IMAGES=FILE         images without labels                         make submission IMAGES=test_nolabel.pkl
+##: IMAGES=FILE         images without labels, to answer; with labels and distill also to learn from
+##:                                                                   make submission IMAGES=test_nolabel.pkl
 ##: STAGE=basic         basic, optimized or augmented                 make baseline STAGE=basic
 ##: WEIGHTS="a.pt b.pt" the weights to evaluate                       make evaluate WEIGHTS=weights/resnet18-fold0.pt
 ##: SRC=FILE            an archive or npz that you already have       make data SRC=cifar-10-python.tar.gz
@@ -38,6 +40,9 @@ $(if $(strange),$(error there is no variable $(strange); `make help` lists them)
 one_of   = $(if $(filter-out $(2),$($(1)))$(word 2,$($(1))),$(error $(1)=$($(1)): should be one of $(2)))
 $(call one_of,SIZE,demo quick full)$(call one_of,STAGE,basic optimized augmented)$(call one_of,HOW,csv view)
 $(call one_of,FOLD,0 1 2 3 4 noval)$(call one_of,DEVICE,auto cuda cpu)
+$(if $(SIZE),,$(error SIZE= is empty))$(if $(VENV),,$(if $(filter setup,$(MAKECMDGOALS)),$(error VENV= is empty)))
+$(if $(call is_typed,SIZE),$(foreach goal,$(filter-out $(SIZE),$(filter demo quick,$(MAKECMDGOALS))),\
+  $(error $(goal) has a SIZE of its own)))
 scripts := quick one baseline labels distill control evaluate submission report benchmark test test-faults
 $(if $(and $(call is_typed,ARGS),$(filter-out $(scripts),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS))),\
   $(error ARGS are for one script, not for $(MAKECMDGOALS)))
@@ -80,7 +85,8 @@ fold  := $(if $(filter noval,$(FOLD)),noval,fold$(or $(FOLD),0))
 view  := $(if $(filter view,$(HOW)),-view)
 extra := $(if $(and $(IMAGES),$(filter labels distill,$(MAKECMDGOALS))),-images)
 seed  := $(addprefix -seed,$(filter-out 0,$(SEED)))
-teacher_seed := $(addprefix -seed,$(filter-out 0,$(TEACHER_SEED)))
+typed_seed   := $(if $(filter teachers labels,$(MAKECMDGOALS)),$(SEED))
+teacher_seed := $(addprefix -seed,$(filter-out 0,$(or $(TEACHER_SEED),$(typed_seed))))
 goal_seed    := $(if $(TEACHER_SEED),$(teacher_seed),$(seed))
 
 folds    := fold0 fold1 fold2 fold3 fold4 noval
@@ -108,7 +114,7 @@ help: ## this list
 setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two minutes)
 data $(data)/cifar-10-batches-py/batches.meta: | $(python) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
 	$(PYTHON) train/data.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
-miniature := SIZE=demo TEACHER_SEED=$(SEED) STAGE=basic FOLD=noval pictures
+miniature := SIZE=demo TEACHER_SEED=$(or $(TEACHER_SEED),$(SEED)) STAGE=basic FOLD=noval pictures
 demo: ## the whole pipeline in miniature, offline, in two to five minutes on two cores
 	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, a job a core:"
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(miniature)
@@ -148,7 +154,7 @@ clean: ## remove caches, never weights and never a state to resume from
 
 # ---------------------------------------------------------------- how a file is made
 # A flag is passed on only when its variable is set. ARGS are for the script of the typed goal alone: it is run although
-# its file is there, and says what differs from that.
+# its file is there, and says what differs from that. So are those that learn from IMAGES, which no name tells.
 device := $(DEVICE:%=--device %)
 common := --data "$(DATA)" $(device)
 limit  := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
@@ -195,12 +201,12 @@ $(baseline): $(ask.baseline) | $(ready)
 
 $(call labels,$(goal_seed)): | $(call teachers,$(goal_seed))
 $(call labels,$(teacher_seed)): | $(call teachers,$(teacher_seed))
-$(call both,labels): $(ask.labels)
+$(call both,labels): $(or $(ask.labels),$(if $(filter labels,$(MAKECMDGOALS)),$(extra:-images=ask)))
 	$(hush.$(SIZE))$(PYTHON) distill/labels.py $| $(common) $(limit) $(added) $(args.labels) --out $@
 # A missing teacher is trained only where its answers, or the teacher itself, are asked for.
 .SECONDARY: $(call both,teachers) $(call both,labels)
 
-$(student): $(ask.distill) | $(if $(view),$(call teachers,$(teacher_seed)),$(call labels,$(teacher_seed)))
+$(student): $(or $(ask.distill),$(extra:-images=ask)) | $(if $(view),$(call teachers,$(teacher_seed)),$(call labels,$(teacher_seed)))
 	$(call train,distill/student.py --noval --$(if $(view),teachers,labels) $| $(student.$(SIZE)) $(added),$(args.distill))
 $(control): $(ask.control) | $(ready)
 	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,$(args.control))

@@ -103,7 +103,8 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("teachers", "ARGS=--depth 20"), "ARGS are for one script"), (("demo", "ARGS=-b 8"), "ARGS are for one script"),
     (("labels", "distill", "ARGS=-b 8"), "ARGS are for one script"),
     (("weights/resnet18-fold0.pt", "ARGS=-b 8"), "ARGS are for one script"), (("distill", "FOLD=3"), "of the baseline"),
-    (("SIZE=quick", "teachers", "STAGE=basic"), "of the baseline"),
+    (("SIZE=quick", "teachers", "STAGE=basic"), "of the baseline"), (("teachers", "SIZE="), "SIZE= is empty"),
+    (("setup", "VENV="), "VENV= is empty"), (("demo", "SIZE=quick"), "demo has a SIZE of its own"),
 ])
 def test_a_wrong_or_missing_value_runs_nothing(make, tmp_path, words, told):
     code, out, calls = make(*words)
@@ -255,6 +256,10 @@ def test_seeds_have_files_of_their_own_and_share_the_teachers(make):
     assert {understood(call).seed for call in calls[:7]} == {2}
     assert out_of(calls[7]) == "distillation_labels-seed2.csv" == understood(calls[8]).labels
     assert understood(calls[8]).seed == 1
+    calls = make("teachers", "labels", "distill", "SEED=3", "-B")[2]  # the whole pipeline anew
+    assert len(calls) == 7 + 1 + 2 and {understood(call).seed for call in calls[:7]} == {3}
+    assert out_of(calls[8]) == "weights/student-teachers3-seed3.pt"
+    assert understood(calls[8]).labels == out_of(calls[7]) == "distillation_labels-seed3.csv"
     calls = make("quick", "SEED=1", "TEACHER_SEED=2")[2]  # which has no teachers
     assert out_of(calls[0]) == "weights/quick/fastnet-2x64-noval-seed1.pt" == calls[1][1]
 
@@ -270,6 +275,9 @@ def test_images_without_labels_reach_labels_and_student(make, tmp_path):
     calls = make("distill", "IMAGES=my images.pkl")[2]
     assert all(" ".join(call[call.index("--images") + 1:]).startswith("my images.pkl") for call in calls[7:9])
     assert not any("--images" in call for call in calls[:7])
+    calls = make("distill", "IMAGES=others.pkl")[2]  # the student's name is the same: it is asked
+    assert [call[0] for call in calls] == ["distill/student.py", "train/evaluate.py"] and "others.pkl" in calls[0]
+    assert [call[0] for call in make("labels", "IMAGES=others.pkl")[2]] == ["distill/labels.py"]
     [call] = make("submission", "IMAGES=my.pkl", "WEIGHTS=a.pt b.pt", "DEVICE=cpu")[2]
     assert call == ["distill/submission.py", "a.pt", "b.pt", "--images", "my.pkl", "--device", "cpu"]
 

@@ -39,7 +39,7 @@ def average(answers, masks, how, ids):
     counts = weights.sum(0)
     if (counts == 0).any():
         raise UserError(
-            f"--average oof: {int((counts == 0).sum()):,} images have no teacher that has not trained on them "
+            f"--average oof: {int((counts == 0).sum()):,} images are held out by no teacher "
             f"(the first is {ids[int((counts == 0).int().argmax())]}): give the teachers of all five folds"
         )
     return ((weights[..., None] * answers.double()).sum(0) / counts[:, None]).float()
@@ -105,10 +105,11 @@ def main():
         logits = predict.logits(teacher.model, dataset.images, args.tta, label=teacher.file.stem)
         answers.append(logits)
         recipe, provenance = teacher.content["recipe"], teacher.provenance
+        seen = ~mask & (provenance["include_test"] | (folds != TEST))
         remarks = [f"on {provenance['images']:,} images"] if recipe["limit"] else []
         remarks += ["over budget"] if provenance["over_budget"] else []
         print(ROW.format(teacher.file.stem, f"{predict.epochs(teacher.history):,}", f"{provenance['params']:,}",
-                         accuracy(logits, dataset.labels, mask), accuracy(logits, dataset.labels, ~mask))
+                         accuracy(logits, dataset.labels, mask), accuracy(logits, dataset.labels, seen))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
     answers = torch.stack(answers)
     logits = average(answers, masks, args.average, dataset.ids)

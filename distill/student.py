@@ -52,7 +52,7 @@ class Distillation:
                                       group="distillation")
     objective: str = setting("kd", "how answers are compared; their sources have dkd with alpha 0.5, standardized "
                              "with temperature 2", str, "distillation", choices=tuple(OBJECTIVES))
-    temperature: float = setting(4.0, "softens teacher and student alike", number(0, above=True), "distillation")
+    temperature: float = setting(4.0, "softens teacher and student alike", number(0, 1e6, above=True), "distillation")
     alpha: float = setting(0.9, "weight of the teachers, the labels have the rest", number(0, 1), "distillation")
 
     def run_name(self, model_name):

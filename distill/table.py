@@ -55,7 +55,7 @@ def check_rows(path, rows, labels):
     """UserError unless the rows, in the order of `labels` (N,) with -1 for none, are plausible teacher logits."""
     try:
         logits = rows[list(data.CLASSES)].to_numpy(np.float64)
-        stated = pd.to_numeric(rows["label"]).fillna(-1).to_numpy(np.int64)
+        stated = pd.to_numeric(rows["label"]).fillna(-1).to_numpy(np.float64)  # 3.7 is no label
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: a logit or label is not a number: {error}")
     finite = (np.abs(logits) <= np.finfo(np.float32).max).all(1)

@@ -69,7 +69,10 @@ def load_images(path):
         raise UserError(f"{path} has no {error.args[0]!r}: it should have `data` and `ids`")
     except ValueError:
         raise UserError(f"{path}: data is not one array of images of one size")
-    ids = [name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ids).ravel().tolist()]
+    try:
+        ids = [name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ids).ravel().tolist()]
+    except ValueError:
+        raise UserError(f"{path}: the ids are not one list of names in UTF-8 or of numbers")
     if images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3072:
         images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # the official batches' rows are CHW
     if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or not len(images):

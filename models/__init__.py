@@ -57,7 +57,7 @@ def build(name, num_classes=10, **options):
 
 
 def parameter_count(model):
-    """Number of learned parameters (running statistics of normalizations are not learned)."""
+    """Number of parameters, frozen ones too; the running statistics of normalizations are none."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -2,7 +2,7 @@
 
 The usual doubling of channels spends most parameters on the 8x8 stage. The flat widths
 80-128-192 with 4-6-4 blocks spend more of them where there are more pixels: `flatse` turns
-4,800,974 parameters into 1,080 M multiply-accumulates; resnet18 widened to as many does 740 M.
+4,800,974 parameters into 1,080 M multiply-accumulates; resnet18 widened to as many does 725 M.
 Sources: He et al. 2016, arXiv 1603.05027 (pre-activation); Hu et al. 2018 (SE).
 """
 

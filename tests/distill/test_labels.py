@@ -36,7 +36,7 @@ def test_averages_against_a_slow_loop():
         allowed = [answer[row] for answer, mask in zip(answers, masks) if mask[row]]
         torch.testing.assert_close(oof[row], sum(allowed) / len(allowed))
     masks[1, 4] = False
-    with pytest.raises(UserError, match="1 images have no teacher"):
+    with pytest.raises(UserError, match="1 images are held out by no teacher"):
         labels.average(answers, masks, "oof", np.arange(6))
 
 
@@ -80,7 +80,7 @@ def test_teachers_are_refused_by_name(toy_set, tmp_path, teachers, run):
         (("marked",), "marked.pt was trained with the test images"),
         (("liar",), "liar.pt was trained on other images than those of"),
         (("shapes",), "shapes.pt was trained on other images than those of"),
-        (("fold1", "noval", "--average", "oof"), "have no teacher that has not trained on them"),
+        (("fold1", "noval", "--average", "oof"), "are held out by no teacher"),
     ]:
         words = [tmp_path / f"{name}.pt" if name.isalnum() and name != "oof" else name for name in names]
         code, _, err = run(*words)

@@ -75,6 +75,7 @@ def with_cell(column, value):
     (with_cell("cat", "meow"), "not a number"),
     (lambda table: table.assign(label=(table["label"] + (table.index == 3)) % 10), "1 rows state another label"),
     (with_cell("label", ""), "1 rows state another label"),
+    (lambda table: table.assign(label=table["label"] + 0.5), "40 rows state another label"),
     (lambda table: table.assign(**{name: (table["label"] == k).astype(int) for k, name in enumerate(data.CLASSES)}),
      "whole numbers"),
     (lambda table: table[COLUMNS[:2] + COLUMNS[:1:-1]], "columns should be"),

@@ -72,6 +72,8 @@ def test_a_pickle_that_runs_a_command_is_refused_and_leaves_no_mark(tmp_path, wr
     ({b"ids": [1]}, "has no 'data'"),
     ({b"data": IMAGES, b"ids": [1, 2]}, "11 images, but 2 ids"),
     ({b"data": IMAGES, b"ids": [0] * 11}, "10 ids occur more than once"),
+    ({b"data": IMAGES, b"ids": [b"\xff"] + [b"a"] * 10}, "the ids are not one list of names in UTF-8"),
+    ({b"data": IMAGES, b"ids": [[1], [2, 3]]}, "the ids are not one list of names in UTF-8"),
     ({b"data": IMAGES.astype(np.float32), b"ids": list(range(11))}, "should be uint8"),
     ({b"data": IMAGES[:, :16], b"ids": list(range(11))}, "should be uint8"),
     ([1, 2, 3], "not a plain pickle"),

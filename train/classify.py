@@ -92,7 +92,7 @@ def main():
     chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
     rows = []
     for file, row in zip(files, chances):
-        file = os.fsencode(file).decode(errors="replace")  # text that any terminal takes
+        file = os.fsencode(file).decode(errors="replace")  # text that any file takes
         print(f"{file}: " + ", ".join(f"{names[k]} {100 * row[k]:.1f} %" for k in row.topk(LIKELIEST).indices))
         rows.append({"file": file, "class": names[row.argmax()], "probabilities": dict(zip(names, row.tolist()))})
     if args.json:

@@ -1,6 +1,6 @@
 """Tables and pictures of everything that was trained: results, curves, calibration, one self-contained page.
 
-    python train/report.py                                        all finished weights under weights/
+    python train/report.py                                        all finished weights in weights/
     python train/report.py weights/seresnet164-fold?.pt --tta
     python train/report.py --humans humans.csv                    also accuracy by what people say of the test images
     python train/report.py weights/quick --readme README.md       put the table of a folder between the markers there,

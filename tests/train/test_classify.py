@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from distill.unlabelled import load_images
 from train import classify
@@ -66,7 +66,7 @@ def test_a_picture_is_read_as_its_orientation_shows_it(tmp_path):
     ("L", 200, (200, 200, 200)), ("1", 1, (255, 255, 255)), ("LA", (10, 0), (255, 255, 255)),
     ("I;16", 32_896, (128,) * 3),
     ("RGBA", (255, 0, 0, 0), (255, 255, 255)), ("RGBA", (255, 0, 0, 255), (255, 0, 0)), ("RGB", (1, 2, 3), (1, 2, 3)),
-    ("F", 0.5, (128,) * 3), ("F", 200.0, (200,) * 3), ("I", 65_535, (255,) * 3),
+    ("F", 0.5, (128,) * 3), ("F", 200.0, (200,) * 3), ("I", 65_535, (255,) * 3), ("I", 200, (200,) * 3),
 ])
 def test_every_mode_becomes_rgb_with_transparency_on_white(tmp_path, mode, value, wanted):
     file = tmp_path / ("a.tif" if mode in ("F", "I") else "a.png")
@@ -84,6 +84,14 @@ def test_a_transparent_palette_and_cmyk(tmp_path):
     assert found.getpixel((3, 3)) == (255, 255, 255) and found.getpixel((1, 1)) == (255, 0, 0)
     Image.new("CMYK", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.jpg")
     assert min(sources.read_picture(tmp_path / "a.jpg").getpixel((3, 3))) > 250
+
+
+def test_postscript_is_a_program_and_no_picture(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
+    with pytest.raises(UserError, match=r"a.png is not a picture that can be read \(no known format\)"):
+        sources.read_picture(tmp_path / "a.png")
 
 
 def test_of_an_animated_picture_it_is_the_first_frame(tmp_path):

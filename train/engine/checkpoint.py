@@ -24,10 +24,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from train.engine.command import UserError, check_target
+from train.engine.command import UserError, check_target, one_line
 from train.engine.progress import say
 
 FORMAT = "cifar10-under-5m/1"
+LOG = b"epoch,lr,"  # what the log of a run begins with
 
 
 class Damaged(UserError):
@@ -104,14 +105,16 @@ def save(path, content, backup=None):
 def load(path):
     """The content that `save` wrote, on the CPU. Executes nothing.
 
-    Raises Damaged, FileNotFoundError, or UserError for the format of another version.
+    Raises Damaged, FileNotFoundError, or UserError for what the disk does not give and for another version's format.
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         written_as, content, wanted = (stored[key] for key in ("format", "content", "digest"))
         found = digest(content)
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
+    except OSError as error:  # it may be whole, and readable another time
+        raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)})")
     except Exception as error:  # a damaged file fails in any of the layers below, each with its own kind
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         if "Weights only load failed" in str(error):
@@ -143,7 +146,8 @@ def load_weights(path):
 class Run:
     """The files of one run, and the lock that makes this process their only writer.
 
-    Entering it raises UserError when the folder is missing or not writable, or another process trains this run.
+    Entering it raises UserError when the folder is missing or not writable, another process trains this run, or the
+    place of its log is taken by a CSV that is none, the labels that it learns from perhaps.
     """
 
     def __init__(self, weights):
@@ -154,6 +158,8 @@ class Run:
 
     def __enter__(self):
         check_target("--out", self.weights, ".pt")
+        if self.csv.exists() and not self.csv.read_bytes().startswith(LOG):
+            raise UserError(f"--out {self.weights}: its log would replace {self.csv}, which is no log: choose another")
         try:
             self.acquire()
         except BlockingIOError:

@@ -53,6 +53,8 @@ def command(main):
     @wraps(main)
     def guarded(*args, **kwargs):
         keep_memory()
+        with suppress(AttributeError):  # a stream of a test's own
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is shown so
         try:
             return main(*args, **kwargs)
         except UserError as error:
@@ -175,13 +177,15 @@ def check_target(flag, file, suffix):
 
 def number(low, high=None, above=False, kind=float):
     """A converter of flag values to a finite number within low..high (`above`: low itself excluded)."""
-    bound = f"{low} to {high}" if high is not None else f"above {low}" if above else f"{low} or more"
+    bound = f"above {low}" if above else f"{low}"
+    bound += f" to {high:g}" if high is not None else "" if above else " or more"
+    below = 2**63 if kind is int else math.inf  # what torch takes
     wanted = f"a {'whole ' if kind is int else ''}number, {bound}"
 
     def convert(text):
         with suppress(ValueError):
             value = kind(text)
-            if (low < value if above else low <= value) and (value < math.inf if high is None else value <= high):
+            if (low < value if above else low <= value) and (value < below if high is None else value <= high):
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} should be {wanted}")
 

@@ -209,15 +209,22 @@ class Ahead:
 
 
 def worth_compiling(recipe, device, steps):
-    """Whether a run of so many steps compiles its networks: by --compile, or on CUDA where it pays and can be done."""
-    pays = device.type == "cuda" and steps >= WORTH_COMPILING and builds_kernels()
-    return pays if recipe.compile is None else recipe.compile
+    """Whether a run of so many steps compiles its networks: by --compile, or on CUDA where it pays and can be done.
+
+    Raises UserError for --compile where it cannot be done.
+    """
+    if recipe.compile and not builds_kernels(device):
+        compiler = "gcc or clang" if device.type == "cuda" else "g++"
+        raise UserError(f"--compile needs a compiler ({compiler}) and Python's headers, and they are not all here")
+    pays = device.type == "cuda" and steps >= WORTH_COMPILING
+    return pays and builds_kernels(device) if recipe.compile is None else recipe.compile
 
 
-def builds_kernels():
-    """Whether there is what Triton builds its kernels' launchers with: a C compiler and Python's headers."""
+def builds_kernels(device):
+    """Whether there is what kernels, or Triton's launchers of them, are built with: a compiler and Python's headers."""
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's has no headers
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    compiler = os.environ.get(variable) or any(map(shutil.which, names))
     return bool(compiler) and Path(sysconfig.get_path("include", scheme), "Python.h").exists()
 
 

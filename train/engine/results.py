@@ -29,6 +29,8 @@ FORMAT = "result/1"
 # What a result takes over from the provenance, None where older weights do not know it; and what it says of answers.
 ORIGIN = ("run", "params", "over_budget", "include_test", "hardware", "seconds", "date", "command", "make", "torch",
           "commit", "threads", "unlabelled")
+# What a result is of no use without.
+NEEDED = {"weights", "data", "tta", "model", "recipe", "macs", "training_data", *ORIGIN[:6]}
 SCORES = ("images", "top1", "nll", "ece", "per_class", "confusion", "reliability", "humans")
 HUMANS = ("top1_corrected", "top1_apart")  # of `people.figures`, what the table shows
 COLUMNS = ("model", "name", "parameters", "macs", "over_budget", "contaminated", "epochs", "protocol", "tta",
@@ -122,7 +124,8 @@ def read_result(file):
     """A result that a Scorer kept, with the folder of its weights; None where there is none, or another version's."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        return result | {"folder": file.resolve().parents[1]} if result["format"] == FORMAT else None
+        usable = result["format"] == FORMAT and result.keys() >= NEEDED
+        return result | {"folder": file.resolve().parents[1]} if usable else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

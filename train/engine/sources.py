@@ -1,7 +1,7 @@
 """Where the images come from: the official archive, an npz, or the generated set. `data.load` makes Datasets of them.
 
-Nothing is read that could execute: the archive's pickles only after every md5 has matched, an npz without pickles.
-Pictures of one's own, of any size, are read here too.
+Nothing is read that could execute: the archive's pickles only after every md5 has matched, an npz without pickles, a
+picture unless it is PostScript. Pictures of one's own, of any size, are read here too.
 """
 
 import fcntl
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from train.engine.command import ROOT, UserError, one_line
 def read(path, part):
     """(images uint8 (N, 32, 32, 3), labels (N,), source in words) of a folder, fetched when it holds neither form."""
     if not present(path):
+        if path.is_file():
+            raise UserError(f"--data {path} is a file: name the folder that holds it")
         here = path.parent.resolve() / path.name  # `--data data`, as make passes it, is the default too
         if not path.is_dir() and here != ROOT / "data":  # mistyped, more likely than not
             raise UserError(f"--data {path} does not exist; `make data DATA={path}` fetches the images there")
@@ -148,7 +151,7 @@ def read_picture(file):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what else Pillow finds odd
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
+            with Image.open(file, formats=harmless_formats()) as picture:
                 return in_colour(ImageOps.exif_transpose(picture))
     except FileNotFoundError:
         raise UserError(f"{file} does not exist")
@@ -159,11 +162,19 @@ def read_picture(file):
         raise UserError(f"{file} is not a picture that can be read ({reason})")
 
 
+@cache
+def harmless_formats():
+    """All that Pillow reads but PostScript, a program, for which it would start Ghostscript."""
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
+
+
 def in_colour(picture):
     """A PIL image of any mode in RGB."""
     if picture.mode[0] in "IF":  # deeper than 8 bits, which Pillow would cut off
         levels = np.nan_to_num(np.asarray(picture, dtype=np.float32))
-        white = 65_535 if picture.mode[0] == "I" else 1 if levels.max() <= 1 else 255
+        deep = picture.mode[0] == "I" and (picture.mode != "I" or levels.max() > 255)  # 32 bits may hold 8
+        white = 65_535 if deep else 1 if picture.mode == "F" and levels.max() <= 1 else 255
         picture = Image.fromarray((levels / white * 255).clip(0, 255).round().astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

@@ -173,8 +173,10 @@ class Diverged(UserError):
 
     def __init__(self, what, step, state):
         lr = state.recipe.learning_rate(step, state.steps)
-        super().__init__(f"{what} is not finite at step {step:,} (learning rate {lr:.4g}); the state saved before "
-                         f"is kept. Try a smaller --lr, or a longer --warmup-epochs, with --fresh")
+        saved = state.files.last.exists() or state.files.backup.exists()
+        kept, fresh = ("; the state saved before is kept", ", with --fresh") if saved else ("", "")
+        super().__init__(f"{what} is not finite at step {step:,} (learning rate {lr:.4g}){kept}. Try a smaller --lr, "
+                         f"or a longer --warmup-epochs{fresh}")
 
 
 class Stopped(UserError):

@@ -296,6 +296,29 @@ def test_a_folder_that_cannot_be_written_to_is_named(toy_set, tmp_path, monkeypa
     assert names(tmp_path) == ["data"]
 
 
+def test_the_log_of_a_run_replaces_a_log_only(tmp_path):
+    labels = tmp_path / "run.csv"
+    labels.write_text("id,label,airplane\n")
+    with pytest.raises(UserError, match="its log would replace .*run.csv, which is no log"):
+        Run(tmp_path / "run.pt").__enter__()
+    assert labels.read_text() == "id,label,airplane\n" and names(tmp_path) == ["run.csv"]
+    labels.unlink()
+    for _ in range(2):
+        with Run(tmp_path / "run.pt") as run:
+            run.save_csv([{"epoch": 1, "lr": 0.1, "train_loss": 2.0}])
+
+
+def test_a_state_that_the_disk_does_not_give_is_kept(run, monkeypatch):
+    """It may be whole."""
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", broken)
+    with pytest.raises(UserError, match=r"run.last.pt cannot be read \(Input/output error\)") as caught:
+        run.load_state()
+    assert not isinstance(caught.value, Damaged) and run.last.exists() and run.backup.exists()
+
+
 def test_the_folder_and_the_ending_are_checked(tmp_path):
     with pytest.raises(UserError, match="the folder .*nowhere does not exist"):
         Run(tmp_path / "nowhere" / "run.pt").__enter__()

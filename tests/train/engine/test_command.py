@@ -1,5 +1,7 @@
 """The command line that scripts share: a mistake is one line, and what the device decides."""
 
+import argparse
+import io
 import platform
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import torch
 
 from train.engine import command as engine
 from train.engine.command import (ROOT, UserError, autocast, check_target, command, command_line, count_of, device_of,
-                                  precision_of, user_errors)
+                                  integer, precision_of, user_errors)
 
 
 def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
@@ -87,6 +89,20 @@ def test_what_the_user_can_mend_is_one_line(capsys, error, code, told):
         main()
     text = capsys.readouterr().err
     assert caught.value.code == code and told in text and text.count("\n") == 1
+
+
+def test_a_name_that_the_terminal_lacks_is_printed_all_the_same(monkeypatch):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    command(lambda: print("f\u00fcr.pt"))()
+    ascii_only.flush()
+    assert ascii_only.buffer.getvalue() == b"f\\xfcr.pt\n"
+
+
+def test_whole_numbers_are_what_torch_takes():
+    assert integer(1)(str(2**63 - 1)) == 2**63 - 1
+    with pytest.raises(argparse.ArgumentTypeError, match="a whole number, 1 or more"):
+        integer(1)(str(2**63))
 
 
 def test_our_own_mistakes_keep_their_traceback():

@@ -337,17 +337,21 @@ def test_the_first_line_states_the_run(recipe, capsys):
 
 @pytest.mark.parametrize("kind, steps, compile, tools, expected", [
     ("cuda", 2_000, None, True, True), ("cuda", 1_999, None, True, False), ("cuda", 2_000, None, False, False),
-    ("cuda", 1, True, False, True), ("cuda", 2_000, False, True, False), ("cpu", 2_000, None, True, False),
+    ("cuda", 1, True, True, True), ("cuda", 2_000, False, True, False), ("cpu", 2_000, None, True, False),
     ("cpu", 1, True, True, True)])
 def test_long_runs_on_cuda_are_compiled_where_kernels_can_be_built(
         recipe, tmp_path, monkeypatch, kind, steps, compile, tools, expected):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(loop.shutil, "which", lambda name: "/usr/bin/clang" if tools and name == "clang" else None)
+    monkeypatch.delenv("CC", raising=False), monkeypatch.delenv("CXX", raising=False)
+    compiler = "clang" if kind == "cuda" else "g++"
+    monkeypatch.setattr(loop.shutil, "which", lambda name: f"/usr/bin/{name}" if tools and name == compiler else None)
     monkeypatch.setattr(loop.sysconfig, "get_path", lambda *_: tmp_path)
     (tmp_path / "Python.h").touch()
     assert loop.worth_compiling(recipe("a", compile=compile), torch.device(kind), steps) == expected
     (tmp_path / "Python.h").unlink()
-    assert loop.worth_compiling(recipe("a", compile=compile), torch.device(kind), steps) == bool(compile)
+    assert not loop.worth_compiling(recipe("a", compile=False), torch.device(kind), steps)
+    assert not loop.worth_compiling(recipe("a", compile=None), torch.device(kind), steps)
+    with pytest.raises(UserError, match=r"--compile needs a compiler \(.*\) and Python's headers"):
+        loop.worth_compiling(recipe("a", compile=True), torch.device(kind), steps)
 
 
 def test_the_weights_file_tells_what_made_it(toy_set, recipe):

@@ -245,3 +245,9 @@ def test_the_work_of_training():
 def test_markdown_has_one_line_a_row_and_escapes_its_bars():
     lines = page.markdown(pd.DataFrame({"model": ["a|b"], "n": [1]})).splitlines()
     assert lines == ["| model | n |", "| --- | ---: |", "| a\\|b | 1 |"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": "result/0"}', '{"format": "result/1"}'])
+def test_what_is_no_result_is_left_out(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    assert results.read_result(tmp_path / "a.json") is None

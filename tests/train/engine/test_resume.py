@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch, 
     # Step 5 of 6, after one of warm-up: 0.1 / 2 * (1 + cos(4/5 pi))
     with pytest.raises(Diverged, match=r"the loss is not finite at step 5 \(learning rate 0.009549\).*--lr") as caught:
         loop.run(toy.hook(recipe("run", ema_decay=0.99), loss=poisoned))
-    assert caught.value.code == 1
+    assert caught.value.code == 1 and "the state saved before is kept" in str(caught.value)
     state = checkpoint.load(tmp_path / "run.last.pt")
     assert state["step"] == 5 and checkpoint.nonfinite(state) is None
     assert not (tmp_path / "run.pt").exists() and "nan" not in (tmp_path / "run.csv").read_text()
@@ -223,8 +223,9 @@ def test_a_weight_that_is_not_finite_is_not_saved(recipe, tmp_path):
         hole = (0 * logits.sum()).sqrt() if len(steps) == 6 else 0
         return {"loss": toy.Toy().loss(logits, images, hard)["loss"] + hole}
 
-    with pytest.raises(Diverged, match=r"^state\.state\.\S+ is not finite at step 5"):
+    with pytest.raises(Diverged, match=r"^state\.state\.\S+ is not finite at step 5") as caught:
         loop.run(toy.hook(recipe("run"), loss=smooth_until_the_end))
+    assert "saved before" not in str(caught.value) and "--fresh" not in str(caught.value)  # nothing is there
     assert not (tmp_path / "run.last.pt").exists() and not (tmp_path / "run.pt").exists()
 
 

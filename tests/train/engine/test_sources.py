@@ -120,6 +120,9 @@ def test_a_folder_that_is_not_there_is_a_mistake_and_no_reason_to_fetch(tmp_path
     with pytest.raises(UserError, match="datta does not exist; `make data DATA=.*datta` fetches"):
         data.load(tmp_path / "datta")
     assert not offline and not (tmp_path / "datta").exists()
+    (tmp_path / "cifar10.npz").touch()
+    with pytest.raises(UserError, match="cifar10.npz is a file: name the folder that holds it"):
+        data.load(tmp_path / "cifar10.npz")
 
 
 @pytest.mark.parametrize("name", ["data", Path("data"), "./data", "up/../data"])

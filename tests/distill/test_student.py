@@ -187,7 +187,7 @@ RESNET = ("--model", "resnet18", "--width", 2, "--augment", "flip")
 def test_shuffled_labels_give_the_same_student_bit_for_bit(tmp_path, train, csv):
     table = pd.read_csv(csv, dtype=str, keep_default_na=False)
     table.sample(frac=1, random_state=1).to_csv(tmp_path / "shuffled.csv", index=False)
-    one, two = (train(file.stem, *RESNET, "--labels", file) for file in (csv, tmp_path / "shuffled.csv"))
+    one, two = (train(f"by-{file.stem}", *RESNET, "--labels", file) for file in (csv, tmp_path / "shuffled.csv"))
     assert toy.different(one["state"], two["state"]) is None
 
 

@@ -158,7 +158,7 @@ class Run:
 
     def __enter__(self):
         check_target("--out", self.weights, ".pt")
-        if self.csv.exists() and not self.csv.read_bytes().startswith(LOG):
+        if self.csv.exists() and self.csv.read_bytes()[:len(LOG)] not in (LOG, b""):
             raise UserError(f"--out {self.weights}: its log would replace {self.csv}, which is no log: choose another")
         try:
             self.acquire()

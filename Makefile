@@ -206,7 +206,8 @@ $(call both,labels): $(or $(ask.labels),$(if $(filter labels,$(MAKECMDGOALS)),$(
 # A missing teacher is trained only where its answers, or the teacher itself, are asked for.
 .SECONDARY: $(call both,teachers) $(call both,labels)
 
-$(student): $(or $(ask.distill),$(extra:-images=ask)) | $(if $(view),$(call teachers,$(teacher_seed)),$(call labels,$(teacher_seed)))
+$(student): $(or $(ask.distill),$(extra:-images=ask)) | \
+  $(if $(view),$(call teachers,$(teacher_seed)),$(call labels,$(teacher_seed)))
 	$(call train,distill/student.py --noval --$(if $(view),teachers,labels) $| $(student.$(SIZE)) $(added),$(args.distill))
 $(control): $(ask.control) | $(ready)
 	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,$(args.control))

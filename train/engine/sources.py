@@ -1,7 +1,7 @@
 """Where the images come from: the official archive, an npz, or the generated set. `data.load` makes Datasets of them.
 
-Nothing is read that could execute: the archive's pickles only after every md5 has matched, an npz without pickles, a
-picture unless it is PostScript. Pictures of one's own, of any size, are read here too.
+Nothing is read that could execute: the archive's pickles only after every md5 has matched, an npz without pickles,
+pictures of one's own, of any size, in any format but PostScript.
 """
 
 import fcntl

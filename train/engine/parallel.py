@@ -63,8 +63,12 @@ def may_complain():
 
 
 def lost_another(error):
-    """Whether an exception says that another rank is gone; gloo has no class of its own for it."""
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+    """Whether an exception says that another rank is gone; gloo has no class of its own for it.
+
+    Its messages begin with a path of its source, but for that of a second operation that was under way when the first
+    one's patience ended.
+    """
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in ("/gloo/", "caused pair closure"))
 
 
 class Ranks:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import models
 import ranked
 import toy
-from train.engine import checkpoint, data, loop, state
+from train.engine import checkpoint, data, loop, parallel, state
 from train.engine.command import ROOT
 from train.engine.loop import batches
 
@@ -153,6 +153,16 @@ def test_a_rank_that_dies_or_hangs_ends_the_other_with_one_line(toy_set, tmp_pat
     lines = log.read_text().splitlines()
     assert sum("another rank has ended" in line for line in lines) == 1 and "Traceback" not in log.read_text()
     assert checkpoint.load(tmp_path / "run.last.pt")["step"] > 0
+
+
+@pytest.mark.parametrize("error, lost", [
+    (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True),
+    (RuntimeError("Application timeout caused pair closure"), True),  # of an operation beside the one that waited
+    (torch.distributed.DistBackendError("NCCL error"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)"), False),
+])
+def test_a_lost_rank_is_known_by_its_error(error, lost):
+    assert parallel.lost_another(error) is lost
 
 
 def torchrun(*words, **options):

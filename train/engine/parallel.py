@@ -9,7 +9,6 @@ running statistics that are saved are those of rank 0.
 """
 
 import os
-import warnings
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import cache
@@ -99,9 +98,9 @@ class Ranks:
         if self.size == 1:
             return model
         # After its first step torch arranges the gradients anew, unless some may be unused. From three ranks on gloo's
-        # order of adding depends on their place, so the first step after a resumption would have other last bits.
+        # order of adding depends on their place, so the first step after a resumption would have other last bits. Torch
+        # warns of it once, on the error stream, where no Python filter reaches.
         fixed = next(model.parameters()).device.type == "cpu"
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # that none is unused is known
         return DistributedDataParallel(
             model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=fixed)
 

@@ -24,6 +24,7 @@ from train.engine import data, predict
 from train.engine.command import (
     ROOT, UserError, add_common, check_target, command, count_of, device_of, integer, parser,
 )
+from train.engine.progress import say
 
 TEST, UNLABELLED = 5, 6  # what an image that is added to the training set has in place of its fold, 0 to 4
 ROW = "{:32s} {:>6s} {:>12s} {:>12s} {:>13s}"
@@ -35,25 +36,31 @@ def average(answers, masks, how, ids):
     masks: bool (T, N), True where that teacher has not trained on the image; how: "mean" of all, or "oof", for each
     image the mean of those that have not trained on it. UserError when oof leaves an image without a teacher.
     """
-    weights = torch.from_numpy(masks | (how == "mean")).double()
-    counts = weights.sum(0)
-    if (counts == 0).any():
-        raise UserError(
-            f"--average oof: {int((counts == 0).sum()):,} images are held out by no teacher "
-            f"(the first is {ids[int((counts == 0).int().argmax())]}): give the teachers of all five folds"
-        )
-    return ((weights[..., None] * answers.double()).sum(0) / counts[:, None]).float()
+    weights = torch.from_numpy(asked(masks, how, ids)).double()
+    return ((weights[..., None] * answers.double()).sum(0) / weights.sum(0)[:, None]).float()
+
+
+def asked(masks, how, ids):
+    """Bool (T, N): whose answers about an image `average` takes; UserError where there is none."""
+    asked = masks | (how == "mean")
+    alone = ~asked.any(0)
+    if alone.any():
+        raise UserError(f"--average oof: {alone.sum():,} images are held out by no teacher (the first is "
+                        f"{ids[alone.argmax()]}): give the teachers of all five folds")
+    return asked
 
 
 def unseen(network, folds):
     """The mask (N,) of images that a fold teacher has not trained on; of a teacher without a fold none count.
 
-    folds: of each image (N,), or TEST, or UNLABELLED.
+    folds: of each image (N,), or TEST, or UNLABELLED, of which none count for one that learned from any without labels.
     """
     if network.fold is None:
         return np.zeros(len(folds), dtype=bool)
-    trained_on_test = network.provenance["include_test"]
-    return np.isin(folds, [network.fold, UNLABELLED] if trained_on_test else [network.fold, UNLABELLED, TEST])
+    new = [network.fold]
+    new += [] if network.provenance["include_test"] else [TEST]
+    new += [] if network.provenance.get("unlabelled") else [UNLABELLED]
+    return np.isin(folds, new)
 
 
 def accuracy(logits, labels, mask=True):
@@ -97,10 +104,12 @@ def main():
         dataset = with_unlabelled(dataset, args.images, args.data, args.admit_test_images or args.include_test)
     folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=UNLABELLED)
 
+    masks = np.stack([unseen(teacher, folds) for teacher in teachers])
+    asked(masks, args.average, dataset.ids)  # or refused before the work
     print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}"
           f"{', with their mirror images' if args.tta else ''}\n")
     print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))
-    answers, masks = [], np.stack([unseen(teacher, folds) for teacher in teachers])
+    answers = []
     for teacher, mask in zip(teachers, masks):
         logits = predict.logits(teacher.model, dataset.images, args.tta, label=teacher.file.stem)
         answers.append(logits)
@@ -118,7 +127,7 @@ def main():
         print(ROW.format("ensemble, out of fold", "", "", accuracy(outside, dataset.labels), "").rstrip())
     print(ROW.format("ensemble, as written", "", "", "", accuracy(logits, dataset.labels)))
     write_labels(args.out, dataset.ids, dataset.labels.numpy(), logits)
-    print(f"\n{args.out}: {len(dataset):,} rows")
+    say(f"\n{args.out}: {len(dataset):,} rows")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_each_teacher_is_shown_with_what_it_is(toy_set, tmp_path, run):
     assert lines["wide"][3] == "-" and " ".join(lines["wide"][5:]) == "(over budget)"
 
 
-def test_teachers_are_refused_by_name(toy_set, tmp_path, teachers, run):
+def test_teachers_are_refused_by_name_before_any_pass(toy_set, tmp_path, teachers, run, monkeypatch):
     write_weights(tmp_path / "marked.pt", toy_set, 7, include_test=True)
     content = checkpoint.load_weights(teachers[2])
     content["recipe"]["fold"] = 3
@@ -82,6 +82,7 @@ def test_teachers_are_refused_by_name(toy_set, tmp_path, teachers, run):
         (("shapes",), "shapes.pt was trained on other images than those of"),
         (("fold1", "noval", "--average", "oof"), "are held out by no teacher"),
     ]:
+        monkeypatch.setattr(predict, "logits", lambda *_, **__: pytest.fail("a pass"))
         words = [tmp_path / f"{name}.pt" if name.isalnum() and name != "oof" else name for name in names]
         code, _, err = run(*words)
         assert code == 2 and told in err and err.count("\n") == 1, names
@@ -103,5 +104,8 @@ def test_what_was_added_is_new_to_fold_teachers_that_have_not_seen_it(toy_set, t
     assert labels.unseen(network, folds).tolist() == [False, True, False, True, True, True, True]
     network.provenance["include_test"] = True
     assert labels.unseen(network, folds).tolist() == [False, True, False, True, False, False, True]
+    [network] = predict.load(teachers[1:2])
+    network.provenance["unlabelled"] = 3  # these, perhaps
+    assert labels.unseen(network, folds).tolist() == [False, True, False, True, True, True, False]
     [network] = predict.load(teachers[5:])
     assert not labels.unseen(network, folds).any()

@@ -1,11 +1,13 @@
 """Progress of long jobs: a bar on a terminal, a line now and then anywhere else.
 
-Both go to standard error, so that standard output holds results only. Of several ranks, rank 0 alone talks.
+Both go to standard error, so that standard output holds results only. Of several ranks, rank 0 alone talks. Work goes
+on when nobody listens any more: what was trained is worth more than a line that `| head` does not read.
 """
 
 import os
 import sys
 import time
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -57,7 +59,8 @@ class Progress:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
         elif parallel.rank() == 0 and self.next_line():
-            print(f"{self.label}: {done:,}/{self.total:,} {self.unit}, {note}", file=sys.stderr, flush=True)
+            with heard_or_not(sys.stderr):
+                print(f"{self.label}: {done:,}/{self.total:,} {self.unit}, {note}", file=sys.stderr, flush=True)
 
     def __enter__(self):
         return self
@@ -78,8 +81,24 @@ def progress(items, label, unit="it"):
 def say(*words):
     """Print a line without tearing a bar that is on the terminal."""
     if parallel.rank() == 0:
-        tqdm.write(" ".join(map(str, words)), file=sys.stdout)
-        sys.stdout.flush()
+        with heard_or_not(sys.stdout):
+            tqdm.write(" ".join(map(str, words)), file=sys.stdout)
+            sys.stdout.flush()
+
+
+@contextmanager
+def heard_or_not(stream):
+    """Within it `stream` is written to. Where its reader has gone, or its disk is full, it leads nowhere from then on.
+
+    Else a run would end with an error behind its finished weights, and make delete what a failed command left. What
+    the stream still holds would be such an error too, when the process ends.
+    """
+    try:
+        yield
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def duration(seconds):

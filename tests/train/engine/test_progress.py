@@ -1,11 +1,13 @@
 """Bars and lines: on standard error, with an estimate that is true, and no division by an idle moment."""
 
 import io
+import subprocess
 import sys
 
 import pytest
 
 from train.engine import progress
+from train.engine.command import ROOT
 from train.engine.progress import Every, Progress, duration
 
 
@@ -143,6 +145,19 @@ def test_of_several_ranks_the_first_alone_talks(clock, monkeypatch, capsys):
         bar.reach(5)
     progress.say("done")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_work_goes_on_when_nobody_listens_any_more(stream):
+    """Neither a line nor the end of the process fails, or make would delete what was just finished."""
+    lines = "say('a line'); bar = progress.Progress(2, 'a'); bar.next_line = lambda: True; bar.reach(1); bar.reach(2)"
+    script = f"from train.engine import progress; say = progress.say; {lines}; say('done')"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **pipes) as process:
+        getattr(process, stream).close()  # before it has read its libraries
+        other = process.stderr if stream == "stdout" else process.stdout
+        assert ("a: 2/2" if stream == "stdout" else "done") in other.read()
+    assert process.returncode == 0
 
 
 def test_every_item_passes():

@@ -64,6 +64,10 @@ class Distillation:
         return super().identity | {"teachers": [network.mark for network in self.networks]}
 
     @property
+    def reads(self):
+        return [*super().reads, *(("--teachers", file) for file in self.teachers)]
+
+    @property
     def sees_test(self):
         return super().sees_test or self.admit_test_images
 

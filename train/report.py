@@ -40,7 +40,8 @@ from train.engine.results import HUMANS, Scorer, group, read_result, tell_apart,
 PUBLISHED = Path(plots.__file__).with_name("published.csv")
 MARKERS = "<!-- {} -->", "<!-- /{} -->"
 PIPELINE = "What teachers gain"
-ROLES = {"baseline": "what the student should beat", "teachers": "a row `ensemble` is the mean of their logits",
+ROLES = {"baseline": "what the student should beat",
+         "teachers": "a row `ensemble` is the mean of their logits, unless --ensemble has them under another name",
          "control": "trained as the student, from the labels alone", "student": "trained from the teachers' answers"}
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
         "seed only, ± their sample deviation. The interval is Wilson's for one run with that mean. PFLOP is the work "
@@ -237,7 +238,8 @@ def main():
     beside = args.out is None
     args.out = args.out or ROOT / "weights" / ("report-synthetic" if args.data == "synthetic" else "report")
     args.ensemble = args.ensemble or []
-    if args.teachers and len(args.teachers) > 1:
+    already = [list(map(Path, files)) for _, *files in args.ensemble]
+    if args.teachers and len(args.teachers) > 1 and args.teachers not in already:
         args.ensemble.append(["ensemble", *args.teachers])
     check(args)
     scorer = Scorer(args.data, device_of(args.device), args.tta, args.out, beside, args.humans)

@@ -197,6 +197,14 @@ def test_other_teachers_are_another_recipe(train, teachers):
     assert "the saved run differs from this command (teachers" in told
 
 
+def test_a_teacher_is_not_the_file_that_the_student_writes(tmp_path, train, teachers):
+    before = teachers[1].read_bytes()
+    for fresh in ((), ("--fresh",)):
+        told = train(teachers[1].stem, *RESNET, "--teachers", *teachers, *fresh, code=2)
+        assert f"--teachers {teachers[1]} is the file that this run writes" in told
+    assert teachers[1].read_bytes() == before
+
+
 def test_a_student_may_begin_with_weights_and_its_control_with_those_of_no_student(tmp_path, train, csv):
     plain = train("plain", *FASTNET[2:], main=quick.main)
     train("student", *FASTNET, "--labels", csv, "--init", tmp_path / "plain.pt", "--lr", 1e-30)

@@ -48,6 +48,22 @@ def test_ensembles_are_never_averaged(folder, run, blank):
     assert len(rows) == 2 and all(row[7].strip() == "1" and "±" not in row[6] for row in rows)
 
 
+def test_an_ensemble_does_not_replace_the_result_of_other_weights(folder, run, blank):
+    a, b, c, single = (add(folder, f"net-noval-s{seed}", fold=None, seed=seed) for seed in (0, 1, 2, 3))
+    assert run("--teachers", a, b)[0] == 0 and run(single)[0] == 0
+    single.unlink()
+    kept = [folder / "weights/results" / name for name in ("ensemble.json", "net-noval-s3.json")]
+    before = [file.read_bytes() for file in kept]
+    for words in (("--teachers", b, c), ("--ensemble", "net-noval-s3", b, c)):
+        code, _, err = run(*words)
+        assert code == 2 and err.count("\n") == 1 and "is the result of other weights" in err
+    assert run("--teachers", b, c, "--ensemble", "other", b, c)[0] == 0  # under a name of its own it is there once
+    assert [file.read_bytes() for file in kept] == before
+    assert (folder / "weights/results/other.json").exists()
+    add(folder, "net-noval-s1", fold=None, seed=7)  # the same ensemble, of which one was trained anew
+    assert run("--teachers", a, b)[0] == 0 and kept[0].read_bytes() != before[0]
+
+
 def test_an_ensemble_that_cannot_be_is_one_line_before_any_pass(folder, run, blank, no_pass):
     no_pass()
     file, other = add(folder, "net-fold0"), add(folder, "other-fold0", include_test=True, seed=2)
@@ -106,6 +122,12 @@ def test_two_patterns_are_two_groups_of_seeds(folder, run, blank):
     assert f"{np.mean(first):.2f} ± {np.std(first, ddof=1):.2f} % (3 seeds)" in out and "(2 seeds)" in out
     needed = compare.seeds_needed(difference, [np.std(values, ddof=1) for values in (first, second)])
     assert f"takes {needed} seeds a group" in out and "differ by more" not in out
+    assert "the same seed" not in out
+    content = checkpoint.load_weights(add(folder, "b-noval-seed5", fold=None, seed=5))
+    content["recipe"]["seed"] = 4
+    checkpoint.save(folder / "weights/b-noval-seed5.pt", content)
+    out = run("--compare", folder / "weights/a-*.pt", folder / "weights/b-*.pt")[1]
+    assert "Of the runs of b-* some have the same seed." in out
     add(folder, "b-noval-seed7", fold=None, seed=7, lr=0.7)
     out = run("--compare", folder / "weights/a-*.pt", folder / "weights/b-*.pt")[1]
     assert "The runs of b-* differ by more than their seed." in out

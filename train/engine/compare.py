@@ -103,6 +103,8 @@ def compare(patterns, scorer):
     for name, side in zip((a, b), sides):
         if len({same_but_seed(describe(network) | {"tta": False}) for network in side}) > 1:
             text += f" The runs of {name} differ by more than their seed."
+        elif len({network.content["recipe"]["seed"] for network in side}) < len(side):
+            text += f" Of the runs of {name} some have the same seed."
     return text
 
 

@@ -141,6 +141,11 @@ class Network:
         return train, held_out
 
 
+def join(words):
+    """Each different one that is known, once: `2.11.0; 2.12.0`. A word may be several, joined so before."""
+    return "; ".join(dict.fromkeys(part for word in words if word for part in str(word).split("; ")))
+
+
 def epochs(runs):
     """Passes over the training images by a run and those before it, as in `Network.history`."""
     return sum(run["recipe"]["epochs"] for run in runs)

@@ -166,6 +166,11 @@ class Recipe:
         return None if self.init is None else predict.load([self.init])[0]
 
     @property
+    def reads(self):
+        """(flag, weights file) of all that it learns from, and so must not write."""
+        return [("--init", self.init)] if self.init else []
+
+    @property
     def identity(self):
         """What a resumed run must agree on, as plain values, without paths: the weights to begin with are a digest."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["identity"]}

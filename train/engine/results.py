@@ -22,7 +22,7 @@ import models
 from train.engine import checkpoint, data, people, predict
 from train.engine.command import UserError, count_of, short_path
 from train.engine.loop import SMALL
-from train.engine.predict import PLACE, epochs
+from train.engine.predict import PLACE, epochs, join
 from train.engine.recipe import family
 
 FORMAT = "result/1"
@@ -100,6 +100,14 @@ class Scorer:
 
         beside = file.parent / "results" / f"{file.stem}{self.suffix}.json"
         ours = self.out / "results" / f"{file.stem}-{mark[:8]}{self.suffix}.json"
+        # A report beside its weights is at home. Scores of generated images would stand among those of real ones.
+        home = self.beside or self.out.resolve() == file.resolve().parent / "report"
+        writable = all(os.access(folder, os.W_OK) for folder in (file.parent, beside.parent) if folder.exists())
+        kept = beside if home and writable and self.path != "synthetic" else ours
+        if name and (other := read_result(kept)) and runs_in(other) != runs_in(about):
+            raise UserError(f"{short_path(kept)} is the result of other weights, which would be lost: name this "
+                            f"ensemble by --ensemble, or move that file away")
+
         result = {"format": FORMAT, "weights": mark, "data": self.digest, "tta": self.tta, **about}
         if not about["include_test"]:
             for old in filter(None, map(read_result, (ours, beside))):
@@ -111,10 +119,6 @@ class Scorer:
                            "reliability": predict.reliability(logits, labels)}
                 result |= {"humans": people.figures(logits, labels, self.people)} if self.people else {}
 
-        # A report beside its weights is at home. Scores of generated images would stand among those of real ones.
-        home = self.beside or self.out.resolve() == file.resolve().parent / "report"
-        writable = all(os.access(folder, os.W_OK) for folder in (file.parent, beside.parent) if folder.exists())
-        kept = beside if home and writable and self.path != "synthetic" else ours
         kept.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(kept, json.dumps(result) + "\n")
         return result | {"folder": file.resolve().parent}
@@ -128,6 +132,11 @@ def read_result(file):
         return result | {"folder": file.resolve().parents[1]} if usable else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def runs_in(result):
+    """The names of the runs that a result is of, one or the members of an ensemble."""
+    return sorted(run for run, _ in result.get("members", [[result["run"], ""]]))
 
 
 # ---------------------------------------------------------------- how weights came about
@@ -157,11 +166,6 @@ def combine(members):
         "recipe": shared | {"seed": 0, "limit": shared.get("limit"),
                             "epochs": max(epochs(runs_of(member)) for member in members)},
         "training_data": checkpoint.digest([member["training_data"] for member in members])}
-
-
-def join(words):
-    """Each different one that is known, once: `2.11.0; 2.12.0`. A word may be several, joined so before."""
-    return "; ".join(dict.fromkeys(part for word in words if word for part in str(word).split("; ")))
 
 
 def whole(run):
@@ -215,13 +219,15 @@ def group(results):
         protocol += ["TTA"] if result["tta"] else []
         places = {name: join(run.get(name) for run in runs) for name in PLACE}
         rows.append(result.get("humans", {}) | result | places | {
-            "name": family(result["run"]), "whole": whole(result), "epochs": epochs(runs),
+            "name": family(result["run"]), "seed": recipe["seed"], "whole": whole(result), "epochs": epochs(runs),
             "seconds": sum(run["seconds"] for run in runs), "protocol": ", ".join(protocol),
             "networks": len(result.get("members", [result])),
             "deviation": result.get("top1"), "n": 1, "pflop": pflop(result), "unlabelled": unlabelled,
             "make": result.get("make") or "", "command": " && ".join(run["command"] or "" for run in reversed(runs)),
             "alike": f"{result['folder']} {same_but_seed(result)}"})
     runs = pd.DataFrame(rows).drop_duplicates(["whole", "tta"])
+    # Two runs of one seed, on other machines perhaps, are no two seeds: the second begins another row.
+    runs["alike"] += runs.groupby(["alike", "seed"]).cumcount().map(" {}".format)
     runs = runs.rename(columns={"params": "parameters", "include_test": "contaminated", "run": "runs"})
     runs = runs.reindex(columns=[*COLUMNS, "alike"]).astype({"pflop": float})
 

@@ -23,7 +23,8 @@ NEVER = 2**62  # the step at which no loss was flawed
 class State:
     """The step, the weights, their average, momentum and the log: what is saved, and restored on creation."""
 
-    def __init__(self, model, recipe, files, data_digest, steps, ranks):
+    def __init__(self, model, recipe, files, data_digest, steps, ranks, code=""):
+        """code: the `commit` when this process began."""
         self.model, self.recipe, self.files, self.ranks = model, recipe, files, ranks
         self.data_digest, self.steps, self.device = data_digest, steps, next(model.parameters()).device
         self.optimizer = optimizer_of(model, recipe)
@@ -33,6 +34,8 @@ class State:
         self.step, self.rows, self.seconds = 0, [], 0.0
         self.totals, self.recent = {}, {}  # of this epoch: all ranks' so far, and what this rank has not told yet
         self.flawed = torch.full((), NEVER, device=self.device, dtype=torch.int64)
+        self.places = [{"hardware": hardware(self.device), "torch": str(torch.__version__), "commit": code,
+                        "threads": torch.get_num_threads()}]  # of all the processes that worked on the run
         saved = ranks.once(files.load_state)
         if saved:
             self.restore(saved)
@@ -99,7 +102,7 @@ class State:
         """Store the whole state; raises Diverged rather than store a NaN."""
         content = self.weights() | {
             "step": self.step, "rows": self.rows, "totals": self.tally(), "seconds": self.elapsed(),
-            "optimizer": self.optimizer.state_dict(), "threads": torch.get_num_threads()}
+            "optimizer": self.optimizer.state_dict(), "places": self.places}
         flawed = self.ranks.once(lambda: checkpoint.nonfinite(content))
         if flawed:
             raise Diverged(flawed, self.step - 1, self)
@@ -121,9 +124,11 @@ class State:
         self.step, self.rows, self.seconds, self.totals = (saved[k] for k in ("step", "rows", "seconds", "totals"))
         if self.rows:
             self.ranks.once(lambda: self.files.save_csv(self.rows))
-        threads, other = torch.get_num_threads(), ""
-        if saved["threads"] != threads and self.device.type != "cuda":
-            other = f", with {count_of(threads, 'thread')} instead of {saved['threads']}: the last bits will differ"
+        before = saved.get("places") or [{"threads": saved["threads"]}]  # an older state knows no more
+        self.places = [*before, *self.places]
+        (old, threads), other = [place["threads"] for place in self.places[-2:]], ""
+        if old != threads and self.device.type != "cuda":
+            other = f", with {count_of(threads, 'thread')} instead of {old}: the last bits will differ"
         say(f"{self.files.weights}: resumed at step {self.step:,}{other}")
 
 
@@ -134,21 +139,21 @@ def optimizer_of(model, recipe):
                            nesterov=recipe.nesterov, weight_decay=recipe.weight_decay, fused=device.type == "cuda")
 
 
-def provenance(state, train, labelled, code):
+def provenance(state, train, labelled):
     """How finished weights came about, as plain values.
 
-    train: the Dataset that was trained on; labelled: the images among them that the fold and the limit leave; code: the
-    `commit` when this process began.
+    train: the Dataset that was trained on; labelled: the images among them that the fold and the limit leave.
     """
     params, recipe = models.parameter_count(state.model), state.recipe
+    places = {name: [place.get(name) for place in state.places] for name in predict.PLACE}
+    places = {name: words[0] if len(set(words)) == 1 else predict.join(words) for name, words in places.items()}
     return {
         "run": state.files.weights.stem, "command": command_line(), "make": os.getenv("MADE_BY", ""),
         "name": state.model.name, "params": params,
         "over_budget": params > models.BUDGET, "include_test": recipe.sees_test, "images": len(train),
         "unlabelled": int((train.labels < 0).sum()), "train_digest": labelled.digest,
         "source": Path(train.source).name, "steps": state.step, "seconds": sum(row["seconds"] for row in state.rows),
-        "hardware": hardware(state.device), "precision": recipe.precision, "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__), "python": platform.python_version(), "commit": code,
+        **places, "precision": recipe.precision, "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"), "before": recipe.start.history if recipe.start else [],
     }
 

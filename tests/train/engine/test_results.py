@@ -116,6 +116,12 @@ def test_a_copy_in_half_precision_is_no_further_seed():
     assert results.group([copy]).iloc[0]["top1"] == 96.9
 
 
+def test_a_run_repeated_with_its_seed_is_no_further_seed():
+    """On another machine it has other last bits."""
+    table = results.group([summary("a-s0", 97.0), summary("b-s0", 97.3), summary("a-s1", 97.2, 1)])
+    assert sorted(zip(table["runs"], table["n"])) == [("a-s0 a-s1", 2), ("b-s0", 1)]
+
+
 def test_places_are_told_once():
     assert results.join(["a, 2 threads; b", None, "b", "a, 2 threads"]) == "a, 2 threads; b"
 

@@ -9,6 +9,7 @@ import torch
 
 import toy
 from train.engine import checkpoint, data, loop, state
+from train.engine.state import Stopped
 
 
 @pytest.fixture
@@ -27,6 +28,33 @@ def test_threads_hardware_and_commit_are_told(provenance, monkeypatch):
     told = provenance()
     assert told["threads"] == torch.get_num_threads() == 1 and told["hardware"].endswith("cpu, 1 thread")
     assert told["commit"] == "abc+" and told["unlabelled"] == 0 and told["images"] == 40
+
+
+@pytest.mark.usefixtures("handlers")
+def test_all_processes_of_a_run_are_told_of(recipe, monkeypatch):
+    def process(commit, hardware, loss=None):
+        monkeypatch.setattr(loop, "commit", lambda: commit)
+        monkeypatch.setattr(state, "hardware", lambda device: hardware)
+        return loop.run(toy.hook(recipe("run"), **({"loss": loss} if loss else {})))
+
+    for commit, hardware, steps in (("a", "abacus", 1), ("b", "abacus", 2)):
+        with pytest.raises(Stopped):
+            process(commit, hardware, toy.terminate(steps))
+    told = checkpoint.load_weights(process("b", "slate"))["provenance"]
+    assert (told["commit"], told["hardware"]) == ("a; b", "abacus; slate")
+    assert told["threads"] == torch.get_num_threads() and told["torch"] == str(torch.__version__)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_older_state_tells_of_its_threads_alone(recipe, tmp_path, capsys):
+    with pytest.raises(Stopped):
+        loop.run(toy.hook(recipe("run"), loss=toy.terminate(2)))
+    content = checkpoint.load(tmp_path / "run.last.pt")
+    del content["places"]
+    checkpoint.save(tmp_path / "run.last.pt", content | {"threads": 7})
+    told = checkpoint.load_weights(loop.run(recipe("run")))["provenance"]
+    assert "1 thread instead of 7: the last bits will differ" in capsys.readouterr().out
+    assert told["threads"] == "7; 1" and told["hardware"].endswith("cpu, 1 thread")
 
 
 def test_images_without_a_label_are_counted_and_not_part_of_the_digest(provenance, toy_set):

@@ -135,7 +135,7 @@ evaluate: | $(python) ## score WEIGHTS on the test set, several as an ensemble (
 submission: | $(python) ## answer the unlabelled IMAGES with WEIGHTS (default: the student) into submission.csv
 	@$(if $(IMAGES),,echo "submission: set IMAGES, as in make submission IMAGES=cifar_test_nolabel.pkl" >&2; exit 2)
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) --images "$(IMAGES)" $(device) $(ARGS)
-report submission: | $(filter one baseline teachers labels distill control,$(MAKECMDGOALS)) # not beside them, with -j
+evaluate report submission: | $(filter quick one baseline teachers labels distill control,$(MAKECMDGOALS)) # with -j too
 report: | $(python) ## tables and pictures of all finished weights of the SIZE, into its folder
 	$(PYTHON) train/report.py $(or $(WEIGHTS),$(place)) --out $(place)/report $(common) $(ARGS)
 pictures: $(baseline) $(call teachers,$(teacher_seed)) $(student) $(control)

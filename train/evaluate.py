@@ -137,7 +137,10 @@ def main():
               f"nll {fit['nll']:.4f}, ece {fit['ece']:.4f}")
     if args.store:
         [network] = networks
-        checkpoint.save(network.file, network.content | {"temperature": temperature})
+        with checkpoint.Run(network.file):  # nothing that trains it anew may end in between
+            if predict.load([network.file])[0].mark != network.mark:
+                raise UserError(f"{network.file} was trained anew meanwhile: its temperature is another")
+            checkpoint.save(network.file, network.content | {"temperature": temperature})
         print(f"{network.file}: the temperature is stored")
     if opinions:
         figures["humans"] = said = people.figures(logits, labels, opinions)

@@ -185,6 +185,23 @@ def test_the_temperature_is_stored_and_the_network_stays_the_same(toy_set, run, 
     assert run(file)[1].splitlines()[1:] == out.splitlines()[1:4]  # scores are those of the logits
 
 
+def test_weights_that_are_trained_anew_meanwhile_stay(toy_set, run, written, monkeypatch):
+    [file] = written({"fold": 2})
+    with checkpoint.Run(file):
+        code, _, err = run(file, "--calibrate", "--store")
+    assert code == 2 and "is being trained by" in err and err.count("\n") == 1
+    fit = predict.temperature
+
+    def meanwhile(*given):
+        write_weights(file, toy_set, seed=9, fold=2)
+        return fit(*given)
+
+    monkeypatch.setattr(predict, "temperature", meanwhile)
+    code, _, err = run(file, "--calibrate", "--store")
+    assert code == 2 and "was trained anew meanwhile" in err and err.count("\n") == 1
+    assert predict.load([file])[0].temperature == 1.0 and predict.load([file])[0].content["recipe"]["seed"] == 9
+
+
 @pytest.mark.parametrize("count, flags, words", [
     (1, ["--store"], "add that"), (1, ["--store", "--calibrate", "--tta"], "without --tta"),
     (2, ["--store", "--calibrate"], "for one network"),

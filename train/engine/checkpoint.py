@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from train.engine.command import UserError, check_target, one_line
+from train.engine.command import UserError, check_target, one_line, out_of_memory
 from train.engine.progress import say
 
 FORMAT = "cifar10-under-5m/1"
@@ -111,11 +111,13 @@ def load(path):
         stored = torch.load(path, map_location="cpu", weights_only=True)
         written_as, content, wanted = (stored[key] for key in ("format", "content", "digest"))
         found = digest(content)
-    except (FileNotFoundError, MemoryError):
+    except FileNotFoundError:
         raise
     except OSError as error:  # it may be whole, and readable another time
         raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)})")
     except Exception as error:  # a damaged file fails in any of the layers below, each with its own kind
+        if out_of_memory(error):  # it may be whole
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         if "Weights only load failed" in str(error):
             reason = "it holds more than tensors and plain values"

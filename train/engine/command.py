@@ -66,7 +66,7 @@ def command(main):
         except (RuntimeError, MemoryError) as error:
             if parallel.lost_another(error):
                 message = "another rank has ended: so do all. The same command goes on from the last state"
-            elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+            elif out_of_memory(error):
                 message = f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit"
             else:
                 raise
@@ -74,6 +74,11 @@ def command(main):
         sys.exit(complain(message, code))
 
     return guarded
+
+
+def out_of_memory(error):
+    """Whether an exception says that there is not enough memory; torch has no class for that of a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def keep_memory():
@@ -103,8 +108,7 @@ def one_line(message):
 
 def command_line():
     """The command that is running, as a person would repeat it from the repository."""
-    launcher = ["python"] if parallel.size() == 1 else ["torchrun", "--nproc-per-node", str(parallel.size())]
-    return shlex.join([*launcher, short_path(sys.argv[0]), *sys.argv[1:]])
+    return shlex.join([*parallel.launcher(), short_path(sys.argv[0]), *sys.argv[1:]])
 
 
 def short_path(file):

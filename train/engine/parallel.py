@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 ASSEMBLY = timedelta(minutes=5)  # for all ranks to start, from a slow disk perhaps
 SILENCE = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
-COMPILING = timedelta(minutes=10)  # on GPUs: a rank may find its first step compiled that another has to compile yet
+COMPILING = timedelta(minutes=10)  # one rank may find its first step compiled that another has to compile yet
 PATIENCE = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
 
 
@@ -37,6 +37,15 @@ def rank():
 def device_index():
     """The number of this rank's GPU among those of its machine."""
     return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+
+
+def launcher():
+    """The words that start this run's processes, `torchrun --nnodes 2 --nproc-per-node 4` or `python`."""
+    if size() == 1:
+        return ["python"]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size()))  # of this machine
+    machines = ["--nnodes", str(size() // local)] if size() > local else []
+    return ["torchrun", *machines, "--nproc-per-node", str(local)]
 
 
 @cache
@@ -77,12 +86,16 @@ class Ranks:
     seed: what a rank adds to the seed of the model's own randomness.
     """
 
-    def __init__(self, device=None):
-        """device: what this rank computes on; None for a process by itself, wherever it runs."""
+    def __init__(self, device=None, compiling=False):
+        """device: what this rank computes on; None for a process by itself, wherever it runs.
+
+        compiling: whether a network may be compiled on a CPU; on GPUs it always may.
+        """
         self.rank, self.size, self.seed = 0, 1, ()
         if device and size() > 1:
             self.rank, self.size, self.seed = rank(), size(), (rank(),)
-            backend, patience = ("nccl", COMPILING) if device.type == "cuda" else ("gloo", SILENCE)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            patience = COMPILING if compiling or backend == "nccl" else SILENCE
             dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=patience)
             self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 

@@ -319,6 +319,16 @@ def test_a_state_that_the_disk_does_not_give_is_kept(run, monkeypatch):
     assert not isinstance(caught.value, Damaged) and run.last.exists() and run.backup.exists()
 
 
+def test_a_state_for_which_there_is_no_memory_is_kept(run, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(torch, "load", broken)
+    with pytest.raises(RuntimeError, match="allocate"):
+        run.load_state()
+    assert run.last.exists() and run.backup.exists()
+
+
 def test_the_folder_and_the_ending_are_checked(tmp_path):
     with pytest.raises(UserError, match="the folder .*nowhere does not exist"):
         Run(tmp_path / "nowhere" / "run.pt").__enter__()

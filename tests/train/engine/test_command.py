@@ -135,6 +135,8 @@ def test_the_command_is_told_as_a_person_in_the_repository_would_type_it(monkeyp
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert command_line() == "torchrun --nproc-per-node 4 train/baseline.py --out 'my run.pt'"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert command_line() == "torchrun --nnodes 2 --nproc-per-node 2 train/baseline.py --out 'my run.pt'"
 
 
 def test_counts_are_in_words():

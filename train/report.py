@@ -8,7 +8,7 @@
     python train/report.py --ensemble teachers weights/seresnet164-fold?.pt     a row for their mean
     python train/report.py --baseline A.pt --teachers B.pt C.pt --control D.pt --student E.pt    what teachers gain
     python train/report.py --compare weights/student.pt weights/seresnet164-noval.pt     two networks, or seeds:
-    python train/report.py --compare "weights/student-seed*.pt" "weights/student-control-seed*.pt"
+    python train/report.py --compare "weights/student.pt weights/student-seed*.pt" "weights/student-control*.pt"
     python train/report.py --diff A.pt B.pt                       how two runs differ: recipe, data, versions, command
 
 Every weights file is scored on the test set once: its answers are kept beside the report and its result in results/,
@@ -210,7 +210,7 @@ def flags():
         group.add_argument(f"--{role}", nargs="+", type=Path, metavar="WEIGHTS", help=ROLES[role])
     group = arguments.add_argument_group("questions, answered on the screen; a report only with WEIGHTS")
     group.add_argument("--compare", nargs=2, metavar=("A", "B"),
-                       help="two weights files, or two quoted patterns that are groups of seeds")
+                       help="two weights files, or two groups of seeds: files and patterns, quoted together")
     group.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="how two runs differ")
     return arguments
 

@@ -123,6 +123,8 @@ def test_two_patterns_are_two_groups_of_seeds(folder, run, blank):
     needed = compare.seeds_needed(difference, [np.std(values, ddof=1) for values in (first, second)])
     assert f"takes {needed} seeds a group" in out and "differ by more" not in out
     assert "the same seed" not in out
+    words = " ".join(str(file) for file in reversed(a)), folder / "weights/b-*.pt"  # several, in any order
+    assert f"difference of {difference:+.2f} points, 95 % interval {low:+.2f}" in run("--compare", *words)[1]
     content = checkpoint.load_weights(add(folder, "b-noval-seed5", fold=None, seed=5))
     content["recipe"]["seed"] = 4
     checkpoint.save(folder / "weights/b-noval-seed5.pt", content)

@@ -73,14 +73,18 @@ def seeds_needed(difference, deviations):
 def compare(patterns, scorer):
     """What is known of the difference of two weights files, or of two groups of seeds, in sentences.
 
-    patterns: two texts, each a file or a pattern such as `weights/student-seed*.pt`. Raises UserError.
+    patterns: two texts, each a file, or files and patterns such as `weights/a.pt weights/a-seed*.pt`. Raises UserError.
     """
     sides = []
     for pattern in patterns:
-        several = sorted(file for file in glob.glob(pattern) if not file.endswith(".last.pt"))
-        files = [pattern] if Path(pattern).exists() else several
-        if not files:
-            raise UserError(f"--compare {pattern}: there is no such weights file")
+        words = [pattern] if Path(pattern).exists() or glob.glob(pattern) else pattern.split()
+        files = []
+        for word in words:
+            several = sorted(file for file in glob.glob(word) if not file.endswith(".last.pt"))
+            found = [word] if Path(word).exists() else several
+            if not found:
+                raise UserError(f"--compare {word}: there is no such weights file")
+            files += found
         sides.append(scorer.load(files, "--compare: "))
     a, b = tell_apart([Path(pattern.removesuffix(".pt")).absolute() for pattern in patterns])
     how = "With flip TTA, " if scorer.tta else ""

@@ -42,12 +42,12 @@ def average(answers, masks, how, ids):
 
 def asked(masks, how, ids):
     """Bool (T, N): whose answers about an image `average` takes; UserError where there is none."""
-    asked = masks | (how == "mean")
-    alone = ~asked.any(0)
+    taken = masks | (how == "mean")
+    alone = ~taken.any(0)
     if alone.any():
         raise UserError(f"--average oof: {alone.sum():,} images are held out by no teacher (the first is "
                         f"{ids[alone.argmax()]}): give the teachers of all five folds")
-    return asked
+    return taken
 
 
 def unseen(network, folds):

@@ -139,7 +139,9 @@ def test_a_group_that_cannot_be_is_one_line(folder, run, blank):
     files = [add(folder, f"a-seed{seed}", seed=seed) for seed in (0, 1)]
     (folder / "weights/a-seed9.last.pt").write_bytes(b"a state, not weights")
     for words, told in (((files[0], folder / "weights/a-*.pt"), "two seeds or more"),
-                        ((files[0], folder / "weights/z-*.pt"), "no such weights file")):
+                        ((files[0], folder / "weights/z-*.pt"), "no such weights file"),
+                        ((files[0], " "), "no such weights file"),
+                        ((files[0], f"{files[1]} none.pt"), "none.pt: there is no such weights file")):
         code, out, err = run("--compare", *words)
         assert (code, out) == (2, "") and told in err and err.count("\n") == 1
 

@@ -77,7 +77,7 @@ def compare(patterns, scorer):
     """
     sides = []
     for pattern in patterns:
-        words = [pattern] if Path(pattern).exists() or glob.glob(pattern) else pattern.split()
+        words = [pattern] if Path(pattern).exists() or glob.glob(pattern) else pattern.split() or [pattern]
         files = []
         for word in words:
             several = sorted(file for file in glob.glob(word) if not file.endswith(".last.pt"))

@@ -5,7 +5,6 @@ and returns a new batch; the input is never written to. Every image draws its ow
 and nothing is read back to the host, so a batch of 128 and a whole epoch are the same call.
 """
 
-import hashlib
 import math
 from functools import lru_cache
 
@@ -19,12 +18,6 @@ SHIFT = tuple(-m / s for m, s in zip(MEAN, STD))
 
 MEAN_PIXEL = tuple(round(255 * m) for m in MEAN)  # what erase and cutout paint: 0 once normalized
 ERASE_TRIES = 10  # torchvision's RandomErasing gives up after so many
-
-
-def derive(seed, *use):
-    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "augment", epoch)."""
-    text = "/".join(map(str, (seed, *use)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def crop(images, generator, padding=4, mode="constant"):

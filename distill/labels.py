@@ -21,9 +21,8 @@ import torch
 from distill.table import write_labels
 from distill.unlabelled import with_unlabelled
 from train.engine import data, predict
-from train.engine.command import (
-    ROOT, UserError, add_common, check_target, command, count_of, device_of, integer, parser,
-)
+from train.engine.command import ROOT, TTA, UserError, add_common, check_target, command, count_of, integer, parser
+from train.engine.device import device_of
 from train.engine.progress import say
 
 TEST, UNLABELLED = 5, 6  # what an image that is added to the training set has in place of its fold, 0 to 4
@@ -36,11 +35,11 @@ def average(answers, masks, how, ids):
     masks: bool (T, N), True where that teacher has not trained on the image; how: "mean" of all, or "oof", for each
     image the mean of those that have not trained on it. UserError when oof leaves an image without a teacher.
     """
-    weights = torch.from_numpy(asked(masks, how, ids)).double()
+    weights = torch.from_numpy(answers_used(masks, how, ids)).double()
     return ((weights[..., None] * answers.double()).sum(0) / weights.sum(0)[:, None]).float()
 
 
-def asked(masks, how, ids):
+def answers_used(masks, how, ids):
     """Bool (T, N): whose answers about an image `average` takes; UserError where there is none."""
     taken = masks | (how == "mean")
     alone = ~taken.any(0)
@@ -77,7 +76,7 @@ def flags():
                            metavar="FILE", help="CSV to write")
     arguments.add_argument("--average", choices=("mean", "oof"), default="mean",
                            help="all teachers, or only those that have not trained on the image")
-    arguments.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
+    arguments.add_argument("--tta", **TTA)
     arguments.add_argument("--limit", type=integer(1), metavar="N", help="only the N images of smallest id")
     arguments.add_argument("--images", metavar="FILE", help="also these images without labels (pickle, npz or "
                            "folder of 32x32 pictures)")
@@ -105,7 +104,7 @@ def main():
     folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=UNLABELLED)
 
     masks = np.stack([unseen(teacher, folds) for teacher in teachers])
-    asked(masks, args.average, dataset.ids)  # or refused before the work
+    answers_used(masks, args.average, dataset.ids)  # or refused before the work
     print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}"
           f"{', with their mirror images' if args.tta else ''}\n")
     print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))
@@ -117,7 +116,7 @@ def main():
         seen = ~mask & (provenance["include_test"] | (folds != TEST))
         remarks = [f"on {provenance['images']:,} images"] if recipe["limit"] else []
         remarks += ["over budget"] if provenance["over_budget"] else []
-        print(ROW.format(teacher.file.stem, f"{predict.epochs(teacher.history):,}", f"{provenance['params']:,}",
+        print(ROW.format(teacher.file.stem, f"{predict.total_epochs(teacher.history):,}", f"{provenance['params']:,}",
                          accuracy(logits, dataset.labels, mask), accuracy(logits, dataset.labels, seen))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
     answers = torch.stack(answers)

@@ -27,7 +27,8 @@ from distill.unlabelled import with_unlabelled
 from models import MODELS
 from train.baseline import STAGES, Baseline
 from train.engine import data, predict
-from train.engine.command import UserError, autocast, command, device_of, number
+from train.engine.command import UserError, command, number
+from train.engine.device import autocast, device_of
 from train.engine.loop import run, steps_per_epoch, worth_compiling
 from train.engine.recipe import Recipe, parse, peek, setting
 from train.flatse import FlatSE
@@ -43,15 +44,16 @@ RECIPES = (Baseline, SEResNet, ShakeShake, PyramidNet, FlatSE, Quick)
 class Distillation:
     """What a student adds to the recipe of its architecture."""
 
-    labels: str | None = setting(None, "CSV that distill/labels.py wrote", None, "distillation", False, metavar="FILE")
-    teachers: tuple = setting((), "weights that answer on the student's own batch", None, "distillation", False,
-                              nargs="+", metavar="WEIGHTS")
-    images: str | None = setting(None, "also learn on these images without labels", None, "distillation", False,
+    labels: str | None = setting(None, "CSV that distill/labels.py wrote", group="distillation", identity=False,
                                  metavar="FILE")
+    teachers: tuple = setting((), "weights that answer on the student's own batch", group="distillation",
+                              identity=False, nargs="+", metavar="WEIGHTS")
+    images: str | None = setting(None, "also learn on these images without labels", group="distillation",
+                                 identity=False, metavar="FILE")
     admit_test_images: bool = setting(False, "--images may hold test images (the student's score is then refused)",
                                       group="distillation")
     objective: str = setting("kd", "how answers are compared; their sources have dkd with alpha 0.5, standardized "
-                             "with temperature 2", str, "distillation", choices=tuple(OBJECTIVES))
+                             "with temperature 2", group="distillation", choices=tuple(OBJECTIVES))
     temperature: float = setting(4.0, "softens teacher and student alike", number(0, 1e6, above=True), "distillation")
     alpha: float = setting(0.9, "weight of the teachers, the labels have the rest", number(0, 1), "distillation")
 
@@ -61,7 +63,7 @@ class Distillation:
     @cached_property
     def identity(self):
         """With the teachers by content; the CSV's content is in the digest of the targets already."""
-        return super().identity | {"teachers": [network.mark for network in self.networks]}
+        return super().identity | {"teachers": [network.fingerprint for network in self.networks]}
 
     @property
     def reads(self):

@@ -16,14 +16,12 @@ import train  # a library that is missing is told in one line
 
 import numpy as np
 import pandas as pd
-import torch
 
 from distill.unlabelled import load_images
-from train.engine import predict
+from train.engine import data, predict
 from train.engine.checkpoint import write_text
-from train.engine.command import (
-    UserError, add_common, check_target, command, complain, count_of, device_of, parser,
-)
+from train.engine.command import TTA, UserError, add_common, check_target, command, complain, count_of, parser
+from train.engine.device import device_of
 
 
 def agreement(submission, path):
@@ -46,14 +44,13 @@ def main():
     arguments.add_argument("--images", required=True, metavar="FILE", help="pickle, npz or folder of 32x32 pictures")
     arguments.add_argument("--out", "--output", "-o", type=Path, default=Path("submission.csv"), metavar="FILE",
                            help="CSV to write")
-    arguments.add_argument("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
+    arguments.add_argument("--tta", **TTA)
     arguments.add_argument("--probabilities", action="store_true", help="a column of each class's probability too")
     arguments.add_argument("--compare", metavar="FILE", help="an earlier submission to compare with")
     add_common(arguments)
     args = arguments.parse_args()
     check_target("--out", args.out, ".csv")
     images, ids = load_images(args.images)
-    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     # Weights trained with a public test set are welcome here: these images have a hidden one.
     networks = predict.load(args.weights, device_of(args.device))
     # What a file of images holds is not known: photographs, it is taken for granted.
@@ -61,8 +58,8 @@ def main():
     strange = [network.file.name for network in networks if network.synthetic != shapes]
     if strange:
         here, there = ("generated shapes", "photographs") if shapes else ("photographs", "generated shapes")
-        complain(f"warning: {', '.join(strange)} learned from {there}, and of {here} it knows nothing", 0)
-    logits = predict.answers(networks, batch, args.tta)
+        complain(f"warning: {', '.join(strange)} learned from {there}, and of {here} it knows nothing")
+    logits = predict.answers(networks, data.channels_first(images), args.tta)
     submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
     classes = networks[0].classes
     if args.probabilities:

@@ -65,7 +65,11 @@ class FastNet(nn.Module):
         top = middle if top is None else top
         # fastnet by default, else fastnet-96 (width), fastnet-64-384 (and top), fastnet-128-256-352 (all), fastnet-res,
         # fastnet-2x64 (columns).
-        widths = (width, middle, top) if middle != 4 * width else (width, top) if top != middle else (width,)
+        widths = [width]
+        if middle != 4 * width:
+            widths = [width, middle, top]
+        elif top != middle:
+            widths = [width, top]
         shape = (f"{columns}x" if columns > 1 else "") + "-".join(map(str, widths))
         self.name = "fastnet" + (f"-{shape}" if shape != "64" else "") + ("-res" if residual else "")
         self.options = {"num_classes": num_classes, "width": width, "middle": middle, "top": top, "residual": residual,

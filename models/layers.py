@@ -11,6 +11,7 @@ def conv3x3(channels_in, channels_out, stride=1, groups=1):
 
 
 def conv1x1(channels_in, channels_out):
+    """1x1 convolution without bias; its output has the size of its input."""
     return nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
 

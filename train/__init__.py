@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def last_words(kind, error, trace):
+def one_line_excepthook(kind, error, trace):
     """One line for Ctrl-C while the libraries are read, and for a library that is missing; else the traceback."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
@@ -20,4 +20,4 @@ def last_words(kind, error, trace):
 
 # Only where a script of ours is run, by its path or by `python -m`: who imports this package keeps what he has.
 if sys.argv[0] == "-m" or Path(sys.argv[0]).resolve().parent in (ROOT / "train", ROOT / "distill"):
-    sys.excepthook = last_words
+    sys.excepthook = one_line_excepthook

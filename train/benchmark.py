@@ -33,12 +33,12 @@ from torchvision.transforms import v2
 
 import augment
 import models
-from augment.basic import MEAN, STD, derive
+from augment.basic import MEAN, STD
 from train.engine import data
 from train.engine.checkpoint import Run, write_text
-from train.engine.command import (ROOT, add_common, check_target, command, device_of, hardware, integer, one_line,
-                                  parser, precision_of, user_errors)
-from train.engine.loop import Ahead, batches, compiled, train_step
+from train.engine.command import ROOT, add_common, check_target, command, integer, one_line, parser, user_errors
+from train.engine.device import device_of, hardware, precision_of
+from train.engine.loop import Ahead, batches, batches_per_chunk, compiled, derive, train_step
 from train.engine.parallel import Ranks
 from train.engine.progress import progress, say
 from train.engine.recipe import Recipe, augmentations, mix_name
@@ -178,7 +178,7 @@ def rate(batch_size, step, source, queued=0, steps=None):
 
     queued: batches of `source` that may be ready already, and cost nothing: they are dropped.
     """
-    chunk = max(1, augment.CHUNK // batch_size)
+    chunk = batches_per_chunk(batch_size)
     time.sleep(SETTLE)
     list(islice(source, queued))
     began = now()
@@ -274,7 +274,7 @@ def main():
 
     # What is fed: the training images in whole chunks (the rest is left out, less than one chunk repeated).
     recipe = Recipe(batch_size=args.batch_size, augment=args.augment, mix=args.mix)
-    chunk = max(1, augment.CHUNK // args.batch_size) * args.batch_size
+    chunk = batches_per_chunk(args.batch_size) * args.batch_size
     dataset = data.load(args.data)
     dataset = dataset.select(torch.arange(max(1, len(dataset) // chunk) * chunk).numpy() % len(dataset))
     loader = feed_loader(dataset, recipe, args.workers)

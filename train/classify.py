@@ -24,9 +24,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from train.engine import predict, sources
+from train.engine import data, predict, sources
 from train.engine.checkpoint import write_text
-from train.engine.command import DEVICE, UserError, check_target, command, complain, device_of, parser
+from train.engine.command import DEVICE, UserError, check_target, command, complain, parser
+from train.engine.device import device_of
 from train.engine.progress import progress
 
 SIDE, LIKELIEST = 32, 3
@@ -55,7 +56,7 @@ def read_pictures(paths):
         except UserError as error:
             complaints.append(error)
     images = np.stack(images) if images else np.zeros((0, SIDE, SIDE, 3), np.uint8)
-    return files, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), complaints
+    return files, data.channels_first(images), complaints
 
 
 def probabilities(networks, images):
@@ -85,8 +86,8 @@ def main():
         raise UserError("--weights: some were trained on photographs and some on generated shapes")
     names = networks[0].classes
     if networks[0].synthetic:
-        complain("these weights know generated shapes and no photographs: their classes are shapes", 0)
-    complain(f"every picture gets one of {', '.join(names)}, also one that shows none of them", 0)
+        complain("these weights know generated shapes and no photographs: their classes are shapes")
+    complain(f"every picture gets one of {', '.join(names)}, also one that shows none of them")
 
     files, images, complaints = read_pictures(args.pictures)
     chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
@@ -101,7 +102,7 @@ def main():
         table = pd.DataFrame([row | row["probabilities"] for row in rows], columns=["file", "class", *names])
         write_text(args.csv, table.to_csv(index=False))
     for error in complaints:
-        complain(error, 2)
+        complain(error)
     if complaints:
         sys.exit(2)
 

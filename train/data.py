@@ -23,7 +23,7 @@ def main():
     if not generated and not sources.present(args.data):
         if args.src and args.src.suffix == ".npz" and args.src.is_file():  # verified before it is taken
             for part in data.SIZES:
-                data.official(*sources.read_part(args.src, part)[:2], part, str(args.src))
+                data.official(*sources.read_part(args.src, part), part)
         sources.fetch(args.data, args.src)
     for part in data.SIZES:
         dataset = data.load(args.data, part)

@@ -22,11 +22,12 @@ import train  # a library that is missing is told in one line
 import torch
 
 import models
-from augment.basic import derive
 from augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.engine import checkpoint, data, people, plots, predict
 from train.engine.checkpoint import write_text
-from train.engine.command import UserError, add_common, check_target, command, device_of, integer, parser
+from train.engine.command import TTA, UserError, add_common, check_target, command, integer, parser
+from train.engine.device import device_of
+from train.engine.loop import derive
 from train.engine.progress import progress
 
 
@@ -77,7 +78,7 @@ def flags():
     add_common(arguments)
     add = arguments.add_argument
     add("--limit", type=integer(1), metavar="N", help="only the N test images of smallest id, for a trial")
-    add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
+    add("--tta", **TTA)
     add("--calibrate", action="store_true", help="fit a temperature on the held-out fold")
     add("--store", action="store_true", help="keep that temperature in the weights file, for classify")
     add("--humans", type=Path, metavar="CSV", help="also score against what people say, by train/humans.py")
@@ -138,7 +139,7 @@ def main():
     if args.store:
         [network] = networks
         with checkpoint.Run(network.file):  # nothing that trains it anew may end in between
-            if predict.load([network.file])[0].mark != network.mark:
+            if predict.load([network.file])[0].fingerprint != network.fingerprint:
                 raise UserError(f"{network.file} was trained anew meanwhile: its temperature is another")
             checkpoint.save(network.file, network.content | {"temperature": temperature})
         print(f"{network.file}: the temperature is stored")

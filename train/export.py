@@ -109,14 +109,14 @@ def write_half(network, out, ties=False):
     """
     if out.resolve() == network.file.resolve():
         raise UserError(f"--out {out} is the file itself: the half would replace the whole")
-    state = network.content["ema"] or network.content["state"]
+    state = checkpoint.evaluated(network.content)
     floats = sorted((name for name in state if state[name].is_floating_point()), key=lambda name: state[name].numel())
     passed = list(accumulate(state[name].numel() for name in floats))
     halved = {name for name, numbers in zip(floats, passed) if numbers > WHOLE * passed[-1]}
     half = {name: value.half() if name in halved else value for name, value in state.items()}
     if flawed := checkpoint.nonfinite(half):
         raise UserError(f"{flawed} is not finite in half precision; nothing was written")
-    content = network.content | {"state": half, "ema": None, "whole": network.whole}
+    content = network.content | {"state": half, "ema": None, "whole": network.full_fingerprint}
 
     images = data.load("synthetic", "test").images
     before, after = (predict.logits(model, images) for model in (network.model, predict.restore(content)))

@@ -21,7 +21,7 @@ import train  # a library that is missing is told in one line
 from augment.basic import normalize
 from train.engine.command import command, integer, number
 from train.engine.loop import run
-from train.engine.recipe import Recipe, parse, setting
+from train.engine.recipe import Recipe, option, parse, setting
 
 SHIFT_LR = 64  # the normalizations' shifts learn so much faster (section 3.4)
 WHITENED = 5_000  # images that the first layer is computed from
@@ -41,11 +41,11 @@ class Quick(Recipe):
     augment: tuple = ("shift",)
     alternate_flip: bool = True
     small: float = 0.5
-    columns: int = setting(2, "networks side by side whose logits are averaged", integer(1), "model", model=True)
-    width: int = setting(64, "channels of the first stage", integer(1), "model", model=True)
-    middle: int | None = setting(None, "channels of the second stage [4 x the first]", integer(1), "model", model=True)
-    top: int | None = setting(None, "channels of the third stage [as the second]", integer(1), "model", model=True)
-    residual: bool = setting(False, "a third convolution a stage, with a shortcut", None, "model", model=True)
+    columns: int = option(2, "networks side by side whose logits are averaged", integer(1))
+    width: int = option(64, "channels of the first stage", integer(1))
+    middle: int | None = option(None, "channels of the second stage [4 x the first]", integer(1))
+    top: int | None = option(None, "channels of the third stage [as the second]", integer(1))
+    residual: bool = option(False, "a third convolution a stage, with a shortcut")
 
     @property
     def identity(self):
@@ -55,7 +55,8 @@ class Quick(Recipe):
 
     def learning_rate(self, step, steps):
         """Straight up during the warm-up, from a fifth of the peak, and straight down after it."""
-        warmup, first = self.warmup_steps(steps), 0.2 if self.warmup_lr is None else self.warmup_lr / self.lr
+        warmup = self.warmup_steps(steps)
+        first = 0.2 if self.warmup_lr is None else self.warmup_lr / self.lr  # the share of the peak it begins from
         if step < warmup:
             return self.lr * (first + (1 - first) * step / warmup)
         return self.min_lr + (self.lr - self.min_lr) * (steps - step) / max(1, steps - warmup)

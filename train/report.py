@@ -28,14 +28,13 @@ import train  # a library that is missing is told in one line
 import pandas as pd
 
 import models
-from train.engine import checkpoint, data, plots, predict
-from train.engine.checkpoint import write, write_text
-from train.engine.command import (ROOT, UserError, add_common, check_target, command, complain, count_of, device_of,
-                                  parser)
-from train.engine.compare import compare, differences, pipeline
+from train.engine import data, plots, predict
+from train.engine.checkpoint import is_state, write, write_text
+from train.engine.command import ROOT, UserError, add_common, check_target, command, complain, count_of, parser
+from train.engine.compare import compare, differences, student_gains
+from train.engine.device import device_of
 from train.engine.page import commands, in_words, markdown, page
-from train.engine.recipe import family
-from train.engine.results import HUMANS, Scorer, group, read_result, tell_apart, whole
+from train.engine.results import HUMANS, Scorer, family, full_fingerprint, group, read_result, shortest_unique_names
 
 PUBLISHED = Path(plots.__file__).with_name("published.csv")
 MARKERS = "<!-- {} -->", "<!-- /{} -->"
@@ -86,11 +85,11 @@ def gather(paths, ensembles, scorer):
     weights, csvs, kept = [], [], []
     for path in paths:
         if path.is_dir():
-            weights += sorted(file for file in path.glob("*.pt") if not file.name.endswith(".last.pt"))
+            weights += sorted(file for file in path.glob("*.pt") if not is_state(file))
             csvs += sorted(path.glob("*.csv"))
             kept += sorted((path / "results").glob("*.json"))
-        elif path.name.endswith(".last.pt"):  # `weights/*.pt` names it too
-            complain(f"left out: {path} is a resume state", 0)
+        elif is_state(path):  # `weights/*.pt` names it too
+            complain(f"left out: {path} is a resume state")
         else:
             predict.load([path])[0].check_kind(scorer.path)
             weights.append(path)
@@ -104,24 +103,25 @@ def gather(paths, ensembles, scorer):
             results.append(scorer.result([network]))
             if network.content.get("log"):
                 log = pd.DataFrame(network.content["log"])
-                logs[file] = log.assign(epoch=log["epoch"] + predict.epochs(network.history[1:]))
+                logs[file] = log.assign(epoch=log["epoch"] + predict.total_epochs(network.history[1:]))
         except UserError as error:
-            complain(f"left out: {error}", 0)
+            complain(f"left out: {error}")
     results += [scorer.result(networks, name) for name, networks in ensembles.items()]
 
     # Kept results are shown too, unless they are the same again, or weights of that name, or of a member's, were
     # trained anew since: then they are figures of the past.
-    here = {(result["folder"], result["run"]): whole(result) for result in results}
+    here = {(result["folder"], result["run"]): full_fingerprint(result) for result in results}
     foreign = 0
     for result in filter(None, map(read_result, kept)):
-        folder, run, mark = result["folder"], result["run"], whole(result)
-        past = any(here.get((folder, name), source) != source for name, source in result.get("members", [[run, mark]]))
+        folder, run, fingerprint = result["folder"], result["run"], full_fingerprint(result)
+        past = any(here.get((folder, name), source) != source for name, source in
+                   result.get("members", [[run, fingerprint]]))
         again = (folder, run) in here and result["tta"] == scorer.tta
         foreign += result["data"] != scorer.digest
         if result["data"] == scorer.digest and not past and not again:
             results.append(result)
     if foreign:
-        complain(f"left out: {count_of(foreign, 'result')} on other test images", 0)
+        complain(f"left out: {count_of(foreign, 'result')} on other test images")
     return results, read_logs(logs, csvs)
 
 
@@ -136,7 +136,7 @@ def read_logs(logs, files):
     for file, log in logs.items():
         if len(log) and {"epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"} <= set(log):
             runs.setdefault(file.resolve().parent / family(file.stem), []).append(log)
-    names = tell_apart(runs)
+    names = shortest_unique_names(runs)
     return {name + f" ({len(logs)} runs)" * (len(logs) > 1): logs for name, logs in zip(names, runs.values())}
 
 
@@ -255,7 +255,7 @@ def main():
     results, logs = gather(paths, ensembles, scorer)
     if not results:
         raise UserError("no finished weights and no results: train first (`make baseline`), or name weights files")
-    further |= {PIPELINE: pipeline(roles, scorer)} if roles else {}
+    further |= {PIPELINE: student_gains(roles, scorer)} if roles else {}
     write_report(args, results, logs, further, scorer.digest == data.OFFICIAL["test"])
 
 
@@ -280,7 +280,7 @@ def write_report(args, results, logs, further, official):
         picture = (args.out / "cost.png").read_bytes()
         write(args.picture, lambda handle: handle.write(picture))
     elif args.picture:
-        complain(f"--picture {args.picture}: not drawn, there is no accuracy on the official images", 0)
+        complain(f"--picture {args.picture}: not drawn, there is no accuracy on the official images")
     if PIPELINE in further:
         write_text(args.out / "pipeline.txt", f"{further[PIPELINE]}\n")
     show("\n\n".join([text, *further.values(), f"{args.out / 'report.html'}: {summary}"]))

@@ -18,7 +18,7 @@ from models import MODELS
 from train import quick
 from train.baseline import STAGES, Baseline
 from train.engine import checkpoint, data, predict
-from train.engine.command import autocast, faster_in_bfloat16
+from train.engine.device import autocast, faster_in_bfloat16
 from train.engine.recipe import Recipe
 from train.flatse import FlatSE
 from train.pyramidnet import PyramidNet

@@ -11,7 +11,8 @@ import os
 import pytest
 import torch
 
-from train.engine import command, loop, parallel
+from train.engine import loop, parallel
+from train.engine.device import device_of
 
 ON = os.getenv("CUDA_TESTS_ON", "cuda")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic mode asks for it
@@ -21,7 +22,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic
 def device():
     if ON == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here; CUDA_TESTS_ON=cpu rehearses on the CPU")
-    return command.device_of(ON)
+    return device_of(ON)
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def compiled(request, device, compiler, monkeypatch):
 
     def compile(network):
         with monkeypatch.context() as patch:
-            patch.setattr(parallel, "size", lambda: 1 if request.param == "cuda graphs" else 2)
+            patch.setattr(parallel, "world_size", lambda: 1 if request.param == "cuda graphs" else 2)
             return loop.compiled(network, device)
 
     return compile

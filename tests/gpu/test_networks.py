@@ -11,7 +11,7 @@ from augment.basic import normalize
 from distill.student import Teachers, student_of
 from models import MODELS
 from train.engine import predict
-from train.engine.command import autocast
+from train.engine.device import autocast
 from train.engine.loop import train_step
 from train.engine.state import optimizer_of
 

@@ -98,8 +98,8 @@ def gradients(recipe, file, training):
     steps = []
     with Ranks(torch.device("cpu")) as ranks:
         network = ranks.wrap(model)
-        whole = batches(train.images, [data.one_hot(train.labels)], recipe, 0)
-        for count, scale, images, *targets in ranks.share(whole):
+        global_batches = batches(train.images, [data.one_hot(train.labels)], recipe, 0)
+        for count, scale, images, *targets in ranks.shard(global_batches):
             train_step(network, optimizer, recipe, images, targets, scale)
             found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
             steps.append((images[:count], targets[0][:count], found))
@@ -108,5 +108,5 @@ def gradients(recipe, file, training):
 
 def train(recipe, stop=None):
     """Run a recipe; SIGTERM comes to the last rank alone, in its step `stop`."""
-    hit = stop and parallel.rank() == parallel.size() - 1
+    hit = stop and parallel.rank() == parallel.world_size() - 1
     loop.run(toy.hook(recipe, loss=toy.terminate(stop)) if hit else recipe)

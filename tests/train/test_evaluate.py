@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import toy
-from augment.basic import derive
 from augment.corruptions import corrupt
 from train import evaluate
 from train.engine import checkpoint, data, plots, predict
+from train.engine.loop import derive
 from untrained import write_weights
 
 
@@ -179,7 +179,7 @@ def test_the_temperature_is_stored_and_the_network_stays_the_same(toy_set, run, 
     val = training.select(data.fold_of(training.ids, training.labels.numpy()) == 2)
     wanted = predict.temperature(predict.logits(after.model, val.images), val.labels)
     assert code == 0 and "net0.pt: the temperature is stored" in out
-    assert before.temperature == 1.0 and after.temperature == wanted != 1.0 and after.mark == before.mark
+    assert before.temperature == 1.0 and after.temperature == wanted != 1.0 and after.fingerprint == before.fingerprint
     content = dict(after.content)
     assert content.pop("temperature") == wanted and checkpoint.digest(content) == checkpoint.digest(before.content)
     assert run(file)[1].splitlines()[1:] == out.splitlines()[1:4]  # scores are those of the logits

@@ -8,9 +8,10 @@ import torch
 import models
 import toy
 from augment import AUGMENTATIONS
-from augment.basic import crop, derive, normalize
+from augment.basic import crop, normalize
 from train import quick
 from train.engine import checkpoint, data, loop
+from train.engine.loop import derive
 from train.engine.recipe import Recipe
 
 

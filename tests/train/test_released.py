@@ -82,8 +82,9 @@ def test_a_file_in_half_precision_answers_alike_and_keeps_the_rest(weights, half
     assert f"{(before.argmax(1) != after.argmax(1)).sum()} answers differ" in out
     recorded = kept["check"]["logits"]
     assert recorded.dtype == torch.float32 and torch.equal(recorded, after[:16])
-    assert smaller.mark != whole.mark and smaller.whole == whole.whole == whole.mark
-    assert smaller.history[0]["weights"] == whole.mark
+    assert smaller.fingerprint != whole.fingerprint
+    assert smaller.full_fingerprint == whole.full_fingerprint == whole.fingerprint
+    assert smaller.history[0]["weights"] == whole.fingerprint
     with pytest.raises(UserError, match="a network counts once"):
         predict.load([weights, tmp_path / "half.pt"])
 
@@ -143,7 +144,7 @@ def test_the_whole_is_not_overwritten_by_its_half(weights, typed):
 def test_no_file_is_the_released_one(weights, monkeypatch):
     monkeypatch.setattr(predict, "RELEASED", weights)
     [network] = predict.load()
-    assert network.file == weights and predict.load([weights])[0].mark == network.mark
+    assert network.file == weights and predict.load([weights])[0].fingerprint == network.fingerprint
 
 
 def test_without_a_released_network_it_is_one_line(tmp_path, monkeypatch):

@@ -35,6 +35,11 @@ class Damaged(UserError):
     """A checkpoint that cannot be read or whose digest does not match."""
 
 
+def is_state(path):
+    """Whether a file, by its name, is a state to resume from."""
+    return str(path).endswith(".last.pt")
+
+
 def write(path, save, backup=None):
     """Call `save(handle)` on a temporary file beside `path`, flush it, and move it over `path`.
 
@@ -140,6 +145,11 @@ def load_weights(path):
     if "provenance" not in content:
         raise UserError(f"{path} is a resume state, not finished weights")
     return content
+
+
+def evaluated(content):
+    """The state of the network that counts, of finished weights: the moving average's when there is one."""
+    return content["ema"] or content["state"]
 
 
 # ---------------------------------------------------------------- one run

@@ -1,4 +1,4 @@
-"""The command line that all scripts share: mistakes as one line, flag types, the device and its precision.
+"""The command line that all scripts share: mistakes as one line, the parser, flag types.
 
     @command
     def main():
@@ -23,7 +23,6 @@ import torch
 from train.engine import parallel
 
 ROOT = Path(__file__).resolve().parents[2]
-CPUINFO = Path("/proc/cpuinfo")  # on Linux
 
 # What is not trained in bfloat16, scores and labels above all, is float32: no TF32, which torch allows convolutions.
 torch.backends.cudnn.allow_tf32 = False
@@ -71,7 +70,8 @@ def command(main):
             else:
                 raise
             code = 1
-        sys.exit(complain(message, code))
+        complain(message)
+        sys.exit(code)
 
     return guarded
 
@@ -94,11 +94,10 @@ def keep_memory():
         ctypes.CDLL(None).mallopt(trim_threshold, -1)  # never
 
 
-def complain(message, code):
-    """Print one line on standard error, of several ranks only the first to ask; returns `code`."""
+def complain(message):
+    """Print one line on standard error; of several ranks only the first to ask does."""
     if parallel.may_complain():
         print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
-    return code
 
 
 def one_line(message):
@@ -132,7 +131,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        sys.exit(complain(message, 2))
+        complain(message)
+        sys.exit(2)
 
 
 class Help(argparse.HelpFormatter):
@@ -156,6 +156,8 @@ def parser(doc):
 DATA = dict(default=str(ROOT / "data"), help="folder with the images (fetched when absent), or synthetic",
             metavar="PATH")
 DEVICE = dict(default="auto", help="where to compute", choices=("auto", "cuda", "cpu"))
+# One that the tools share.
+TTA = dict(action="store_true", help="mean of the image's and its mirror image's logits")
 
 
 def add_common(arguments):
@@ -182,7 +184,10 @@ def check_target(flag, file, suffix):
 def number(low, high=None, above=False, kind=float):
     """A converter of flag values to a finite number within low..high (`above`: low itself excluded)."""
     bound = f"above {low}" if above else f"{low}"
-    bound += f" to {high:g}" if high is not None else "" if above else " or more"
+    if high is not None:
+        bound += f" to {high:g}"
+    elif not above:
+        bound += " or more"
     below = 2**63 if kind is int else math.inf  # what torch takes
     wanted = f"a {'whole ' if kind is int else ''}number, {bound}"
 
@@ -197,55 +202,3 @@ def number(low, high=None, above=False, kind=float):
 
 
 integer = partial(number, kind=int)
-
-
-# ---------------------------------------------------------------- the device
-
-
-def device_of(name):
-    """The torch.device for auto|cuda|cpu, this rank's GPU; UserError for cuda on a machine without it."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if parallel.device_index() >= torch.cuda.device_count():
-            raise UserError(f"--nproc-per-node is above the number of GPUs here, {torch.cuda.device_count()}")
-        torch.cuda.set_device(parallel.device_index())
-        # All batches have one shape; what is fastest on it may differ from process to process.
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-    return torch.device(name)
-
-
-def precision_of(name, device):
-    """The precision of training, `float32` or `bfloat16`, for auto|float32|bfloat16 on a device.
-
-    On a CPU that has fast units for it a step in bfloat16 is 1.5 to 2.2 times as fast as in float32. Without units it
-    is 4 to 12 times slower, and with those of Intel's AVX512-BF16 alone, without AMX, 1.5 times slower.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":  # one older than Ampere only emulates it
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if faster_in_bfloat16() else "float32"
-
-
-def faster_in_bfloat16():
-    """Whether this CPU multiplies faster in bfloat16 than in float32: with AMX, or with AMD's AVX512-BF16.
-
-    Intel's AVX512-BF16 by itself, as where a virtual machine hides AMX, is slower than its float32.
-    """
-    amd = "AuthenticAMD" in (CPUINFO.read_text() if CPUINFO.exists() else platform.processor())
-    return torch.cpu._is_amx_tile_supported() or amd and torch.cpu._is_avx512_bf16_supported()
-
-
-def autocast(device, precision):
-    """The context of a forward pass in training: bfloat16 where that is the precision, nothing in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def hardware(device):
-    """The machine in words, times the ranks: `2 x NVIDIA H200`, `x86_64 cpu, 2 threads`."""
-    cpu = f"{platform.machine()} cpu, {count_of(torch.get_num_threads(), 'thread')}"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return name if parallel.size() == 1 else f"{parallel.size()} x {name}"

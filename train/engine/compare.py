@@ -10,7 +10,7 @@ import numpy as np
 
 from train.engine import checkpoint, predict
 from train.engine.command import UserError, count_of
-from train.engine.results import describe, same_but_seed, tell_apart
+from train.engine.results import describe, key_without_seed, shortest_unique_names
 
 # What of the provenance may make two runs differ; the recipe and the model's options come first.
 SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_digest"),
@@ -80,13 +80,13 @@ def compare(patterns, scorer):
         words = [pattern] if Path(pattern).exists() or glob.glob(pattern) else pattern.split() or [pattern]
         files = []
         for word in words:
-            several = sorted(file for file in glob.glob(word) if not file.endswith(".last.pt"))
+            several = sorted(file for file in glob.glob(word) if not checkpoint.is_state(file))
             found = [word] if Path(word).exists() else several
             if not found:
                 raise UserError(f"--compare {word}: there is no such weights file")
             files += found
         sides.append(scorer.load(files, "--compare: "))
-    a, b = tell_apart([Path(pattern.removesuffix(".pt")).absolute() for pattern in patterns])
+    a, b = shortest_unique_names([Path(pattern.removesuffix(".pt")).absolute() for pattern in patterns])
     how = "With flip TTA, " if scorer.tta else ""
     if len(sides[0]) == len(sides[1]) == 1:
         right = (scorer.answers(side).argmax(1) == scorer.dataset.labels for side in sides)
@@ -105,7 +105,7 @@ def compare(patterns, scorer):
     if needed := seeds_needed(difference, deviations):
         text += f" To show a difference of this size with 80 % power takes {count_of(needed, 'seed')} a group."
     for name, side in zip((a, b), sides):
-        if len({same_but_seed(describe(network) | {"tta": False}) for network in side}) > 1:
+        if len({key_without_seed(describe(network) | {"tta": False}) for network in side}) > 1:
             text += f" The runs of {name} differ by more than their seed."
         elif len({network.content["recipe"]["seed"] for network in side}) < len(side):
             text += f" Of the runs of {name} some have the same seed."
@@ -135,11 +135,11 @@ def differences(files):
         lines.append(f"{title}: {'different' if names else 'the same'}")
         lines += [f"  {sign} {name}: {part.get(name, 'not known')}"
                   for name in names for sign, part in zip("-+", (first, second))]
-    marks = {checkpoint.digest(content["ema"] or content["state"]) for content in contents}
+    marks = {checkpoint.digest(checkpoint.evaluated(content)) for content in contents}
     return "\n".join([*lines, f"weights: {'the same' if len(marks) == 1 else 'different'}"])
 
 
-def pipeline(roles, scorer):
+def student_gains(roles, scorer):
     """Roles, runs, parameters and test accuracy in lines, and what the student gains. roles: {role: [Network, ...]}."""
     line = "{:10s} {:34s} {:>12s} {:>8s}".format
     lines, mean, gains = [line("role", "run", "parameters", "TTA %" if scorer.tta else "test %")], {}, []
@@ -159,7 +159,7 @@ def pipeline(roles, scorer):
     if {"student", "control"} <= set(mean):
         points = round(mean["student"] - mean["control"], 9)
         pair = [*roles["student"], *roles["control"]]
-        alike = len({(network.provenance["name"], predict.epochs(network.history)) for network in pair}) == 1
+        alike = len({(network.provenance["name"], predict.total_epochs(network.history)) for network in pair}) == 1
         verdict = "distillation is ahead" if points > 0 else "the control is ahead" if points < 0 else "a tie"
         gains.append(f"student {points:+.2f} points against the control, " +
                      (f"the same network and epochs without teachers: {verdict}" if alike else

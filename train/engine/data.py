@@ -115,11 +115,10 @@ def load(path, part="train"):
     """
     if str(path) == "synthetic":
         return as_dataset(*sources.synthetic(part), "synthetic")
-    images, labels, source = sources.read(Path(path), part)
-    return official(images, labels, part, source)
+    return official(*sources.read(Path(path), part), part)
 
 
-def official(images, labels, part, source):
+def official(images, labels, source, part):
     """The Dataset of uint8 NHWC arrays in any order; UserError unless they are CIFAR-10's, to the last byte."""
     wanted = {"images": ((SIZES[part], 32, 32, 3), np.dtype("uint8")), "labels": (SIZES[part],)}
     found = {"images": (images.shape, images.dtype), "labels": labels.shape}
@@ -156,8 +155,12 @@ def as_dataset(images, labels, source):
     order = np.argsort(ids)
     if (ids[order][1:] == ids[order][:-1]).any():
         raise UserError(f"{source}: {len(ids) - len(set(ids)):,} images occur more than once")
-    pixels = torch.from_numpy(np.ascontiguousarray(images[order].transpose(0, 3, 1, 2)))
-    return Dataset(pixels, torch.from_numpy(labels[order].astype(np.int64)), ids[order], source)
+    return Dataset(channels_first(images[order]), torch.from_numpy(labels[order].astype(np.int64)), ids[order], source)
+
+
+def channels_first(images):
+    """uint8 (N, 32, 32, 3), an array, as a tensor (N, 3, 32, 32) of its own."""
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def one_hot(labels):

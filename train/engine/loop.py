@@ -5,6 +5,7 @@ on the device. Every random number comes from (seed, epoch) or (seed, step), nev
 was killed and resumed ends bit for bit as one that was not.
 """
 
+import hashlib
 import os
 import shutil
 import sysconfig
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 
 import augment
 import models
-from augment.basic import derive, mirror, normalize
+from augment.basic import mirror, normalize
 from train.engine import checkpoint, data, parallel
-from train.engine.command import ROOT, UserError, autocast, count_of, hardware, short_path, user_errors
+from train.engine.command import ROOT, UserError, count_of, short_path, user_errors
+from train.engine.device import autocast, hardware
 from train.engine.parallel import Ranks
 from train.engine.progress import Every, Progress, duration, say
 from train.engine.state import Signals, State, Stopped, commit, provenance
@@ -26,6 +28,7 @@ SAVE_EVERY = 300.0  # seconds between two saved states
 LOOK_EVERY = 0.5  # seconds between two looks at the metrics, each of which waits for the device
 WORTH_COMPILING = 2_000  # steps on CUDA from which the compilation, a minute or so, is soon earned back
 SMALL = 20  # pixels of a side in the first part of a run with progressive resolution
+SPARED = 1 - (SMALL / 32) ** 2  # share of a step's work that these smaller images spare
 
 
 def run(recipe, teacher=False):
@@ -34,7 +37,8 @@ def run(recipe, teacher=False):
     teacher: the model may exceed the parameter budget. Raises UserError for whatever the person who typed the command
     can set right.
     """
-    (device, recipe), code = recipe.on_device(), commit()
+    device, recipe = recipe.on_device()
+    code = commit()
     torch.manual_seed(derive(recipe.seed, "init"))
     with user_errors():
         model = models.build(recipe.model, **recipe.options)
@@ -47,11 +51,11 @@ def run(recipe, teacher=False):
         if Path(file).resolve() == weights.resolve():
             raise UserError(f"{flag} {file} is the file that this run writes: name another with --out")
     with Ranks(device, recipe.compile) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
-        whole = data.load(recipe.data)
+        dataset = data.load(recipe.data)
         if recipe.start:
-            recipe.start.split(whole)
-        labelled, val = data.split(whole, recipe.fold, recipe.limit)
-        del whole  # with a fold held out, the memory of the images a second time
+            recipe.start.split(dataset)  # or a UserError: it was trained on other images
+        labelled, val = data.split(dataset, recipe.fold, recipe.limit)
+        del dataset  # with a fold held out, the memory of the images a second time
         train = data.join(labelled, data.load(recipe.data, "test")) if recipe.include_test else labelled
         train, soft = recipe.prepare(train, model)
         if recipe.start:  # after `prepare`, whose first layer the other layers were not trained behind
@@ -84,6 +88,7 @@ def fit(state, train, val=None, soft=()):
     """
     model, recipe, ranks, device = state.model, state.recipe, state.ranks, state.device
     steps, per_epoch = state.steps, state.steps // recipe.epochs  # of the whole run, of an epoch
+    small_steps = round(recipe.small * steps)  # the first ones
     images = train.images.to(device)
     targets = [data.one_hot(train.labels).to(device), *(target.to(device) for target in soft)]
     compiling = worth_compiling(recipe, device, steps)
@@ -91,33 +96,33 @@ def fit(state, train, val=None, soft=()):
     network = ranks.wrap(model)
     if compiling:
         network = compiled(network, device)
-    first_line = (f"{model.name}: {models.parameter_count(model):,} parameters, {hardware(device)}, "
-                  f"{recipe.precision}, channels_last{', compiled' if compiling else ''}"
-                  f"{', not compiled for want of gcc or of Python.h' if hindered else ''}, "
-                  f"{count_of(len(train), 'image')}, {count_of(steps, 'step')} in {count_of(recipe.epochs, 'epoch')}"
-                  f"{f', from {short_path(recipe.init)}' if recipe.start else ''}")
+    facts = [f"{models.parameter_count(model):,} parameters", hardware(device), recipe.precision, "channels_last",
+             "compiled" if compiling else "not compiled for want of gcc or of Python.h" if hindered else "",
+             count_of(len(train), "image"), f"{count_of(steps, 'step')} in {count_of(recipe.epochs, 'epoch')}",
+             f"from {short_path(recipe.init)}" if recipe.start else ""]
+    first_line = f"{model.name}: {', '.join(filter(None, facts))}"
 
     def work(step):  # in full training steps; a validation image costs about a third of a training image
-        at_small = min(step, round(recipe.small * steps))
-        return step - at_small * (1 - (SMALL / 32) ** 2) + step // per_epoch * len(val or ()) / recipe.batch_size / 3
+        validated = step // per_epoch * len(val or ()) / recipe.batch_size / 3
+        return step - min(step, small_steps) * SPARED + validated
 
     ahead, look_due, save_due = Ahead(device), Every(LOOK_EVERY), Every(SAVE_EVERY)
     with Signals() as signals, Progress(steps, state.files.weights.stem, "step", state.step, work, first_line) as bar:
         for epoch in range(len(state.rows), recipe.epochs):
             model.train()
-            whole = batches(images, targets, recipe, epoch, state.step - epoch * per_epoch)
-            for count, scale, inputs, *wanted in ranks.share(ahead(whole)):
+            global_batches = batches(images, targets, recipe, epoch, state.step - epoch * per_epoch)
+            for count, scale, inputs, *wanted in ranks.shard(ahead(global_batches)):
                 # 1. The step. Whatever is random inside the model follows from (seed, step) and the rank.
                 for group in state.optimizer.param_groups:
                     group["lr"] = recipe.learning_rate(state.step, steps) * group.get("lr_scale", 1)
                 torch.manual_seed(derive(recipe.seed, "model", state.step, *ranks.seed))
-                side = SMALL if state.step < round(recipe.small * steps) else None
+                side = SMALL if state.step < small_steps else None
                 parts, logits = train_step(network, state.optimizer, recipe, inputs, wanted, scale, side)
                 state.advance(parts, logits, wanted[0], count)
 
                 # 2. What has to wait for the device is done now and then: the bar, the saved state, a signal.
                 look, save = (look_due(), save_due()) if ranks.rank == 0 else (False, False)
-                caught, look, save = ranks.agree(signals.caught, look, save)
+                caught, look, save = ranks.all_max(signals.caught, look, save)
                 if look:
                     bar.reach(state.step, state.note())
                 if save or caught:
@@ -132,9 +137,20 @@ def fit(state, train, val=None, soft=()):
     return state
 
 
+def derive(seed, *use):
+    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "augment", epoch)."""
+    text = "/".join(map(str, (seed, *use)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
 def steps_per_epoch(images, recipe):
     """Whole batches only: what is left over comes in other epochs, for the order is new in each."""
     return max(1, images // recipe.batch_size)
+
+
+def batches_per_chunk(batch_size):
+    """How many batches are augmented and mixed in one call."""
+    return max(1, augment.CHUNK // batch_size)
 
 
 def train_step(network, optimizer, recipe, images, targets, scale=1.0, side=None):
@@ -169,7 +185,7 @@ def batches(images, targets, recipe, epoch, first=0):
     if recipe.alternate_flip:  # half of the images begin as their mirror images, and every epoch turns all of them
         generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mirror"))
         mirrored = (torch.rand(len(images), device=device, generator=generator) < 0.5) ^ (epoch % 2 == 1)
-    per_chunk = max(1, augment.CHUNK // size)
+    per_chunk = batches_per_chunk(size)
     for number, rows in enumerate(order.split(per_chunk * size)):
         skipped = max(0, first - number * per_chunk)  # batches of this chunk that an earlier process has had
         if skipped >= per_chunk:
@@ -235,5 +251,5 @@ def compiled(network, device):
     A graph reads the seed of torch's generator when it is replayed, so the model's randomness follows from the step
     as it does without (CUDAGeneratorState::replay_prologue).
     """
-    graphs = device.type == "cuda" and parallel.size() == 1
+    graphs = device.type == "cuda" and parallel.world_size() == 1
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else "default")

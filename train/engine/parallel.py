@@ -18,45 +18,45 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-ASSEMBLY = timedelta(minutes=5)  # for all ranks to start, from a slow disk perhaps
-SILENCE = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
-COMPILING = timedelta(minutes=10)  # one rank may find its first step compiled that another has to compile yet
-PATIENCE = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # for all ranks to start, from a slow disk perhaps
+STEP_TIMEOUT = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
+COMPILE_TIMEOUT = timedelta(minutes=10)  # one rank may find its first step compiled that another has to compile yet
+RANK_0_TIMEOUT = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
 
 
-def size():
+def world_size():
     """The number of ranks, from the environment that torchrun sets; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
 
 
 def rank():
-    """The number of this rank, 0 <= rank < size; only rank 0 prints and writes."""
-    return int(os.environ["RANK"]) if size() > 1 else 0
+    """The number of this rank, 0 <= rank < world_size; only rank 0 prints and writes."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def device_index():
+def local_rank():
     """The number of this rank's GPU among those of its machine."""
-    return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+    return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
 def launcher():
     """The words that start this run's processes, `torchrun --nnodes 2 --nproc-per-node 4` or `python`."""
-    if size() == 1:
+    if world_size() == 1:
         return ["python"]
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", size()))  # of this machine
-    machines = ["--nnodes", str(size() // local)] if size() > local else []
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))  # of this machine
+    machines = ["--nnodes", str(world_size() // local)] if world_size() > local else []
     return ["torchrun", *machines, "--nproc-per-node", str(local)]
 
 
 @cache
 def store():
     """The table of names and numbers that all ranks share; torchrun keeps it."""
-    return next(dist.rendezvous("env://", timeout=ASSEMBLY))[0]
+    return next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))[0]
 
 
 def may_complain():
     """Whether this rank tells what went wrong: the first one that asks, for the others fail of the same or of it."""
-    if size() == 1:
+    if world_size() == 1:
         return True
     answers = []
 
@@ -92,12 +92,12 @@ class Ranks:
         compiling: whether a network may be compiled on a CPU; on GPUs it always may.
         """
         self.rank, self.size, self.seed = 0, 1, ()
-        if device and size() > 1:
-            self.rank, self.size, self.seed = rank(), size(), (rank(),)
+        if device and world_size() > 1:
+            self.rank, self.size, self.seed = rank(), world_size(), (rank(),)
             backend = "nccl" if device.type == "cuda" else "gloo"
-            patience = COMPILING if compiling or backend == "nccl" else SILENCE
-            dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=patience)
-            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            timeout = COMPILE_TIMEOUT if compiling or backend == "nccl" else STEP_TIMEOUT
+            dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=timeout)
+            self.group = dist.new_group(backend="gloo", timeout=RANK_0_TIMEOUT)
 
     def __enter__(self):
         return self
@@ -117,7 +117,7 @@ class Ranks:
         return DistributedDataParallel(
             model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=fixed)
 
-    def share(self, batches):
+    def shard(self, batches):
         """This rank's part of each global (images, *targets): yields (count, scale, images, *targets).
 
         count: how many of the images count; scale: the factor of the part's mean loss with which the mean over the
@@ -141,13 +141,13 @@ class Ranks:
         """The context manager `resource`, which rank 0 alone enters."""
         return resource if self.rank == 0 else nullcontext(resource)
 
-    def add(self, numbers):
+    def all_sum(self, numbers):
         """The sum over the ranks of an int64 tensor on the CPU, in its place."""
         if self.size > 1:
             dist.all_reduce(numbers, group=self.group)
         return numbers
 
-    def agree(self, *numbers):
+    def all_max(self, *numbers):
         """The greatest of the ranks' numbers, each for itself, as a list: what one rank wants, all do."""
         if self.size == 1:
             return list(numbers)

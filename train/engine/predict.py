@@ -21,7 +21,7 @@ from train.engine.progress import progress
 
 RELEASED = ROOT / "weights" / "released.pt"
 BATCH = {"cuda": 2_000, "cpu": 500}
-PLACE = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
+ENVIRONMENT = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
 COOLEST, HOTTEST = 0.01, 100.0  # bounds of the temperature
 
 
@@ -41,21 +41,28 @@ class Network:
 
     @property
     def fold(self):
+        """The fold that it held out, 0 to 4, or None."""
         return self.content["recipe"]["fold"]
 
     @property
     def provenance(self):
+        """How it came about, the dict of `state.provenance`."""
         return self.content["provenance"]
 
     @property
-    def mark(self):
-        """16 hex digits that stand for the weights that answer: equal for copies of a file."""
-        return checkpoint.digest(self.content["ema"] or self.content["state"])[:16]
+    def before(self):
+        """Of each run whose weights it began with, the last first, what `history` says of it."""
+        return self.provenance.get("before", [])
 
     @property
-    def whole(self):
-        """The mark of the weights as they were trained, which a copy in half precision has too."""
-        return self.content.get("whole", self.mark)
+    def fingerprint(self):
+        """16 hex digits that stand for the weights that answer: equal for copies of a file."""
+        return checkpoint.digest(checkpoint.evaluated(self.content))[:16]
+
+    @property
+    def full_fingerprint(self):
+        """That of the weights as they were trained, which a copy in half precision has too."""
+        return self.content.get("whole", self.fingerprint)
 
     @property
     def temperature(self):
@@ -78,7 +85,7 @@ class Network:
         recipe, about = self.content["recipe"], self.provenance
         held_out = "none held out" if self.fold is None else f"fold {self.fold} held out"
         before = "".join(f", after {count_of(run['recipe']['epochs'], 'epoch')} by `{run['command']}`"
-                         for run in about.get("before", []))
+                         for run in self.before)
         return (f"trained for {count_of(recipe['epochs'], 'epoch')} on {count_of(about['images'], 'image')}, "
                 f"{held_out}, seed {recipe['seed']}, by `{about['command']}`{before}")
 
@@ -86,9 +93,9 @@ class Network:
     def history(self):
         """Its run, and before it those whose weights it began with, the last first, as plain values."""
         about = self.provenance
-        told = {name: about.get(name) for name in ("run", "command", "seconds", "unlabelled", "date", *PLACE)}
-        own = told | {"weights": self.whole, "trained_on": about["images"], "recipe": self.content["recipe"]}
-        return [own, *about.get("before", [])]
+        told = {name: about.get(name) for name in ("run", "command", "seconds", "unlabelled", "date", *ENVIRONMENT)}
+        own = told | {"weights": self.full_fingerprint, "trained_on": about["images"], "recipe": self.content["recipe"]}
+        return [own, *self.before]
 
     def check_clean(self, where=""):
         """Raises Contaminated for weights trained with the test images: they have no test accuracy."""
@@ -141,12 +148,12 @@ class Network:
         return train, held_out
 
 
-def join(words):
+def join_distinct(words):
     """Each different one that is known, once: `2.11.0; 2.12.0`. A word may be several, joined so before."""
     return "; ".join(dict.fromkeys(part for word in words if word for part in str(word).split("; ")))
 
 
-def epochs(runs):
+def total_epochs(runs):
     """Passes over the training images by a run and those before it, as in `Network.history`."""
     return sum(run["recipe"]["epochs"] for run in runs)
 
@@ -163,9 +170,9 @@ def load(files=(), device="cpu"):
     for file in map(Path, files or [RELEASED]):
         content = checkpoint.load_weights(file)
         network = Network(file, restore(content, device, f"{file}: "), content)
-        if network.whole in seen:
-            raise UserError(f"{file} repeats {seen[network.whole]}: a network counts once")
-        seen[network.whole] = file
+        if network.full_fingerprint in seen:
+            raise UserError(f"{file} repeats {seen[network.full_fingerprint]}: a network counts once")
+        seen[network.full_fingerprint] = file
         networks.append(network)
     return networks
 
@@ -178,7 +185,7 @@ def restore(content, device="cpu", where=""):
     """
     try:
         model = models.build(content["model"], **content["options"])
-        model.load_state_dict(content["ema"] or content["state"])
+        model.load_state_dict(checkpoint.evaluated(content))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{where}weights of {content.get('model')!r} do not fit: {str(error).splitlines()[0]}")
     if content["options"].get("num_classes", 10) != len(data.CLASSES):
@@ -188,11 +195,9 @@ def restore(content, device="cpu", where=""):
 
 def answers(networks, images, tta=False, bars=True):
     """Logits float32 (N, 10) of uint8 images: the mean over the Networks. bars: show the progress of each."""
-    total = 0
-    for number, network in enumerate(networks, 1):
-        label = f"{network.file.stem} ({number}/{len(networks)})" if bars else None
-        total = total + logits(network.model, images, tta, label) / len(networks)
-    return total
+    count = len(networks)
+    labels = [f"{network.file.stem} ({number}/{count})" if bars else None for number, network in enumerate(networks, 1)]
+    return sum(logits(network.model, images, tta, label) / count for network, label in zip(networks, labels))
 
 
 @torch.inference_mode()
@@ -214,7 +219,7 @@ def logits(model, images, tta=False, label=None):
     return torch.cat(answers).cpu()
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- figures, of logits float (N, K) and labels int64 (N,)
 
 
 def accuracy(logits, labels):
@@ -223,7 +228,7 @@ def accuracy(logits, labels):
 
 
 def nll(logits, labels):
-    """Mean negative log-likelihood in nats, computed in float64."""
+    """Mean negative log-likelihood in nats, computed in float64; labels may be probabilities (N, K) too."""
     return F.cross_entropy(logits.double(), labels).item()
 
 

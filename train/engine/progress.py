@@ -59,7 +59,7 @@ class Progress:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
         elif parallel.rank() == 0 and self.next_line():
-            with heard_or_not(sys.stderr):
+            with devnull_on_error(sys.stderr):
                 print(f"{self.label}: {done:,}/{self.total:,} {self.unit}, {note}", file=sys.stderr, flush=True)
 
     def __enter__(self):
@@ -81,13 +81,13 @@ def progress(items, label, unit="it"):
 def say(*words):
     """Print a line without tearing a bar that is on the terminal."""
     if parallel.rank() == 0:
-        with heard_or_not(sys.stdout):
+        with devnull_on_error(sys.stdout):
             tqdm.write(" ".join(map(str, words)), file=sys.stdout)
             sys.stdout.flush()
 
 
 @contextmanager
-def heard_or_not(stream):
+def devnull_on_error(stream):
     """Within it `stream` is written to. Where its reader has gone, or its disk is full, it leads nowhere from then on.
 
     Else a run would end with an error behind its finished weights, and make delete what a failed command left. What

@@ -7,7 +7,6 @@ may be resumed with others; all the rest must agree. Files that do change it are
 
 import argparse
 import math
-import re
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cached_property
 
@@ -15,13 +14,14 @@ import torch.nn.functional as F
 
 from augment import AUGMENTATIONS, MIXES, describe, mixing, pipeline
 from train.engine import parallel, predict
-from train.engine.command import DATA, DEVICE, Parser, UserError, device_of, integer, number, parser, precision_of
+from train.engine.command import DATA, DEVICE, Parser, UserError, integer, number, parser
+from train.engine.device import device_of, precision_of
 
 
 def setting(default, help, type=None, group="training", identity=True, model=False, alias=None, **options):
-    """A dataclass field with all that its flag needs; `model` marks an option of the model's constructor.
+    """A dataclass field with all that its flag needs; identity: whether a resumed run has to agree on it.
 
-    alias: a second name of the flag; options: further keywords of add_argument.
+    model: whether it is an `option`; alias: a second name of the flag; options: further keywords of add_argument.
     """
     flag = {"help": help, "type": type or str, **options}
     return field(default=default, metadata=dict(group=group, identity=identity, model=model, alias=alias, flag=flag))
@@ -45,6 +45,11 @@ def accept(value, build):
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error))
     return value
+
+
+def option(default, help, type=None, **flag):
+    """A setting that is an option of the model's constructor."""
+    return setting(default, help, type, "model", model=True, **flag)
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,15 @@ class Recipe:
                                    group="augmentation")
     small: float = setting(0.0, "share of the run, from its start, at 20x20 pixels", number(0, 1), "augmentation")
 
-    out: str | None = setting(None, "weights file to write (default: weights/<run>.pt)", None, "run", False,
+    out: str | None = setting(None, "weights file to write (default: weights/<run>.pt)", group="run", identity=False,
                               metavar="FILE", alias="--output")
-    device: str = setting(**DEVICE, type=str, group="run", identity=False)
-    precision: str = setting("auto", "of training; auto: bfloat16 where that is faster", str, "run",
+    device: str = setting(**DEVICE, group="run", identity=False)
+    precision: str = setting("auto", "of training; auto: bfloat16 where that is faster", group="run",
                              choices=("auto", "float32", "bfloat16"))
-    compile: bool | None = setting(None, "torch.compile the model (default: on CUDA, for long runs)", None, "run",
-                                   False)
-    fresh: bool = setting(False, "ignore a saved state and train anew; finished weights stay until then", None, "run",
-                          False)
+    compile: bool | None = setting(None, "torch.compile the model (default: on CUDA, for long runs)", group="run",
+                                   identity=False)
+    fresh: bool = setting(False, "ignore a saved state and train anew; finished weights stay until then", group="run",
+                          identity=False)
 
     def __init_subclass__(cls):
         known = {}
@@ -175,18 +180,13 @@ class Recipe:
         """What a resumed run must agree on, as plain values, without paths: the weights to begin with are a digest."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["identity"]}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        values |= {"init": self.start.mark} if self.start else {}
-        return values | ({"ranks": parallel.size()} if parallel.size() > 1 else {})
+        values |= {"init": self.start.fingerprint} if self.start else {}
+        return values | ({"ranks": parallel.world_size()} if parallel.world_size() > 1 else {})
 
     def on_device(self):
         """(the torch.device that it names, the same recipe with the precision settled for that)."""
         device = device_of(self.device)
         return device, replace(self, precision=precision_of(self.precision, device))
-
-
-def family(run):
-    """The name of a run without its fold and seed, as in seresnet164-fold3 or student-seed1."""
-    return re.sub(r"-(fold\d|noval|s(eed)?-?\d+)(?=-|$)", "", run)
 
 
 # ---------------------------------------------------------------- from the command line

@@ -11,6 +11,7 @@ weights: `read_result` gives it back. Texts and the page are made of the table b
 import json
 import math
 import os
+import re
 import shlex
 from collections import Counter
 from functools import cached_property
@@ -21,9 +22,8 @@ import torch
 import models
 from train.engine import checkpoint, data, people, predict
 from train.engine.command import UserError, count_of, short_path
-from train.engine.loop import SMALL
-from train.engine.predict import PLACE, epochs, join
-from train.engine.recipe import family
+from train.engine.loop import SPARED
+from train.engine.predict import ENVIRONMENT, join_distinct, total_epochs
 
 FORMAT = "result/1"
 # What a result takes over from the provenance, None where older weights do not know it; and what it says of answers.
@@ -34,7 +34,7 @@ NEEDED = {"weights", "data", "tta", "model", "recipe", "macs", "training_data", 
 SCORES = ("images", "top1", "nll", "ece", "per_class", "confusion", "reliability", "humans")
 HUMANS = ("top1_corrected", "top1_apart")  # of `people.figures`, what the table shows
 COLUMNS = ("model", "name", "parameters", "macs", "over_budget", "contaminated", "epochs", "protocol", "tta",
-           "networks", "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop", "seconds", *PLACE,
+           "networks", "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop", "seconds", *ENVIRONMENT,
            "unlabelled", "make", "command", "runs", "folder", "weights")  # of the table
 
 
@@ -72,7 +72,8 @@ class Scorer:
         """Logits float32 (N, 10), the mean over the networks: of each the kept ones, or those of a pass, then kept."""
         logits = []
         for network in networks:
-            kept = self.out / "answers" / f"{network.file.stem}-{network.mark}{self.suffix}-{self.digest[:8]}.pt"
+            name = f"{network.file.stem}-{network.fingerprint}{self.suffix}-{self.digest[:8]}.pt"
+            kept = self.out / "answers" / name
             try:
                 logits.append(checkpoint.load(kept)["logits"])
             except (FileNotFoundError, checkpoint.Damaged, UserError, KeyError):
@@ -89,17 +90,17 @@ class Scorer:
 
         Scores are taken over from what was kept of the same weights: images are answered where nothing was.
         """
-        file, mark, about = networks[0].file, networks[0].mark, describe(networks[0])
+        file, fingerprint, about = networks[0].file, networks[0].fingerprint, describe(networks[0])
         if name:
             words = ["python", "train/evaluate.py", *(short_path(network.file) for network in networks)]
             words += ["--tta"] * self.tta + ["--data", "synthetic"] * (self.path == "synthetic")
-            members = sorted([network.provenance["run"], network.whole] for network in networks)
-            file, mark = file.with_name(f"{name}.pt"), checkpoint.digest(members)[:16]
+            members = sorted([network.provenance["run"], network.full_fingerprint] for network in networks)
+            file, fingerprint = file.with_name(f"{name}.pt"), checkpoint.digest(members)[:16]
             about = {"run": name, "members": members, "command": shlex.join(words)}
             about |= combine([describe(network) for network in networks])
 
         beside = file.parent / "results" / f"{file.stem}{self.suffix}.json"
-        ours = self.out / "results" / f"{file.stem}-{mark[:8]}{self.suffix}.json"
+        ours = self.out / "results" / f"{file.stem}-{fingerprint[:8]}{self.suffix}.json"
         # A report beside its weights is at home. Scores of generated images would stand among those of real ones.
         home = self.beside or self.out.resolve() == file.resolve().parent / "report"
         writable = all(os.access(folder, os.W_OK) for folder in (file.parent, beside.parent) if folder.exists())
@@ -108,7 +109,7 @@ class Scorer:
             raise UserError(f"{short_path(kept)} is the result of other weights, which would be lost: name this "
                             f"ensemble by --ensemble, or move that file away")
 
-        result = {"format": FORMAT, "weights": mark, "data": self.digest, "tta": self.tta, **about}
+        result = {"format": FORMAT, "weights": fingerprint, "data": self.digest, "tta": self.tta, **about}
         if not about["include_test"]:
             for old in filter(None, map(read_result, (ours, beside))):
                 if all(old[name] == result[name] for name in ("weights", "data", "tta")):
@@ -146,8 +147,8 @@ def describe(network):
     """What a result says about how the weights came about."""
     about = network.provenance
     return {"model": about["name"], **{name: about.get(name) for name in ORIGIN}, "trained_on": about["images"],
-            "macs": models.macs(network.model), "recipe": network.content["recipe"], "weights": network.mark,
-            "whole": network.whole, "before": about.get("before", []), "training_data": network.content["data"]}
+            "macs": models.macs(network.model), "recipe": network.content["recipe"], "weights": network.fingerprint,
+            "whole": network.full_fingerprint, "before": network.before, "training_data": network.content["data"]}
 
 
 def combine(members):
@@ -156,20 +157,20 @@ def combine(members):
     shared = dict(item for item in recipes[0].items() if all(item in recipe.items() for recipe in recipes))
     total = {name: sum(member[name] for member in members) for name in ("params", "macs")}
     # Two members may have begun with the same weights, whose work was done once.
-    once = {whole(run): (run, member["macs"]) for member in members for run in runs_of(member)}
+    once = {full_fingerprint(run): (run, member["macs"]) for member in members for run in runs_of(member)}
     runs = [run for run, _ in once.values()]
-    return total | {name: join(run.get(name) for run in runs) for name in PLACE} | {
+    return total | {name: join_distinct(run.get(name) for run in runs) for name in ENVIRONMENT} | {
         "model": " + ".join(f"{count} {model}" for model, count in Counter(m["model"] for m in members).items()),
         "include_test": False, "over_budget": total["params"] > models.BUDGET,
         "pflop": sum(work(*run) for run in once.values()), "seconds": sum(run["seconds"] for run in runs),
         "unlabelled": max(run.get("unlabelled") or 0 for run in runs), "date": max(m["date"] for m in members),
         "recipe": shared | {"seed": 0, "limit": shared.get("limit"),
-                            "epochs": max(epochs(runs_of(member)) for member in members)},
+                            "epochs": max(total_epochs(runs_of(member)) for member in members)},
         "training_data": checkpoint.digest([member["training_data"] for member in members])}
 
 
-def whole(run):
-    """The mark of a result's weights, or of a run's, as they were trained: copies in half precision are the same."""
+def full_fingerprint(run):
+    """That of a result's weights, or of a run's, as they were trained: a copy in half precision has the same."""
     return run.get("whole", run["weights"])
 
 
@@ -193,11 +194,16 @@ def work(run, macs):
     recipe = run["recipe"]
     held_out = 0 if recipe["fold"] is None else 1 / data.FOLDS
     images = run.get("trained_on") or (recipe["limit"] or data.SIZES["train"]) * (1 - held_out)
-    area = 1 - recipe.get("small", 0) * (1 - (SMALL / 32)**2)  # a part of the run is at fewer pixels
+    area = 1 - recipe.get("small", 0) * SPARED  # a part of the run is at fewer pixels
     return 2 * 3 * macs * images * recipe["epochs"] * area / 1e15
 
 
 # ---------------------------------------------------------------- the table
+
+
+def family(run):
+    """The name of a run without its fold and seed, as in seresnet164-fold3 or student-seed1."""
+    return re.sub(r"-(fold\d|noval|s(eed)?-?\d+)(?=-|$)", "", run)
 
 
 def group(results):
@@ -207,7 +213,10 @@ def group(results):
     whole; figures that not all runs have are missing.
     """
     rows = []
-    for result in sorted(results, key=lambda result: (result["recipe"]["seed"], result["weights"] != whole(result))):
+    def seed_and_form(result):
+        return result["recipe"]["seed"], result["weights"] != full_fingerprint(result)
+
+    for result in sorted(results, key=seed_and_form):
         recipe, runs = result["recipe"], runs_of(result)
         limits, unlabelled = [run["recipe"]["limit"] for run in runs], max(run.get("unlabelled") or 0 for run in runs)
         protocol = [f"mean of {len(result['members'])}" if "members" in result else
@@ -215,36 +224,37 @@ def group(results):
         protocol += [f"{max(limits):,} images"] if None not in limits else []
         protocol += [f"{unlabelled:,} unlabelled images"] if unlabelled else []
         protocol += ["with the test images"] if result["include_test"] else []
-        protocol += [f"from weights of {count_of(epochs(runs[1:]), 'epoch')}"] if runs[1:] else []
+        protocol += [f"from weights of {count_of(total_epochs(runs[1:]), 'epoch')}"] if runs[1:] else []
         protocol += ["TTA"] if result["tta"] else []
-        places = {name: join(run.get(name) for run in runs) for name in PLACE}
+        places = {name: join_distinct(run.get(name) for run in runs) for name in ENVIRONMENT}
         rows.append(result.get("humans", {}) | result | places | {
-            "name": family(result["run"]), "seed": recipe["seed"], "whole": whole(result), "epochs": epochs(runs),
-            "seconds": sum(run["seconds"] for run in runs), "protocol": ", ".join(protocol),
+            "name": family(result["run"]), "seed": recipe["seed"], "fingerprint": full_fingerprint(result),
+            "epochs": total_epochs(runs), "protocol": ", ".join(protocol),
+            "seconds": sum(run["seconds"] for run in runs),
             "networks": len(result.get("members", [result])),
             "deviation": result.get("top1"), "n": 1, "pflop": pflop(result), "unlabelled": unlabelled,
             "make": result.get("make") or "", "command": " && ".join(run["command"] or "" for run in reversed(runs)),
-            "alike": f"{result['folder']} {same_but_seed(result)}"})
-    runs = pd.DataFrame(rows).drop_duplicates(["whole", "tta"])
+            "alike": f"{result['folder']} {key_without_seed(result)}"})
+    runs = pd.DataFrame(rows).drop_duplicates(["fingerprint", "tta"])
     # Two runs of one seed, on other machines perhaps, are no two seeds: the second begins another row.
     runs["alike"] += runs.groupby(["alike", "seed"]).cumcount().map(" {}".format)
     runs = runs.rename(columns={"params": "parameters", "include_test": "contaminated", "run": "runs"})
     runs = runs.reindex(columns=[*COLUMNS, "alike"]).astype({"pflop": float})
 
     mean = pd.Series.mean  # groupby's own adds up in another order, which is another second digit at times
-    ways = dict.fromkeys(COLUMNS, "first") | dict.fromkeys(PLACE, join)
+    ways = dict.fromkeys(COLUMNS, "first") | dict.fromkeys(ENVIRONMENT, join_distinct)
     ways |= dict.fromkeys(HUMANS, lambda values: values.mean(skipna=False))
     ways |= {"top1": mean, "deviation": pd.Series.std, "n": "sum", "seconds": mean, "runs": " ".join}
     table = runs.groupby("alike", sort=False).agg(ways)
     for row in table[~table["contaminated"]].itertuples():
         table.loc[row.Index, ["low", "high"]] = wilson(row.top1 / 100 * row.images, row.images)
     table = table.drop(columns=[name for name in HUMANS if table[name].isna().all()])
-    table["name"] = tell_apart([folder / name for folder, name in zip(table["folder"], table["name"])])
+    table["name"] = shortest_unique_names([folder / name for folder, name in zip(table["folder"], table["name"])])
     table["folder"] = table["folder"].map(short_path)
     return table.sort_values(["top1", "model"], ascending=[False, True], na_position="last", ignore_index=True)
 
 
-def tell_apart(paths):
+def shortest_unique_names(paths):
     """For each path as many of its last parts as no other has, joined by slashes."""
     short, others = [], set(paths)
     for path in paths:
@@ -255,7 +265,7 @@ def tell_apart(paths):
     return short
 
 
-def same_but_seed(result):
+def key_without_seed(result):
     """A text that runs which differ by their seed only have in common."""
     recipe = {name: value for name, value in result["recipe"].items() if name != "seed"}
     parts = [result["model"], result["tta"], result["training_data"], recipe, result.get("members")]

@@ -155,11 +155,13 @@ def read_picture(file):
                 return in_colour(ImageOps.exif_transpose(picture))
     except FileNotFoundError:
         raise UserError(f"{file} does not exist")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        reason = f"more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
+    except Image.UnidentifiedImageError:
+        reason = "no known format"
     except Exception as error:  # every format fails in its own way on a damaged file
-        huge = isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError))
-        reason = f"more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels" if huge else (
-            "no known format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error))
-        raise UserError(f"{file} is not a picture that can be read ({reason})")
+        reason = one_line(error)
+    raise UserError(f"{file} is not a picture that can be read ({reason})")
 
 
 @cache

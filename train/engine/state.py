@@ -13,11 +13,12 @@ import torch
 
 import models
 from train.engine import checkpoint, predict
-from train.engine.command import ROOT, UserError, command_line, count_of, hardware
+from train.engine.command import ROOT, UserError, command_line, count_of
+from train.engine.device import hardware
 from train.engine.progress import say
 
 UNIT = 2**-24  # sums are whole multiples of it, so that they are the same in any order of adding
-NEVER = 2**62  # the step at which no loss was flawed
+NO_STEP = 2**62
 
 
 class State:
@@ -30,10 +31,11 @@ class State:
         self.optimizer = optimizer_of(model, recipe)
         self.average = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ema_decay else None
         pairs = zip(self.evaluated.state_dict().values(), model.state_dict().values())
+        # (those of the average, those of the model), for one call over all of them.
         self.floats = list(zip(*(pair for pair in pairs if pair[0].is_floating_point())))
         self.step, self.rows, self.seconds = 0, [], 0.0
         self.totals, self.recent = {}, {}  # of this epoch: all ranks' so far, and what this rank has not told yet
-        self.flawed = torch.full((), NEVER, device=self.device, dtype=torch.int64)
+        self.nonfinite_step = torch.full((), NO_STEP, device=self.device, dtype=torch.int64)
         self.places = [{"hardware": hardware(self.device), "torch": str(torch.__version__), "commit": code,
                         "threads": torch.get_num_threads()}]  # of all the processes that worked on the run
         saved = ranks.once(files.load_state)
@@ -48,14 +50,17 @@ class State:
 
     @torch.no_grad()
     def advance(self, parts, logits, hard, count):
-        """Take note of one finished step, of which the first `count` images count, without waiting for the device."""
+        """Take note of one finished step, of which the first `count` images count, without waiting for the device.
+
+        parts: the dict of Recipe.loss; logits: float32 (B, K); hard: the labels as float targets (B, K).
+        """
         counts = {name: (value.detach().double() * (count / UNIT)).round().long() for name, value in parts.items()}
         labelled = hard[:count].sum(1) > 0  # others have no label to be right about
         counts["right"] = ((logits.argmax(1) == hard.argmax(1))[:count] & labelled).sum()
         counts["labelled"] = labelled.sum()
         counts["images"] = torch.tensor(count)
         self.recent = {name: self.recent.get(name, 0) + value for name, value in counts.items()}
-        self.flawed.clamp_(max=torch.where(torch.isfinite(parts["loss"]), NEVER, self.step))
+        self.nonfinite_step.clamp_(max=torch.where(torch.isfinite(parts["loss"]), NO_STEP, self.step))
         if self.average:
             # average += (1 - decay) (weights - average), of every float, statistics included. The decay grows from
             # 0.1 over the first steps, so that the initial weights are soon forgotten.
@@ -64,11 +69,11 @@ class State:
 
     def tally(self):
         """This epoch's sums over all ranks so far, as whole numbers. Raises Diverged once a loss was not finite."""
-        flawed = -self.ranks.agree(-self.flawed.item())[0]
-        if flawed != NEVER:
-            raise Diverged("the loss", flawed, self)
+        step = -self.ranks.all_max(-self.nonfinite_step.item())[0]
+        if step != NO_STEP:
+            raise Diverged("the loss", step, self)
         if self.recent:
-            added = self.ranks.add(torch.stack([value.cpu() for value in self.recent.values()])).tolist()
+            added = self.ranks.all_sum(torch.stack([value.cpu() for value in self.recent.values()])).tolist()
             self.totals = {name: self.totals.get(name, 0) + value for name, value in zip(self.recent, added)}
             self.recent = {}
         return self.totals
@@ -126,7 +131,8 @@ class State:
             self.ranks.once(lambda: self.files.save_csv(self.rows))
         before = saved.get("places") or [{"threads": saved["threads"]}]  # an older state knows no more
         self.places = [*before, *self.places]
-        (old, threads), other = [place["threads"] for place in self.places[-2:]], ""
+        old, threads = (place["threads"] for place in self.places[-2:])
+        other = ""
         if old != threads and self.device.type != "cuda":
             other = f", with {count_of(threads, 'thread')} instead of {old}: the last bits will differ"
         say(f"{self.files.weights}: resumed at step {self.step:,}{other}")
@@ -145,8 +151,9 @@ def provenance(state, train, labelled):
     train: the Dataset that was trained on; labelled: the images among them that the fold and the limit leave.
     """
     params, recipe = models.parameter_count(state.model), state.recipe
-    places = {name: [place.get(name) for place in state.places] for name in predict.PLACE}
-    places = {name: words[0] if len(set(words)) == 1 else predict.join(words) for name, words in places.items()}
+    places = {name: [place.get(name) for place in state.places] for name in predict.ENVIRONMENT}
+    places = {name: words[0] if len(set(words)) == 1 else predict.join_distinct(words)
+              for name, words in places.items()}
     return {
         "run": state.files.weights.stem, "command": command_line(), "make": os.getenv("MADE_BY", ""),
         "name": state.model.name, "params": params,

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 
 import models
 import toy
-from augment.basic import derive, normalize
+from augment.basic import normalize
 from train import evaluate, export
 from train.engine import checkpoint, data, loop, predict
 from train.engine.command import UserError
-from train.engine.loop import batches
+from train.engine.loop import batches, derive
 from train.engine.state import Stopped
 
 COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
@@ -52,7 +52,8 @@ def test_the_warmup_is_at_most_a_fifth_of_the_run(recipe, warmup_epochs, epochs,
 def test_seeds_differ_by_every_part_and_fit_a_generator():
     seeds = [derive(*parts) for parts in [(0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a", 1, 1)]]
     assert len(set(seeds)) == 5 and derive(0, "a", 1) == seeds[0]
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive(0, "augment", 3) == 604450161917222388  # another would change every run
+    assert all(0 <= seed < 2**63 for seed in [*seeds, *map(derive, range(1000))])
     torch.Generator().manual_seed(max(seeds))
 
 
@@ -197,7 +198,7 @@ def test_a_run_begins_with_the_weights_that_count_and_new_momentum(recipe, ema_d
     found = loop.run(toy.hook(recipe("found", init=str(start), seed=1, epochs=1), prepare=spoil))
     wanted = loop.run(toy.hook(recipe("wanted", seed=1, epochs=1), prepare=by_hand))
     found, wanted = toy.result(found), toy.result(wanted)
-    assert found["weights"]["recipe"].pop("init") == predict.load([start])[0].mark
+    assert found["weights"]["recipe"].pop("init") == predict.load([start])[0].fingerprint
     assert toy.different(found, wanted) is None
 
 
@@ -208,8 +209,9 @@ def test_the_weights_to_begin_with_are_told_by_content_and_with_all_that_came_be
     assert [run["run"] for run in third.history] == ["third", "second", "first"]
     assert [run["recipe"]["epochs"] for run in third.history] == [1, 2, 3]
     assert third.provenance["before"] == predict.load([second])[0].history
-    assert third.provenance["before"][1]["weights"] == predict.load([first])[0].mark
-    assert predict.epochs(third.history) == 6 and third.origin.count(", after ") == 2 and ", after 3 epochs by `" in third.origin
+    assert third.provenance["before"][1]["weights"] == predict.load([first])[0].fingerprint
+    assert predict.total_epochs(third.history) == 6
+    assert third.origin.count(", after ") == 2 and ", after 3 epochs by `" in third.origin
     moved = first.rename(tmp_path / "moved.pt")
     again = recipe("second", init=str(moved), seed=1)
     assert loop.run(again) == second and again.identity == checkpoint.load_weights(second)["recipe"]

@@ -144,7 +144,8 @@ def endless(toy_set, tmp_path):
 def test_a_rank_that_dies_or_hangs_ends_the_other_with_one_line(toy_set, tmp_path, victim, how):
     log = tmp_path / "log"
     stack, processes = ranked.training(2, *endless(toy_set, tmp_path), log=log, SAVE_EVERY=0.2,
-                                       SILENCE=timedelta(seconds=3), PATIENCE=timedelta(seconds=3))
+                                       STEP_TIMEOUT=timedelta(seconds=3),
+                                       RANK_0_TIMEOUT=timedelta(seconds=3))
     with stack:
         assert wait_for(tmp_path / "run.last.bak", processes), log.read_text()
         os.kill(processes[victim].pid, how)

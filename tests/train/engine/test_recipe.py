@@ -10,8 +10,10 @@ import torch
 import models
 from train.baseline import STAGES, Baseline
 from train.engine import checkpoint, command
+from train.engine import device as engine_device
 from train.engine.command import UserError, integer
-from train.engine.recipe import Recipe, family, parse, setting
+from train.engine.recipe import Recipe, parse, setting
+from train.engine.results import family
 from train.engine.state import optimizer_of
 
 
@@ -125,7 +127,7 @@ def test_identity_is_what_decides_the_weights():
 
 @pytest.mark.parametrize("units, settled", [(True, "bfloat16"), (False, "float32")])
 def test_the_precision_is_settled_by_the_device_and_part_of_the_identity(monkeypatch, units, settled):
-    monkeypatch.setattr(command, "faster_in_bfloat16", lambda: units)
+    monkeypatch.setattr(engine_device, "faster_in_bfloat16", lambda: units)
     device, recipe = Recipe(device="cpu").on_device()
     assert device.type == "cpu" and recipe == Recipe(device="cpu", precision=settled)
     assert recipe.identity["precision"] == settled

@@ -123,7 +123,7 @@ def test_a_run_repeated_with_its_seed_is_no_further_seed():
 
 
 def test_places_are_told_once():
-    assert results.join(["a, 2 threads; b", None, "b", "a, 2 threads"]) == "a, 2 threads; b"
+    assert results.join_distinct(["a, 2 threads; b", None, "b", "a, 2 threads"]) == "a, 2 threads; b"
 
 
 def before(weights, epochs, place="abacus", **recipe):

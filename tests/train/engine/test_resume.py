@@ -15,7 +15,8 @@ import augment
 import models
 import toy
 from train.engine import checkpoint, data, loop, state
-from train.engine.command import UserError, faster_in_bfloat16
+from train.engine.command import UserError
+from train.engine.device import faster_in_bfloat16
 from train.engine.state import Diverged, Stopped
 
 SMALL = {"width": 2, "widening": 6, "drop_path": 0.3, "shakedrop": 0.5}

@@ -1,0 +1,44 @@
+"""What the device decides."""
+
+import pytest
+import torch
+
+from train.engine import device as engine
+from train.engine.command import UserError
+from train.engine.device import autocast, device_of, precision_of
+
+
+def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda: no CUDA device"):
+        device_of("cuda")
+    assert device_of("auto").type == device_of("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("kind, units, auto", [
+    ("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("cpu", True, "bfloat16"), ("cpu", False, "float32")])
+def test_auto_is_bfloat16_where_there_are_units_for_it(monkeypatch, kind, units, auto):
+    monkeypatch.setattr(engine, "faster_in_bfloat16", lambda: units if kind == "cpu" else not units)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                        lambda including_emulation=True: including_emulation or units)
+    device = torch.device(kind)
+    assert precision_of("auto", device) == auto
+    assert [precision_of(name, device) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("vendor, avx512_bf16, amx, units", [
+    ("AuthenticAMD", True, False, True), ("AuthenticAMD", False, False, False),
+    ("GenuineIntel", True, False, False), ("GenuineIntel", True, True, True)])
+def test_intels_avx512_bf16_alone_is_no_reason_for_bfloat16(tmp_path, monkeypatch, vendor, avx512_bf16, amx, units):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(engine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert engine.faster_in_bfloat16() == units
+
+
+def test_autocast_is_on_in_bfloat16_alone():
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    for precision, wanted in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
+        with autocast(x.device, precision):
+            assert layer(x).dtype == wanted

@@ -2,7 +2,7 @@
 
 SGD with Nesterov momentum; the learning rate is a pure function of the step; images, labels and all augmentation live
 on the device. Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that
-was killed and resumed ends bit for bit as one that was not.
+was killed and resumed ends bit for bit as one that was not: on a CPU, and on CUDA in deterministic mode.
 """
 
 import hashlib
@@ -106,6 +106,8 @@ def fit(state, train, val=None, soft=()):
         validated = step // per_epoch * len(val or ()) / recipe.batch_size / 3
         return step - min(step, small_steps) * SPARED + validated
 
+    # Time is taken from the first look on: the first compiled step is compiled, and on CUDA the second recorded.
+    first_look = state.step + (4 if compiling else 1)
     ahead, look_due, save_due = Ahead(device), Every(LOOK_EVERY), Every(SAVE_EVERY)
     with Signals() as signals, Progress(steps, state.files.weights.stem, "step", state.step, work, first_line) as bar:
         for epoch in range(len(state.rows), recipe.epochs):
@@ -121,7 +123,8 @@ def fit(state, train, val=None, soft=()):
                 state.advance(parts, logits, wanted[0], count)
 
                 # 2. What has to wait for the device is done now and then: the bar, the saved state, a signal.
-                look, save = (look_due(), save_due()) if ranks.rank == 0 else (False, False)
+                due = state.step >= first_look and look_due(), save_due()
+                look, save = due if ranks.rank == 0 else (False, False)
                 caught, look, save = ranks.all_max(signals.caught, look, save)
                 if look:
                     bar.reach(state.step, state.note())

@@ -208,14 +208,16 @@ def logits(model, images, tta=False, label=None):
     The model is used in evaluation mode and left in the mode it was in.
     """
     device = next(model.parameters()).device
-    training = model.training
+    training, tuned = model.training, torch.backends.cudnn.benchmark
     model.eval()
+    torch.backends.cudnn.benchmark = False  # else each process may choose other convolutions, with other last bits
     batches = images.split(BATCH[device.type])
     answers = []
     for batch in progress(batches, label, unit="batch") if label else batches:
         inputs = normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
         answers.append((model(inputs) + model(inputs.flip(-1))) / 2 if tta else model(inputs))
     model.train(training)
+    torch.backends.cudnn.benchmark = tuned
     return torch.cat(answers).cpu()
 
 

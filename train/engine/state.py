@@ -124,6 +124,8 @@ class State:
         checkpoint.check_same(saved, self.recipe.identity, self.data_digest)
         self.model.load_state_dict(saved["state"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group in self.optimizer.param_groups:  # it may have been saved on another kind of device
+            group["fused"] = self.device.type == "cuda"
         if self.average:
             self.average.load_state_dict(saved["ema"])
         self.step, self.rows, self.seconds, self.totals = (saved[k] for k in ("step", "rows", "seconds", "totals"))

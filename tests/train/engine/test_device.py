@@ -15,6 +15,19 @@ def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
     assert device_of("auto").type == device_of("cpu").type == "cpu"
 
 
+@pytest.mark.parametrize("there, visible, told", [
+    (True, None, True), (True, "0,1", True), (True, "", False), (True, "-1", False), (False, None, False)])
+def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, there, visible, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(engine, "DRIVER", tmp_path if there else tmp_path / "none")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device_of("auto").type == "cpu"
+    assert ("torch can use no GPU" in capsys.readouterr().err) == told
+    assert device_of("cpu").type == "cpu" and not capsys.readouterr().err  # who names it knows
+
+
 @pytest.mark.parametrize("kind, units, auto", [
     ("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("cpu", True, "bfloat16"), ("cpu", False, "float32")])
 def test_auto_is_bfloat16_where_there_are_units_for_it(monkeypatch, kind, units, auto):

@@ -145,6 +145,17 @@ def test_an_average_of_constant_weights_is_constant_and_moves_otherwise(recipe, 
     assert not torch.equal(constant["ema"]["stem.1.running_mean"], constant["state"]["stem.1.running_mean"])
 
 
+@pytest.mark.parametrize("compiled, told", [(False, [1, 2, 3, 3, 4, 5, 6, 6]), (True, [3, 4, 5, 6, 6])])
+def test_no_time_is_taken_from_the_steps_that_compile(recipe, monkeypatch, compiled, told):
+    """Of 6 steps in 2 epochs, whose ends are always told."""
+    monkeypatch.setattr(torch, "compile", lambda model, **_: torch.nn.Sequential(model))
+    monkeypatch.setattr(loop, "LOOK_EVERY", 0)
+    steps, reach = [], loop.Progress.reach
+    monkeypatch.setattr(loop.Progress, "reach", lambda bar, done, *note: steps.append(done) or reach(bar, done, *note))
+    loop.run(recipe("run", compile=compiled))
+    assert steps == told
+
+
 def test_a_compiled_run_saves_the_network_itself(recipe):
     torch.compiler.reset()
     monkeyed = torch.compile

@@ -108,6 +108,17 @@ def test_a_prediction_changes_nothing_in_the_network(model, training):
     assert found.dtype == torch.float32 and not found.requires_grad
 
 
+def test_answers_do_not_depend_on_what_a_process_finds_fastest(model, monkeypatch):
+    """cudnn's benchmark chooses anew in every process, and each algorithm adds in an order of its own."""
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    for tuned in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", tuned)
+        predict.logits(model, data.as_dataset(*toy.arrays("test"), "toy").images)
+        assert torch.backends.cudnn.benchmark is tuned
+    assert seen and not any(seen)
+
+
 def test_tta_is_the_mean_of_an_image_and_its_mirror_image(model):
     images = data.as_dataset(*toy.arrays("test"), "toy").images
     plain, mirrored = predict.logits(model, images), predict.logits(model, images.flip(-1))

@@ -57,6 +57,20 @@ def test_an_older_state_tells_of_its_threads_alone(recipe, tmp_path, capsys):
     assert told["threads"] == "7; 1" and told["hardware"].endswith("cpu, 1 thread")
 
 
+@pytest.mark.usefixtures("handlers")
+def test_a_run_that_goes_on_on_another_device_takes_the_optimizer_kernel_of_this_one(recipe, tmp_path, monkeypatch):
+    with pytest.raises(Stopped):
+        loop.run(toy.hook(recipe("run"), loss=toy.terminate(2)))
+    content = checkpoint.load(tmp_path / "run.last.pt")
+    for group in content["optimizer"]["param_groups"]:
+        group["fused"] = True  # as it is saved on CUDA
+    checkpoint.save(tmp_path / "run.last.pt", content)
+    states, fit = [], loop.fit
+    monkeypatch.setattr(loop, "fit", lambda state, *images: states.append(state) or fit(state, *images))
+    loop.run(recipe("run"))
+    assert states[0].optimizer.param_groups and not any(g["fused"] for g in states[0].optimizer.param_groups)
+
+
 def test_images_without_a_label_are_counted_and_not_part_of_the_digest(provenance, toy_set):
     def with_unlabelled(train, model):
         more = data.load(toy_set, "test").select(slice(5))

@@ -92,10 +92,11 @@ def main():
     args = flags().parse_args()
     check_target("--out", args.out, ".csv")
     teachers = predict.load(args.weights, device_of(args.device))
-    whole = data.load(args.data)
+    training = data.load(args.data)
     for teacher in teachers:
-        teacher.check_teacher(args.data, whole, args.include_test)
-    dataset, folds = whole.select(slice(args.limit)), data.fold_of(whole.ids, whole.labels.numpy())[:args.limit]
+        teacher.check_teacher(args.data, training, args.include_test)
+    dataset = training.select(slice(args.limit))
+    folds = data.fold_of(training.ids, training.labels.numpy())[:args.limit]
     if args.include_test:
         dataset = data.join(dataset, data.load(args.data, "test"))
     folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=TEST)

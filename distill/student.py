@@ -89,9 +89,9 @@ class Distillation:
         train, soft = super().prepare(train, model)
         if self.images:
             train = with_unlabelled(train, self.images, self.data, self.sees_test)
-        whole = data.load(self.data) if self.teachers else None
+        training = data.load(self.data) if self.teachers else None
         for network in self.networks:
-            network.check_teacher(self.data, whole, self.include_test)
+            network.check_teacher(self.data, training, self.include_test)
         if not self.labels:
             return train, soft
         only = None if self.include_test else np.concatenate([data.load(self.data).ids, train.ids])

@@ -20,7 +20,7 @@ import pandas as pd
 from distill.unlabelled import load_images
 from train.engine import data, predict
 from train.engine.checkpoint import write_text
-from train.engine.command import TTA, UserError, add_common, check_target, command, complain, count_of, parser
+from train.engine.command import TTA, UserError, add_common, check_target, command, count_of, parser, warn
 from train.engine.device import device_of
 
 
@@ -58,7 +58,7 @@ def main():
     strange = [network.file.name for network in networks if network.synthetic != shapes]
     if strange:
         here, there = ("generated shapes", "photographs") if shapes else ("photographs", "generated shapes")
-        complain(f"warning: {', '.join(strange)} learned from {there}, and of {here} it knows nothing")
+        warn(f"warning: {', '.join(strange)} learned from {there}, and of {here} it knows nothing")
     logits = predict.answers(networks, data.channels_first(images), args.tta)
     submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
     classes = networks[0].classes

@@ -4,8 +4,8 @@
     python train/baseline.py --stage optimized      without AutoAugment, erasing and Cutout
     python train/baseline.py --stage basic --noval  plain SGD on all 50,000 images at a constant --lr and --min-lr
 
-2,777,674 parameters, 421 M multiply-accumulates. 200 epochs, for a GPU: no score
-yet. On two CPU cores an epoch takes about 20 minutes.
+2,777,674 parameters, 421 M multiply-accumulates. 200 epochs, for a GPU: no score yet. On two CPU cores an epoch takes
+about 20 minutes.
 """
 
 import sys

@@ -26,7 +26,7 @@ from PIL import Image
 
 from train.engine import data, predict, sources
 from train.engine.checkpoint import write_text
-from train.engine.command import DEVICE, UserError, check_target, command, complain, parser
+from train.engine.command import DEVICE, UserError, check_target, command, parser, warn
 from train.engine.device import device_of
 from train.engine.progress import progress
 
@@ -86,8 +86,8 @@ def main():
         raise UserError("--weights: some were trained on photographs and some on generated shapes")
     names = networks[0].classes
     if networks[0].synthetic:
-        complain("these weights know generated shapes and no photographs: their classes are shapes")
-    complain(f"every picture gets one of {', '.join(names)}, also one that shows none of them")
+        warn("these weights know generated shapes and no photographs: their classes are shapes")
+    warn(f"every picture gets one of {', '.join(names)}, also one that shows none of them")
 
     files, images, complaints = read_pictures(args.pictures)
     chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
@@ -102,7 +102,7 @@ def main():
         table = pd.DataFrame([row | row["probabilities"] for row in rows], columns=["file", "class", *names])
         write_text(args.csv, table.to_csv(index=False))
     for error in complaints:
-        complain(error)
+        warn(error)
     if complaints:
         sys.exit(2)
 

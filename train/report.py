@@ -30,7 +30,7 @@ import pandas as pd
 import models
 from train.engine import data, plots, predict
 from train.engine.checkpoint import is_state, write, write_text
-from train.engine.command import ROOT, UserError, add_common, check_target, command, complain, count_of, parser
+from train.engine.command import ROOT, UserError, add_common, check_target, command, count_of, parser, warn
 from train.engine.compare import compare, differences, student_gains
 from train.engine.device import device_of
 from train.engine.page import commands, in_words, markdown, page
@@ -89,7 +89,7 @@ def gather(paths, ensembles, scorer):
             csvs += sorted(path.glob("*.csv"))
             kept += sorted((path / "results").glob("*.json"))
         elif is_state(path):  # `weights/*.pt` names it too
-            complain(f"left out: {path} is a resume state")
+            warn(f"left out: {path} is a resume state")
         else:
             predict.load([path])[0].check_kind(scorer.path)
             weights.append(path)
@@ -105,7 +105,7 @@ def gather(paths, ensembles, scorer):
                 log = pd.DataFrame(network.content["log"])
                 logs[file] = log.assign(epoch=log["epoch"] + predict.total_epochs(network.history[1:]))
         except UserError as error:
-            complain(f"left out: {error}")
+            warn(f"left out: {error}")
     results += [scorer.result(networks, name) for name, networks in ensembles.items()]
 
     # Kept results are shown too, unless they are the same again, or weights of that name, or of a member's, were
@@ -121,7 +121,7 @@ def gather(paths, ensembles, scorer):
         if result["data"] == scorer.digest and not past and not again:
             results.append(result)
     if foreign:
-        complain(f"left out: {count_of(foreign, 'result')} on other test images")
+        warn(f"left out: {count_of(foreign, 'result')} on other test images")
     return results, read_logs(logs, csvs)
 
 
@@ -280,7 +280,7 @@ def write_report(args, results, logs, further, official):
         picture = (args.out / "cost.png").read_bytes()
         write(args.picture, lambda handle: handle.write(picture))
     elif args.picture:
-        complain(f"--picture {args.picture}: not drawn, there is no accuracy on the official images")
+        warn(f"--picture {args.picture}: not drawn, there is no accuracy on the official images")
     if PIPELINE in further:
         write_text(args.out / "pipeline.txt", f"{further[PIPELINE]}\n")
     show("\n\n".join([text, *further.values(), f"{args.out / 'report.html'}: {summary}"]))

@@ -122,6 +122,19 @@ def test_the_moving_average_is_its_formula(device, recipe):
             assert torch.allclose(value.cpu().double(), wanted[key], rtol=1e-5, atol=1e-6), key
 
 
+def test_a_state_of_another_device_goes_on_with_the_optimizers_kernel_of_this_one(device, recipe, tmp_path):
+    model = models.build(recipe.model, **recipe.options).to(device)
+    files = checkpoint.Run(tmp_path / "run.pt")
+    state = State(model, recipe, files, "", steps=8, ranks=Ranks())
+    state.save()
+    saved = checkpoint.load(files.last)
+    for group in saved["optimizer"]["param_groups"]:
+        group["fused"] = device.type != "cuda"
+    checkpoint.save(files.last, saved)
+    groups = State(model, recipe, files, "", steps=8, ranks=Ranks()).optimizer.param_groups
+    assert groups and all(group["fused"] == (device.type == "cuda") for group in groups)
+
+
 def stop_and_resume(recipe, folder, step):
     """(weights of a run from start to end, of one that SIGTERM ended in a step and the same command finished)."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -95,9 +95,19 @@ def keep_memory():
 
 
 def complain(message):
-    """Print one line on standard error; of several ranks only the first to ask does."""
+    """Print the one line with which a command fails; of several ranks only the first to ask does."""
     if parallel.may_complain():
-        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
+        print_error(message)
+
+
+def warn(message):
+    """Print one line on standard error, after which the work goes on."""
+    if parallel.rank() == 0:
+        print_error(message)
+
+
+def print_error(message):
+    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def one_line(message):

@@ -135,8 +135,8 @@ def differences(files):
         lines.append(f"{title}: {'different' if names else 'the same'}")
         lines += [f"  {sign} {name}: {part.get(name, 'not known')}"
                   for name in names for sign, part in zip("-+", (first, second))]
-    marks = {checkpoint.digest(checkpoint.evaluated(content)) for content in contents}
-    return "\n".join([*lines, f"weights: {'the same' if len(marks) == 1 else 'different'}"])
+    fingerprints = {checkpoint.digest(checkpoint.evaluated(content)) for content in contents}
+    return "\n".join([*lines, f"weights: {'the same' if len(fingerprints) == 1 else 'different'}"])
 
 
 def student_gains(roles, scorer):

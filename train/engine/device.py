@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from train.engine import parallel
-from train.engine.command import UserError, complain, count_of
+from train.engine.command import UserError, count_of, warn
 
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
 DRIVER = Path("/dev/nvidiactl")  # NVIDIA's
@@ -19,8 +19,9 @@ def device_of(name):
         raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu" and DRIVER.exists() and os.getenv("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-            complain("there is a driver of NVIDIA's, but torch can use no GPU (is it 580 or newer?): on the CPU, then")
+        hidden = os.getenv("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        if name == "cpu" and torch.version.cuda and DRIVER.exists() and not hidden:
+            warn("there is a driver of NVIDIA's, but torch can use no GPU (is it 580 or newer?): on the CPU, then")
     if name == "cuda":
         if parallel.local_rank() >= torch.cuda.device_count():
             raise UserError(f"--nproc-per-node is above the number of GPUs here, {torch.cuda.device_count()}")

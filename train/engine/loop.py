@@ -123,7 +123,7 @@ def fit(state, train, val=None, soft=()):
                 state.advance(parts, logits, wanted[0], count)
 
                 # 2. What has to wait for the device is done now and then: the bar, the saved state, a signal.
-                due = state.step >= first_look and look_due(), save_due()
+                due = (state.step >= first_look and look_due()), save_due()
                 look, save = due if ranks.rank == 0 else (False, False)
                 caught, look, save = ranks.all_max(signals.caught, look, save)
                 if look:

@@ -27,6 +27,11 @@ def setting(default, help, type=None, group="training", identity=True, model=Fal
     return field(default=default, metadata=dict(group=group, identity=identity, model=model, alias=alias, flag=flag))
 
 
+def option(default, help, type=None, **flag):
+    """A setting that is an option of the model's constructor."""
+    return setting(default, help, type, "model", model=True, **flag)
+
+
 def augmentations(text):
     """A comma list of augmentations with their strengths as a tuple; the empty text and `none` mean none at all."""
     chosen = tuple(name for name in text.split(",") if name not in ("", "none"))
@@ -45,11 +50,6 @@ def accept(value, build):
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error))
     return value
-
-
-def option(default, help, type=None, **flag):
-    """A setting that is an option of the model's constructor."""
-    return setting(default, help, type, "model", model=True, **flag)
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,9 @@ class Recipe:
         return values | ({"ranks": parallel.world_size()} if parallel.world_size() > 1 else {})
 
     def on_device(self):
-        """(the torch.device that it names, the same recipe with the precision settled for that)."""
+        """(the torch.device that it names, the same recipe with device and precision settled)."""
         device = device_of(self.device)
-        return device, replace(self, precision=precision_of(self.precision, device))
+        return device, replace(self, device=device.type, precision=precision_of(self.precision, device))
 
 
 # ---------------------------------------------------------------- from the command line

@@ -212,10 +212,10 @@ def group(results):
     The best comes first. The same weights under two names are one run, and so is a copy in half precision beside the
     whole; figures that not all runs have are missing.
     """
-    rows = []
     def seed_and_form(result):
         return result["recipe"]["seed"], result["weights"] != full_fingerprint(result)
 
+    rows = []
     for result in sorted(results, key=seed_and_form):
         recipe, runs = result["recipe"], runs_of(result)
         limits, unlabelled = [run["recipe"]["limit"] for run in runs], max(run.get("unlabelled") or 0 for run in runs)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from train.engine import device as engine
+from train.engine import parallel
 from train.engine.command import UserError
 from train.engine.device import autocast, device_of, precision_of
 
@@ -19,6 +20,7 @@ def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
     (True, None, True), (True, "0,1", True), (True, "", False), (True, "-1", False), (False, None, False)])
 def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, there, visible, told):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(engine, "DRIVER", tmp_path if there else tmp_path / "none")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
@@ -26,6 +28,22 @@ def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, ther
     assert device_of("auto").type == "cpu"
     assert ("torch can use no GPU" in capsys.readouterr().err) == told
     assert device_of("cpu").type == "cpu" and not capsys.readouterr().err  # who names it knows
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert device_of("auto").type == "cpu" and not capsys.readouterr().err  # nor is it of a torch for CPUs
+
+
+def test_a_warning_is_not_the_one_complaint_of_a_failing_run(tmp_path, monkeypatch, capsys):
+    """Of several ranks the first alone tells why all end."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(engine, "DRIVER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(parallel, "store", lambda: pytest.fail("the table of the ranks"))
+    for rank, lines in (("0", 1), ("1", 0)):
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        device_of("auto")
+        assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 @pytest.mark.parametrize("kind, units, auto", [

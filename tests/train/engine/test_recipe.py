@@ -11,9 +11,9 @@ import models
 from train.baseline import STAGES, Baseline
 from train.engine import checkpoint, command
 from train.engine import device as engine_device
+from train.engine import results
 from train.engine.command import UserError, integer
 from train.engine.recipe import Recipe, parse, setting
-from train.engine.results import family
 from train.engine.state import optimizer_of
 
 
@@ -115,7 +115,7 @@ def test_a_flag_beats_its_stage():
     ("--seed 12", "net-fold0-seed12"), ("--noval --seed 1", "net-noval-seed1")])
 def test_a_run_is_named_by_its_fold_and_a_seed_other_than_0(flags, name):
     recipe = parsed(*flags.split())
-    assert recipe.run_name("net") == name and family(name) == "net"
+    assert recipe.run_name("net") == name and results.family(name) == "net"
 
 
 def test_identity_is_what_decides_the_weights():
@@ -130,6 +130,8 @@ def test_the_precision_is_settled_by_the_device_and_part_of_the_identity(monkeyp
     monkeypatch.setattr(engine_device, "faster_in_bfloat16", lambda: units)
     device, recipe = Recipe(device="cpu").on_device()
     assert device.type == "cpu" and recipe == Recipe(device="cpu", precision=settled)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Recipe().on_device()[1] == recipe  # what `auto` means is asked once
     assert recipe.identity["precision"] == settled
     other = {"bfloat16": "float32", "float32": "bfloat16"}[settled]
     named = Recipe(device="cpu", precision=other).on_device()[1]
@@ -180,13 +182,6 @@ def test_a_script_may_add_fields_of_its_own():
 
     made = parse(Own, "Own.", ["--depth", "11"])
     assert made.options == {"depth": 11} and made.identity["depth"] == 11
-
-
-@pytest.mark.parametrize("run, kin", [
-    ("seresnet164-fold3", "seresnet164"), ("student-s12", "student"), ("resnet18-basic-noval", "resnet18-basic"),
-    ("shakeshake26-64-se-fold0-seed2", "shakeshake26-64-se"), ("seresnet164", "seresnet164"), ("net-s1-noval", "net")])
-def test_a_family_is_a_run_without_fold_and_seed(run, kin):
-    assert family(run) == kin
 
 
 # ---------------------------------------------------------------- hooks

@@ -122,7 +122,14 @@ def test_a_run_repeated_with_its_seed_is_no_further_seed():
     assert sorted(zip(table["runs"], table["n"])) == [("a-s0 a-s1", 2), ("b-s0", 1)]
 
 
-def test_places_are_told_once():
+@pytest.mark.parametrize("run, kin", [
+    ("seresnet164-fold3", "seresnet164"), ("student-s12", "student"), ("resnet18-basic-noval", "resnet18-basic"),
+    ("shakeshake26-64-se-fold0-seed2", "shakeshake26-64-se"), ("seresnet164", "seresnet164"), ("net-s1-noval", "net")])
+def test_a_family_is_a_run_without_fold_and_seed(run, kin):
+    assert results.family(run) == kin
+
+
+def test_words_are_told_once():
     assert results.join_distinct(["a, 2 threads; b", None, "b", "a, 2 threads"]) == "a, 2 threads; b"
 
 

@@ -131,10 +131,10 @@ control: $(control) ## train the student's twin from the labels alone and score 
 one distill control:
 	$(PYTHON) train/evaluate.py $< $(common) --budget
 evaluate: | $(python) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
-	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
+	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(LIMIT:%=--limit %) $(ARGS)
 submission: | $(python) ## answer the unlabelled IMAGES with WEIGHTS (default: the student) into submission.csv
-	@$(if $(IMAGES),,echo "submission: set IMAGES, as in make submission IMAGES=cifar_test_nolabel.pkl" >&2; exit 2)
-	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) --images "$(IMAGES)" $(device) $(ARGS)
+	@$(if $(IMAGES)$(findstring --images,$(ARGS)),,echo "submission: set IMAGES, as in make submission IMAGES=cifar_test_nolabel.pkl" >&2; exit 2)
+	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) $(if $(IMAGES),--images "$(IMAGES)") $(device) $(ARGS)
 evaluate report submission: | $(filter quick one baseline teachers labels distill control,$(MAKECMDGOALS)) # with -j too
 report: | $(python) ## tables and pictures of all finished weights of the SIZE, into its folder
 	$(PYTHON) train/report.py $(or $(WEIGHTS),$(place)) --out $(place)/report $(common) $(ARGS)

@@ -280,6 +280,9 @@ def test_images_without_labels_reach_labels_and_student(make, tmp_path):
     assert [call[0] for call in make("labels", "IMAGES=others.pkl")[2]] == ["distill/labels.py"]
     [call] = make("submission", "IMAGES=my.pkl", "WEIGHTS=a.pt b.pt", "DEVICE=cpu")[2]
     assert call == ["distill/submission.py", "a.pt", "b.pt", "--images", "my.pkl", "--device", "cpu"]
+    assert make("submission", "ARGS=--images my.pkl", "WEIGHTS=a.pt")[2] == [
+        ["distill/submission.py", "a.pt", "--images", "my.pkl"]]
+    assert make("evaluate", "LIMIT=70")[2][0][-2:] == ["--limit", "70"]
 
 
 def test_a_folder_of_images_that_is_there_is_not_fetched(make, tmp_path):

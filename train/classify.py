@@ -69,7 +69,8 @@ def flags():
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE", help="a picture, or a folder of pictures")
-    add("--weights", nargs="+", default=[], metavar="FILE", help="one weights file, or several (default: the released)")
+    add("--weights", action="append", default=[], metavar="FILE",
+        help="a weights file (default: the released); given several times, the mean of their answers")
     add("--json", type=Path, metavar="FILE", help="also write the answers, with all ten probabilities, there")
     add("--csv", type=Path, metavar="FILE", help="the same as a table")
     add("--device", **DEVICE)

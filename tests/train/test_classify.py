@@ -185,8 +185,15 @@ def test_generated_shapes_are_called_so(typed, weights, toy_set, tmp_path):
     assert code == 0 and err.count("\n") == 2 and err.count("generated shapes") == 1
     assert any(name in out for name in sources.SHAPES) and not any(name in out for name in data.CLASSES)
     write_weights(tmp_path / "other.pt", toy_set, seed=1)
-    code, out, err = typed(classify.main, file, "--weights", shapes, tmp_path / "other.pt")
+    code, out, err = typed(classify.main, file, "--weights", shapes, "--weights", tmp_path / "other.pt")
     assert (code, out) == (2, "") and "some on generated shapes" in err and err.count("\n") == 1
+
+
+def test_a_picture_may_come_before_and_behind_the_weights(typed, weights, tmp_path):
+    file = picture(tmp_path / "a.png")
+    answers = {typed(classify.main, *words, "--device", "cpu")[:2]
+               for words in ([file, "--weights", weights], ["--weights", weights, file])}
+    assert len(answers) == 1 and answers.pop()[0] == 0
 
 
 def test_the_shapes_are_named_as_they_are_drawn():

@@ -218,7 +218,8 @@ def parse(kind, doc, argv=None, **presets):
     if recipe.nesterov and recipe.momentum == 0:
         raise UserError("--momentum 0 has no Nesterov form: add --no-nesterov")
     if recipe.alternate_flip and any(name.split(":")[0] == "flip" for name in recipe.augment):
-        raise UserError("--alternate-flip turns every image already: leave flip out of --augment")
+        off = ", or add --no-alternate-flip" if kind.alternate_flip else ""
+        raise UserError(f"--alternate-flip turns every image already: leave flip out of --augment{off}")
     return recipe
 
 

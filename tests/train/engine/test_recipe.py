@@ -162,7 +162,7 @@ WRONG = [
     ("--min-lr 0.5 --lr 0.1", "--min-lr 0.5 is above --lr 0.1"),
     ("--warmup-lr 0.5 --lr 0.1", "--warmup-lr 0.5 is above --lr 0.1"),
     ("--stage basic --lr 0.05", "--min-lr 0.1 is above --lr 0.05"),
-    ("--alternate-flip --augment crop,flip:0.3", "leave flip out of --augment"),
+    ("--alternate-flip --augment crop,flip:0.3", "leave flip out of --augment\n"),
 ]
 
 

@@ -116,8 +116,8 @@ def main():
         recipe, provenance = teacher.content["recipe"], teacher.provenance
         seen = ~mask & (provenance["include_test"] | (folds != TEST))
         remarks = [f"on {provenance['images']:,} images"] if recipe["limit"] else []
-        remarks += ["over budget"] if provenance["over_budget"] else []
-        print(ROW.format(teacher.file.stem, f"{predict.total_epochs(teacher.history):,}", f"{provenance['params']:,}",
+        remarks += ["over budget"] if teacher.over_budget else []
+        print(ROW.format(teacher.file.stem, f"{predict.total_epochs(teacher.history):,}", f"{teacher.params:,}",
                          accuracy(logits, dataset.labels, mask), accuracy(logits, dataset.labels, seen))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
     answers = torch.stack(answers)

@@ -116,7 +116,7 @@ def main():
     figures = {
         "model": " + ".join(network.model.name for network in networks),
         "weights": [network.file.name for network in networks],
-        "params": sum(models.parameter_count(network.model) for network in networks),
+        "params": sum(network.params for network in networks),
         "macs": sum(models.macs(network.model) for network in networks),
         "tta": args.tta, "images": len(test), **predict.figures(logits, labels), "data": test.digest,
     }

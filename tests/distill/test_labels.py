@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+import models
 from distill import labels
 from train.engine import checkpoint, data, predict
 from train.engine.command import UserError
@@ -58,9 +59,10 @@ def test_the_command_averages_what_each_teacher_answers(toy_set, tmp_path, teach
     assert (table["label"] == dataset.labels.numpy()).all()
 
 
-def test_each_teacher_is_shown_with_what_it_is(toy_set, tmp_path, run):
+def test_each_teacher_is_shown_with_what_it_is(toy_set, tmp_path, run, monkeypatch):
     write_weights(tmp_path / "trial.pt", toy_set, 0, fold=0, limit=30, epochs=3)
-    write_weights(tmp_path / "wide.pt", toy_set, 1, fold=None, over_budget=True)
+    write_weights(tmp_path / "wide.pt", toy_set, 1, fold=None, width=3)
+    monkeypatch.setattr(models, "BUDGET", 3000)  # of width 2 are 2,988
     lines = {line.split()[0]: line.split() for line in run(tmp_path / "trial.pt", tmp_path / "wide.pt")[1].splitlines()
              if line.startswith(("trial", "wide"))}
     count = len(data.split(data.load(toy_set), 0, 30)[0])

@@ -9,8 +9,7 @@ from train import report
 from train.engine import checkpoint, command, data, plots, predict
 
 
-def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0, over_budget=False,
-                  source="cifar10.npz", **changes):
+def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0, source="cifar10.npz", **changes):
     """The content of the weights file it writes. images: --data of the run; changes: fields of the recipe.
 
     sharpness scales the last layer, so that the answers differ from each other and are sure of themselves.
@@ -26,7 +25,7 @@ def write_weights(file, images, seed=0, width=2, name="resnet18", sharpness=8.0,
         "model": name, "options": model.options, "state": model.state_dict(), "ema": None, "data": train.digest,
         "recipe": recipe.identity, "log": log(recipe),
         "provenance": {
-            "run": file.stem, "name": model.name, "params": models.parameter_count(model), "over_budget": over_budget,
+            "run": file.stem, "name": model.name, "params": models.parameter_count(model), "over_budget": False,
             "include_test": recipe.sees_test, "images": len(train), "train_digest": train.digest,
             "source": source, "steps": 1, "seconds": 60.0 + seed, "hardware": "abacus", "date": "2026-01-01",
             "command": f"python train/baseline.py --seed {seed}", "unlabelled": 0, "threads": 1, "torch": "2.11.0",

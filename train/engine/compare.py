@@ -144,7 +144,7 @@ def student_gains(roles, scorer):
     line = "{:10s} {:34s} {:>12s} {:>8s}".format
     lines, mean, gains = [line("role", "run", "parameters", "TTA %" if scorer.tta else "test %")], {}, []
     for role, networks in roles.items():
-        params = [network.provenance["params"] for network in networks]
+        params = [network.params for network in networks]
         scores = [scorer.accuracy([network]) for network in networks]
         mean[role] = sum(scores) / len(scores)
         lines += [line(role.removesuffix("s"), network.file.stem, f"{count:,}", f"{score:.2f}")

@@ -50,6 +50,16 @@ class Network:
         return self.content["provenance"]
 
     @property
+    def params(self):
+        """The number of its parameters."""
+        return models.parameter_count(self.model)
+
+    @property
+    def over_budget(self):
+        """Whether it has more parameters than BUDGET, whatever its file says: then it is a teacher."""
+        return self.params > models.BUDGET
+
+    @property
     def before(self):
         """Of each run whose weights it began with, the last first, what `history` says of it."""
         return self.provenance.get("before", [])

@@ -147,6 +147,7 @@ def describe(network):
     """What a result says about how the weights came about."""
     about = network.provenance
     return {"model": about["name"], **{name: about.get(name) for name in ORIGIN}, "trained_on": about["images"],
+            "params": network.params, "over_budget": network.over_budget,
             "macs": models.macs(network.model), "recipe": network.content["recipe"], "weights": network.fingerprint,
             "whole": network.full_fingerprint, "before": network.before, "training_data": network.content["data"]}
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import models
 import toy
 from augment.basic import normalize
-from train.engine import checkpoint, data, loop, predict
+from train.engine import checkpoint, data, loop, predict, results
 from train.engine.command import UserError
 from untrained import write_weights
 
@@ -212,6 +212,15 @@ def network(toy_set, tmp_path):
         return predict.load([tmp_path / "net.pt"])[0]
 
     return build
+
+
+def test_the_budget_is_asked_of_the_network_and_not_of_its_file(network, monkeypatch):
+    trained = network()
+    for budget, over in ((2988, False), (2987, True)):
+        monkeypatch.setattr(models, "BUDGET", budget)
+        assert trained.over_budget == results.describe(trained)["over_budget"] == over
+    assert trained.params == results.describe(trained)["params"] == 2988
+    assert trained.provenance["over_budget"] is False
 
 
 def test_weights_that_saw_the_test_images_are_contaminated(network):

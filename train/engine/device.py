@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def faster_in_bfloat16():
 
     Intel's AVX512-BF16 by itself, as where a virtual machine hides AMX, is slower than its float32.
     """
-    amd = "AuthenticAMD" in (CPUINFO.read_text() if CPUINFO.exists() else platform.processor())
+    amd = "AuthenticAMD" in (cpuinfo() or platform.processor())
     return torch.cpu._is_amx_tile_supported() or amd and torch.cpu._is_avx512_bf16_supported()
 
 
@@ -59,7 +60,29 @@ def autocast(device, precision):
 
 
 def hardware(device):
-    """The machine in words, times the ranks: `2 x NVIDIA H200`, `x86_64 cpu, 2 threads`."""
-    cpu = f"{platform.machine()} cpu, {count_of(torch.get_num_threads(), 'thread')}"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    """The machine in words, times the ranks: `2 x NVIDIA H200`, `AMD EPYC 7763 64-Core Processor (AVX2), 2 threads`.
+
+    In brackets stands what a CPU multiplies with, for that and the precision decide how long a run takes.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{processor()} ({units()}), {count_of(torch.get_num_threads(), 'thread')}"
     return name if parallel.world_size() == 1 else f"{parallel.world_size()} x {name}"
+
+
+def processor():
+    """What the processor calls itself, or its kind where it does not: `arm64`."""
+    called = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", cpuinfo(), re.MULTILINE)
+    return called[1].strip() if called else platform.processor() or platform.machine()
+
+
+def cpuinfo():
+    return CPUINFO.read_text() if CPUINFO.exists() else ""
+
+
+def units():
+    """What this CPU multiplies with at its fastest: AMX, AVX512-BF16, or what torch says: AVX512, AVX2, ..."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else torch.backends.cpu.get_cpu_capability()

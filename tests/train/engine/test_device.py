@@ -68,6 +68,26 @@ def test_intels_avx512_bf16_alone_is_no_reason_for_bfloat16(tmp_path, monkeypatc
     assert engine.faster_in_bfloat16() == units
 
 
+@pytest.mark.parametrize("known, avx512_bf16, amx, told", [
+    ("model name\t: AMD EPYC 7763\n", False, False, "AMD EPYC 7763 (AVX2)"),
+    ("model name\t: AMD EPYC 9555\n", True, False, "AMD EPYC 9555 (AVX512-BF16)"),
+    ("model name\t: Intel Xeon\n", True, True, "Intel Xeon (AMX)"),
+    ("model name\t:\nflags\t: fpu\n", False, False, "powerful (AVX2)"),  # named by nothing
+    (None, False, False, "powerful (AVX2)")])  # not on Linux
+def test_a_cpu_is_told_by_its_name_and_its_units(tmp_path, monkeypatch, known, avx512_bf16, amx, told):
+    if known:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{known}cpu MHz\t: 2\n\nprocessor\t: 1\n{known}")
+    monkeypatch.setattr(engine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(engine.platform, "processor", lambda: "")
+    monkeypatch.setattr(engine.platform, "machine", lambda: "powerful")
+    assert engine.hardware(torch.device("cpu")) == f"{told}, 1 thread"
+    monkeypatch.setattr(engine.parallel, "world_size", lambda: 2)
+    assert engine.hardware(torch.device("cpu")) == f"2 x {told}, 1 thread"
+
+
 def test_autocast_is_on_in_bfloat16_alone():
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
     for precision, wanted in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():

@@ -45,8 +45,9 @@ ROLES = {"baseline": "what the student should beat",
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
         "seed only, ± their sample deviation. The interval is Wilson's for one run with that mean. PFLOP is the work "
         "of training, 6 x MACs x images x epochs, epochs at 20x20 pixels by their area, without that of teachers; time "
-        "is per run. Weights that a run began with count with their epochs, work and time. A teacher is above the "
-        "budget; a mean of several networks counts all of their parameters, work and time.")
+        "is that of the fastest and of the slowest run. Weights that a run began with count with their epochs, work "
+        "and time. A teacher is above the budget; a mean of several networks counts all of their parameters, work and "
+        "time.")
 NOTE_HUMANS = (" Corrected is top-1 on the labels that most people of a study chose, without the images on which they "
                "did not agree; twins are test images with a near duplicate among the training images.")
 

@@ -34,8 +34,9 @@ NEEDED = {"weights", "data", "tta", "model", "recipe", "macs", "training_data", 
 SCORES = ("images", "top1", "nll", "ece", "per_class", "confusion", "reliability", "humans")
 HUMANS = ("top1_corrected", "top1_apart")  # of `people.figures`, what the table shows
 COLUMNS = ("model", "name", "parameters", "macs", "over_budget", "contaminated", "epochs", "protocol", "tta",
-           "networks", "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop", "seconds", *ENVIRONMENT,
-           "unlabelled", "make", "command", "runs", "folder", "weights")  # of the table
+           "networks", "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop",  # of the table
+           "seconds", "fastest", "slowest", "precision", *ENVIRONMENT, "unlabelled", "make", "command", "runs",
+           "folder", "weights")
 
 
 class Scorer:
@@ -228,10 +229,12 @@ def group(results):
         protocol += [f"from weights of {count_of(total_epochs(runs[1:]), 'epoch')}"] if runs[1:] else []
         protocol += ["TTA"] if result["tta"] else []
         places = {name: join_distinct(run.get(name) for run in runs) for name in ENVIRONMENT}
+        places["precision"] = join_distinct(run["recipe"].get("precision") for run in runs)
+        seconds = sum(run["seconds"] for run in runs)
         rows.append(result.get("humans", {}) | result | places | {
             "name": family(result["run"]), "seed": recipe["seed"], "fingerprint": full_fingerprint(result),
             "epochs": total_epochs(runs), "protocol": ", ".join(protocol),
-            "seconds": sum(run["seconds"] for run in runs),
+            "seconds": seconds, "fastest": seconds, "slowest": seconds,
             "networks": len(result.get("members", [result])),
             "deviation": result.get("top1"), "n": 1, "pflop": pflop(result), "unlabelled": unlabelled,
             "make": result.get("make") or "", "command": " && ".join(run["command"] or "" for run in reversed(runs)),
@@ -243,9 +246,10 @@ def group(results):
     runs = runs.reindex(columns=[*COLUMNS, "alike"]).astype({"pflop": float})
 
     mean = pd.Series.mean  # groupby's own adds up in another order, which is another second digit at times
-    ways = dict.fromkeys(COLUMNS, "first") | dict.fromkeys(ENVIRONMENT, join_distinct)
+    ways = dict.fromkeys(COLUMNS, "first") | dict.fromkeys(("precision", *ENVIRONMENT), join_distinct)
     ways |= dict.fromkeys(HUMANS, lambda values: values.mean(skipna=False))
-    ways |= {"top1": mean, "deviation": pd.Series.std, "n": "sum", "seconds": mean, "runs": " ".join}
+    ways |= {"top1": mean, "deviation": pd.Series.std, "n": "sum", "seconds": mean, "fastest": "min", "slowest": "max",
+             "runs": " ".join}
     table = runs.groupby("alike", sort=False).agg(ways)
     for row in table[~table["contaminated"]].itertuples():
         table.loc[row.Index, ["low", "high"]] = wilson(row.top1 / 100 * row.images, row.images)

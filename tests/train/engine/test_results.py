@@ -151,6 +151,17 @@ def test_a_run_that_began_with_weights_counts_what_those_took():
     assert results.group([*runs, other])["n"].tolist() == [2, 1]
 
 
+def test_time_is_told_from_the_fastest_run_to_the_slowest_with_the_precision():
+    recipe = {"precision": "float32"}
+    runs = [summary(f"a-s{seed}", 97.0, seed, recipe=recipe, seconds=seconds, hardware=place)
+            for seed, seconds, place in ((0, 2700.0, "abacus"), (1, 5820.0, "slate"), (2, 2760.0, "abacus"))]
+    table = results.group([*runs, summary("b", 96.0, recipe={"precision": "bfloat16"},
+                                          before=[before("c", 1, "slate", precision="float32")])])
+    words = page.in_words(table)
+    assert words["time"].tolist() == ["45 min to 1 h 37 min", "2 min"] and table["seconds"].tolist() == [3760.0, 150.0]
+    assert words["hardware"].tolist() == ["float32 on abacus; slate", "bfloat16; float32 on abacus; slate"]
+
+
 @pytest.mark.parametrize("limits, unlabelled, told", [
     ((20, None), (0, 7), "fold 0, 7 unlabelled images, from weights of 5 epochs"),
     ((20, 40), (3, 0), "fold 0, 40 images, 3 unlabelled images, from weights of 5 epochs")])

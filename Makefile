@@ -16,21 +16,21 @@ as_typed = $(if $(call is_set,$(1)),$(1)=$(if $(word 2,$($(1))),"$($(1))",$($(1)
 decisive := SIZE FOLD EPOCHS LIMIT SEED TEACHER_SEED HOW STAGE DEVICE GPUS ARGS
 export MADE_BY ?= $(strip $(MAKECMDGOALS) $(foreach v,$(decisive),$(call as_typed,$v)))
 
-##: SIZE=quick          demo, quick or full: which networks           make SIZE=quick teachers labels distill control report
+##: SIZE=quick          demo, quick or full [full]: which networks    make SIZE=quick teachers labels distill control report
 ##: DATA=data           folder of the images, or synthetic            make baseline DATA=synthetic
-##: FOLD=3              the fold that is held out, or noval           make baseline FOLD=noval
+##: FOLD=3              the fold that is held out [0], or noval       make baseline FOLD=noval
 ##: EPOCHS=30 LIMIT=5000    fewer passes, or images: a trial, in a folder of its own    make baseline EPOCHS=3 LIMIT=5000
 ##: SEED=1              weights, order, augmentation: another file    make distill SEED=1
 ##: TEACHER_SEED=1      of the teachers that a student learns from    make labels distill TEACHER_SEED=1
-##: HOW=view            teachers answer on the student's own batch    make distill HOW=view
+##: HOW=view            answers of a csv [csv], or on its own batch   make distill HOW=view
 ##: DEVICE=cpu          auto, cuda or cpu                             make baseline DEVICE=cpu
 ##: GPUS=4              so many jobs at once, each on a free GPU      make -j5 GPUS=4 teachers
 ##: IMAGES=FILE         images without labels, to answer; with labels and distill also to learn from
-##:                                                                   make submission IMAGES=test_nolabel.pkl
-##: STAGE=basic         basic, optimized or augmented                 make baseline STAGE=basic
+##:                                                                   make submission IMAGES=cifar_test_nolabel.pkl
+##: STAGE=basic         basic, optimized or augmented [augmented]     make baseline STAGE=basic
 ##: WEIGHTS="a.pt b.pt" the weights to evaluate                       make evaluate WEIGHTS=weights/resnet18-fold0.pt
 ##: SRC=FILE            an archive or npz that you already have       make data SRC=cifar-10-python.tar.gz
-##: ARGS="..."          any further flags of the one script           make baseline ARGS="--mix ricap"
+##: ARGS="..."          any further flags of the one script           make evaluate ARGS="--tta"
 ##: VENV= PYTHON=python3    use the Python at hand; BASE=python3.12 makes the .venv with another    make test VENV=
 
 # The variables are checked before anything runs: their names, then their values.
@@ -115,7 +115,7 @@ setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two
 data $(data)/cifar-10-batches-py/batches.meta: | $(python) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
 	$(PYTHON) train/data.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
 miniature := SIZE=demo TEACHER_SEED=$(or $(TEACHER_SEED),$(SEED)) STAGE=basic FOLD=noval pictures
-demo: ## the whole pipeline in miniature, offline, in two to five minutes on two cores
+demo: ## the whole pipeline in miniature, on generated images, in two to five minutes on two cores
 	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, a job a core:"
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(miniature)
 	@echo; echo "Now look at weights/demo$(trial)/report/report.html, and at the logs, curves and answers beside it."

@@ -22,7 +22,7 @@ export MADE_BY ?= $(strip $(MAKECMDGOALS) $(foreach v,$(decisive),$(call as_type
 ##: EPOCHS=30 LIMIT=5000    fewer passes, or images: a trial, in a folder of its own    make baseline EPOCHS=3 LIMIT=5000
 ##: SEED=1              weights, order, augmentation: another file    make distill SEED=1
 ##: TEACHER_SEED=1      of the teachers that a student learns from    make labels distill TEACHER_SEED=1
-##: HOW=view            answers of a csv [csv], or on its own batch   make distill HOW=view
+##: HOW=view            csv, or teachers that see its own batch [csv] make distill HOW=view
 ##: DEVICE=cpu          auto, cuda or cpu                             make baseline DEVICE=cpu
 ##: GPUS=4              so many jobs at once, each on a free GPU      make -j5 GPUS=4 teachers
 ##: IMAGES=FILE         images without labels, to answer; with labels and distill also to learn from

@@ -78,6 +78,7 @@ def processor():
 
 
 def cpuinfo():
+    """What Linux says of the processors; empty elsewhere."""
     return CPUINFO.read_text() if CPUINFO.exists() else ""
 
 

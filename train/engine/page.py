@@ -21,7 +21,7 @@ def in_words(table):
         remarks = [row["name"]] * (row["name"] != row["model"]) + ["teacher"] * row["over_budget"]
         deviation = f" ± {row['deviation']:.2f}" if row["n"] > 1 else ""
         work, pure = row["pflop"], row["contaminated"] is False
-        hours = dict.fromkeys(duration(row[name]) for name in ("fastest", "slowest"))
+        times = dict.fromkeys(duration(row[name]) for name in ("fastest", "slowest"))
         digits = 0 if work >= 100 else 1 if work >= 10 else 2
         words.append({
             "model": row["model"] + (f" ({', '.join(remarks)})" if remarks else ""),
@@ -32,7 +32,7 @@ def in_words(table):
             **{heading: "" if pd.isna(row[name]) else f"{row[name]:.2f}"
                for name, heading in zip(HUMANS, ("corrected %", "without twins %")) if name in row},
             "PFLOP": "" if pd.isna(work) else f"{work:,.{digits}f}" if work >= 0.01 else f"{work:.2g}",
-            "time": " to ".join(hours), "hardware": " on ".join(filter(None, (row["precision"], row["hardware"]))),
+            "time": " to ".join(times), "hardware": " on ".join(filter(None, (row["precision"], row["hardware"]))),
             "command": f"`make {row['make']}`" if row["make"] else "",
         })
     words = pd.DataFrame(words)

@@ -33,10 +33,10 @@ ORIGIN = ("run", "params", "over_budget", "include_test", "hardware", "seconds",
 NEEDED = {"weights", "data", "tta", "model", "recipe", "macs", "training_data", *ORIGIN[:6]}
 SCORES = ("images", "top1", "nll", "ece", "per_class", "confusion", "reliability", "humans")
 HUMANS = ("top1_corrected", "top1_apart")  # of `people.figures`, what the table shows
+# Of the table; seconds are the mean over the runs, between the fastest and the slowest.
 COLUMNS = ("model", "name", "parameters", "macs", "over_budget", "contaminated", "epochs", "protocol", "tta",
-           "networks", "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop",  # of the table
-           "seconds", "fastest", "slowest", "precision", *ENVIRONMENT, "unlabelled", "make", "command", "runs",
-           "folder", "weights")
+           "networks", "top1", "deviation", "n", "low", "high", *HUMANS, "images", "pflop", "seconds", "fastest",
+           "slowest", "precision", *ENVIRONMENT, "unlabelled", "make", "command", "runs", "folder", "weights")
 
 
 class Scorer:

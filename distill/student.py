@@ -52,8 +52,8 @@ class Distillation:
                                  identity=False, metavar="FILE")
     admit_test_images: bool = setting(False, "--images may hold test images (the student's score is then refused)",
                                       group="distillation")
-    objective: str = setting("kd", "how answers are compared; their sources have dkd with alpha 0.5, standardized "
-                             "with temperature 2", group="distillation", choices=tuple(OBJECTIVES))
+    objective: str = setting("kd", "how answers are compared; the papers use dkd with alpha 0.5, standardized with "
+                             "temperature 2", group="distillation", choices=tuple(OBJECTIVES))
     temperature: float = setting(4.0, "softens teacher and student alike", number(0, 1e6, above=True), "distillation")
     alpha: float = setting(0.9, "weight of the teachers, the labels have the rest", number(0, 1), "distillation")
 

@@ -2,7 +2,7 @@
 
     python train/baseline.py                        augmented, fold 0 held out
     python train/baseline.py --stage optimized      without AutoAugment, erasing and Cutout
-    python train/baseline.py --stage basic --noval  plain SGD on all 50,000 images at a constant --lr and --min-lr
+    python train/baseline.py --stage basic --noval  a constant learning rate, no augmentation; on all 50,000 images
 
 2,777,674 parameters, 421 M multiply-accumulates. 200 epochs, for a GPU: no score yet. On two CPU cores an epoch takes
 about 20 minutes.

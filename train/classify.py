@@ -3,8 +3,8 @@
     python train/classify.py cat.jpg holiday/                   pictures, and all those of a folder
     python train/classify.py cat.jpg --weights weights/student.pt --json answers.json --csv answers.csv
 
-A picture may have any size and format that Pillow reads; of an animated one it is the first frame. Its centre square
-is resized to 32x32, all that a network sees, so what matters should fill the middle. Without --weights the released
+A picture may have any size, and any format that Pillow reads but PostScript; of an animated one it is the first frame.
+Its centre square is resized to 32x32, all that a network sees, so what matters should fill the middle. Without --weights the released
 network answers; several answer by the mean of their logits. The probabilities are calibrated where evaluate has stored
 a temperature with the weights (`--calibrate --store`). A second or two, and for each large photograph a tenth more.
 

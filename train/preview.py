@@ -40,7 +40,7 @@ def random_rows(images, seed):
     """(label, images) for each augmentation and mix; the varied ones are drawn twice."""
     generator = torch.Generator().manual_seed(seed)
     for name, augment in AUGMENTATIONS.items():
-        for draw in range(1 if name in ("crop", "flip", "erase", "cutout") else 2):
+        for draw in range(1 if name in ("crop", "flip", "shift", "erase", "cutout") else 2):
             yield name if draw == 0 else "", augment(images, generator)
     for name, mix in MIXES.items():
         for draw in range(0 if name == "none" else 2):

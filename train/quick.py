@@ -63,8 +63,9 @@ class Quick(Recipe):
         return self.min_lr + (self.lr - self.min_lr) * (steps - step) / max(1, steps - warmup)
 
     def parameter_groups(self, model):
-        """The normalizations' shifts learn faster, with the same decay per step: it counts times the learning rate."""
-        shifts = {p: name for name, p in model.named_parameters() if name.startswith("stage") and name.endswith("bias")}
+        """The normalizations' shifts learn faster; as SGD multiplies the decay by the learning rate, it is divided."""
+        shifts = dict.fromkeys(
+            p for name, p in model.named_parameters() if name.startswith("stage") and name.endswith("bias"))
         others = [group | {"params": [p for p in group["params"] if p not in shifts]}
                   for group in super().parameter_groups(model)]
         return [*others, {"params": list(shifts), "lr_scale": SHIFT_LR,

@@ -5,8 +5,8 @@
     python train/seresnet.py --depth 20 --epochs 30 --limit 5000     a trial
 
 2,488,378 parameters, 248 M multiply-accumulates; RICAP, AutoAugment and random erasing. Every residual starts at zero,
-and the warm-up is a tenth of the run: without them the gradients of 54 blocks explode at the start. 300 epochs, for a
-GPU: no score yet.
+and the warm-up takes 30 epochs: without them the gradients of 54 blocks explode at the start. 300 epochs, for a GPU: no
+score yet.
 """
 
 import sys
@@ -30,7 +30,7 @@ class SEResNet(Recipe):
     mix: str = "ricap"
     depth: int = option(164, "layers, 9n + 2", integer(11))
     width: int = option(16, "planes of the first stage", integer(1))
-    reduction: int = option(4, "of squeeze and excitation", integer(1))
+    reduction: int = option(4, "factor by which squeeze and excitation narrows", integer(1))
     zero_init: bool = option(True, "zero-initialise the last normalization of each block")
     head_std: float | None = option(None, "deviation of the head's first weights [inputs ** -0.5]",
                                     number(0, above=True))

@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 
 import torch
 import torch.nn as nn
@@ -104,6 +105,26 @@ def gradients(recipe, file, training):
             found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
             steps.append((images[:count], targets[0][:count], found))
     torch.save(steps, f"{file}{parallel.rank()}")
+
+
+def hang(told):
+    """Rank 0 works alone for longer than a step's patience; then rank 1 hangs, until rank 0 has told that it is lost.
+
+    told: the file with rank 0's words. Rank 1 exits with 1 when they do not come.
+    """
+    parallel.STEP_TIMEOUT = timedelta(seconds=1)
+    with Ranks(torch.device("cpu")) as ranks:
+        ranks.once(lambda: time.sleep(2))
+        if ranks.rank == 0:
+            try:
+                ranks.all_max(1)
+            except RuntimeError as error:
+                told.write_text(str(parallel.lost_another(error)))
+                os._exit(0)
+        end = time.monotonic() + 15
+        while not told.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        os._exit(0 if told.exists() else 1)
 
 
 def train(recipe, stop=None):

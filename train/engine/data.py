@@ -34,9 +34,9 @@ OFFICIAL = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with their labels, sorted by id.
+    """Images with their labels: sorted by id as they are loaded, others may be joined behind.
 
-    images: uint8 (N, 3, 32, 32); labels: int64 (N,) in 0..9; ids: (N,) strings of 16 hex digits;
+    images: uint8 (N, 3, 32, 32); labels: int64 (N,) in 0..9, or -1 for none; ids: (N,) strings of 16 hex digits;
     source: where they came from, in words.
     """
 

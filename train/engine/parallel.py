@@ -97,7 +97,8 @@ class Ranks:
             backend = "nccl" if device.type == "cuda" else "gloo"
             timeout = COMPILE_TIMEOUT if compiling or backend == "nccl" else STEP_TIMEOUT
             dist.init_process_group(backend, store=store(), rank=self.rank, world_size=self.size, timeout=timeout)
-            self.group = dist.new_group(backend="gloo", timeout=RANK_0_TIMEOUT)
+            self.in_step = dist.new_group(backend="gloo", timeout=timeout)
+            self.patient = dist.new_group(backend="gloo", timeout=RANK_0_TIMEOUT)
 
     def __enter__(self):
         return self
@@ -134,7 +135,7 @@ class Ranks:
         """`work()` is done by rank 0 alone; all wait for it, and get what it returns."""
         box = [work() if self.rank == 0 else None]
         if self.size > 1:
-            dist.broadcast_object_list(box, group=self.group)
+            dist.broadcast_object_list(box, group=self.patient)
         return box[0]
 
     def hold(self, resource):
@@ -144,7 +145,7 @@ class Ranks:
     def all_sum(self, numbers):
         """The sum over the ranks of an int64 tensor on the CPU, in its place."""
         if self.size > 1:
-            dist.all_reduce(numbers, group=self.group)
+            dist.all_reduce(numbers, group=self.in_step)
         return numbers
 
     def all_max(self, *numbers):
@@ -152,5 +153,5 @@ class Ranks:
         if self.size == 1:
             return list(numbers)
         greatest = torch.tensor(numbers)
-        dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.in_step)
         return greatest.tolist()

@@ -80,7 +80,7 @@ class Recipe:
     ema_decay: float = setting(0.0, "decay per step of the weights' moving average, 0 for none", number(0, 1))
     init: str | None = setting(None, "finished weights to begin with, of the same network (default: random)", None,
                                identity=False, metavar="WEIGHTS")
-    seed: int = setting(0, "of the initial weights, the order and all augmentation", integer(0))
+    seed: int = setting(0, "seed of the initial weights, the order and all augmentation", integer(0))
 
     augment: tuple = setting(("crop", "flip"), f"in this order, any of {describe(AUGMENTATIONS)}",
                              augmentations, "augmentation", metavar="NAME[:STRENGTH],...")
@@ -93,7 +93,7 @@ class Recipe:
     out: str | None = setting(None, "weights file to write (default: weights/<run>.pt)", group="run", identity=False,
                               metavar="FILE", alias="--output")
     device: str = setting(**DEVICE, group="run", identity=False)
-    precision: str = setting("auto", "of training; auto: bfloat16 where that is faster", group="run",
+    precision: str = setting("auto", "precision of training; auto: bfloat16 where that is faster", group="run",
                              choices=("auto", "float32", "bfloat16"))
     compile: bool | None = setting(None, "torch.compile the model (default: on CUDA, for long runs)", group="run",
                                    identity=False)
@@ -113,7 +113,7 @@ class Recipe:
     def learning_rate(self, step, steps):
         """The learning rate of step 0 <= step < steps, a pure function.
 
-        1. Linear warm-up from `warmup_lr` to `lr`.
+        1. Linear warm-up from `warmup_lr`, whose last step has `lr`.
         2. min_lr + 0.5 (lr - min_lr)(1 + cos(pi t)) after that, t from 0 to 1 (Loshchilov & Hutter 2017, eq. 5).
         """
         warmup = self.warmup_steps(steps)

@@ -52,7 +52,7 @@ def answers_used(masks, how, ids):
 def unseen(network, folds):
     """The mask (N,) of images that a fold teacher has not trained on; of a teacher without a fold none count.
 
-    folds: of each image (N,), or TEST, or UNLABELLED, of which none count for one that learned from any without labels.
+    folds: of each image (N,), or TEST, or UNLABELLED, which never counts for a teacher that learned from such images.
     """
     if network.fold is None:
         return np.zeros(len(folds), dtype=bool)
@@ -63,7 +63,7 @@ def unseen(network, folds):
 
 
 def accuracy(logits, labels, mask=True):
-    """Accuracy in percent, as text, on the images that have a label, of those in the mask."""
+    """Accuracy in percent, as text, on the images that have a label (0..9, not -1), of those in the mask."""
     mask = mask & (labels >= 0).numpy()
     return f"{predict.accuracy(logits[mask], labels[mask]):.2f}" if mask.any() else "-"
 
@@ -104,6 +104,7 @@ def main():
         dataset = with_unlabelled(dataset, args.images, args.data, args.admit_test_images or args.include_test)
     folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=UNLABELLED)
 
+    known = dataset.labels.where(torch.from_numpy(folds != TEST), -1)  # no test image counts in what is printed
     masks = np.stack([unseen(teacher, folds) for teacher in teachers])
     answers_used(masks, args.average, dataset.ids)  # or refused before the work
     print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}"
@@ -113,19 +114,18 @@ def main():
     for teacher, mask in zip(teachers, masks):
         logits = predict.logits(teacher.model, dataset.images, args.tta, label=teacher.file.stem)
         answers.append(logits)
-        recipe, provenance = teacher.content["recipe"], teacher.provenance
-        seen = ~mask & (provenance["include_test"] | (folds != TEST))
-        remarks = [f"on {provenance['images']:,} images"] if recipe["limit"] else []
+        limited = teacher.content["recipe"]["limit"]
+        remarks = [f"on {teacher.provenance['images']:,} images"] if limited else []
         remarks += ["over budget"] if teacher.over_budget else []
         print(ROW.format(teacher.file.stem, f"{predict.total_epochs(teacher.history):,}", f"{teacher.params:,}",
-                         accuracy(logits, dataset.labels, mask), accuracy(logits, dataset.labels, seen))
+                         accuracy(logits, known, mask), accuracy(logits, known, ~mask))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
     answers = torch.stack(answers)
     logits = average(answers, masks, args.average, dataset.ids)
     if masks.any(0).all():
         outside = average(answers, masks, "oof", dataset.ids)
-        print(ROW.format("ensemble, out of fold", "", "", accuracy(outside, dataset.labels), "").rstrip())
-    print(ROW.format("ensemble, as written", "", "", "", accuracy(logits, dataset.labels)))
+        print(ROW.format("ensemble, out of fold", "", "", accuracy(outside, known), "").rstrip())
+    print(ROW.format("ensemble, as written", "", "", "", accuracy(logits, known)))
     write_labels(args.out, dataset.ids, dataset.labels.numpy(), logits)
     say(f"\n{args.out}: {len(dataset):,} rows")
 

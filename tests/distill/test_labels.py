@@ -92,12 +92,17 @@ def test_teachers_are_refused_by_name_before_any_pass(toy_set, tmp_path, teacher
 
 
 def test_teachers_trained_with_the_test_images_label_them_for_marked_students(toy_set, tmp_path, teachers, run):
-    """What such a teacher has trained on is no out-of-fold answer."""
+    """What such a teacher has trained on is no out-of-fold answer; and no accuracy of any counts a test image."""
     write_weights(tmp_path / "marked.pt", toy_set, 7, fold=None, include_test=True)
-    code, out, _ = run(tmp_path / "marked.pt", teachers[0], "--include-test")
-    assert code == 0 and "80 images" in out and len(pd.read_csv(tmp_path / "labels.csv")) == 80
+    code, out, _ = run(tmp_path / "marked.pt", teachers[0], "--include-test", "--limit", 45)
+    assert code == 0 and "65 images" in out and len(pd.read_csv(tmp_path / "labels.csv")) == 65
     [row] = [line.split() for line in out.splitlines() if line.startswith("marked")]
     assert row[3] == "-", "nothing is held out for the marked teacher"
+    [fold0] = [line.split() for line in out.splitlines() if line.startswith("fold0")]
+    training, [network] = data.load(toy_set), predict.load(teachers[:1])
+    right = (predict.logits(network.model, training.images).argmax(1) == training.labels).numpy()[:45]
+    held_out = data.fold_of(training.ids, training.labels.numpy())[:45] == 0
+    assert fold0[3:] == [f"{100 * right[part].mean():.2f}" for part in (held_out, ~held_out)]
 
 
 def test_what_was_added_is_new_to_fold_teachers_that_have_not_seen_it(toy_set, teachers):

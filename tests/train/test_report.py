@@ -91,7 +91,9 @@ def test_other_weights_under_the_same_name_are_scored_anew(folder, run, blank):
     add(folder, "net-fold0")
     before = run()[1]
     file = add(folder, "net-fold0", seed=3)
-    after = run()[1]
+    _, after, err = run()
+    assert err == "report.py: weights/results/net-fold0.json was the result of other weights of that name, and is " \
+                  "replaced\n" and run()[2] == ""
     assert before != after and f"{accuracy_of(file, folder):.2f}" in after
     result = json.loads((folder / "weights/results/net-fold0.json").read_text())
     assert result["top1"] == accuracy_of(file, folder)

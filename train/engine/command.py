@@ -150,8 +150,11 @@ class Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         value = action.default
-        if value is None or value is False or value == argparse.SUPPRESS or "default:" in action.help:
+        switch = len(action.option_strings) == 1 and action.nargs == 0  # with no negation: off
+        if switch or value is None or value == argparse.SUPPRESS or "default:" in action.help:
             return action.help
+        if isinstance(action, argparse.BooleanOptionalAction):
+            value = "on" if value else "off"
         text = (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
         return f"{action.help} [{text.removeprefix(f'{ROOT}/')}]"
 

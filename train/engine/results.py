@@ -21,7 +21,7 @@ import torch
 
 import models
 from train.engine import checkpoint, data, people, predict
-from train.engine.command import UserError, count_of, short_path
+from train.engine.command import UserError, count_of, short_path, warn
 from train.engine.loop import SPARED
 from train.engine.predict import ENVIRONMENT, join_distinct, total_epochs
 
@@ -121,6 +121,9 @@ class Scorer:
                            "reliability": predict.reliability(logits, labels)}
                 result |= {"humans": people.figures(logits, labels, self.people)} if self.people else {}
 
+        before = read_result(kept)
+        if before and full_fingerprint(before) != full_fingerprint(result):
+            warn(f"{short_path(kept)} was the result of other weights of that name, and is replaced")
         kept.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(kept, json.dumps(result) + "\n")
         return result | {"folder": file.resolve().parent}

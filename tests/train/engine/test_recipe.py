@@ -79,7 +79,7 @@ def test_help_shows_every_flag_with_its_default_on_a_screen(capsys):
     for flag, default in [
         ("--fold K", "0"), ("--epochs N", "200"), ("--lr X", "0.2"), ("--min-lr X", "0.0"), ("--seed N", "0"),
         ("--data PATH", "data"), ("--ema-decay X", "0.0"), ("--stage {basic,optimized,augmented}", "augmented"),
-        ("--precision {auto,float32,bfloat16}", "auto"),
+        ("--precision {auto,float32,bfloat16}", "auto"), ("--nesterov, --no-nesterov", "on"),
     ]:
         assert re.search(rf"{re.escape(flag)} [^[]*\[{re.escape(default)}\]", joined), flag
     assert "[crop,flip,autoaugment,erase,cutout] --mix NAME[:STRENGTH]" in joined
@@ -87,7 +87,7 @@ def test_help_shows_every_flag_with_its_default_on_a_screen(capsys):
 
 def test_help_shows_the_defaults_of_the_stage(capsys):
     joined = re.sub(r"\s+", " ", help_text(capsys, "--stage", "basic"))
-    for shown in ("peak learning rate [0.1]", "a fifth of the run [0.0]", "[none] --mix NAME"):
+    for shown in ("peak learning rate [0.1]", "a fifth of the run [0.0]", "[none] --mix NAME", "momentum [off]"):
         assert shown in joined
 
 

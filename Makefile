@@ -9,7 +9,7 @@ SHELL   := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-# What was typed goes into the weights, but for paths of this machine.
+# The variables that were typed are recorded in the weights, without those that hold paths of this machine.
 is_typed = $(findstring command,$(origin $(1)))
 is_set   = $(filter command environment,$(firstword $(origin $(1))))
 as_typed = $(if $(call is_set,$(1)),$(1)=$(if $(word 2,$($(1))),"$($(1))",$($(1))))
@@ -22,9 +22,9 @@ export MADE_BY ?= $(strip $(MAKECMDGOALS) $(foreach v,$(decisive),$(call as_type
 ##: EPOCHS=30 LIMIT=5000    fewer passes, or images: a trial, in a folder of its own    make baseline EPOCHS=3 LIMIT=5000
 ##: SEED=1              weights, order, augmentation: another file    make distill SEED=1
 ##: TEACHER_SEED=1      of the teachers that a student learns from    make labels distill TEACHER_SEED=1
-##: HOW=view            csv, or teachers that see its own batch [csv] make distill HOW=view
+##: HOW=view            csv, or view: teachers answer on its own batch [csv]    make distill HOW=view
 ##: DEVICE=cpu          auto, cuda or cpu                             make baseline DEVICE=cpu
-##: GPUS=4              so many jobs at once, each on a free GPU      make -j5 GPUS=4 teachers
+##: GPUS=4              spread the jobs of -j over so many GPUs       make -j4 GPUS=4 teachers
 ##: IMAGES=FILE         images without labels, to answer; with labels and distill also to learn from
 ##:                                                                   make submission IMAGES=cifar_test_nolabel.pkl
 ##: STAGE=basic         basic, optimized or augmented [augmented]     make baseline STAGE=basic
@@ -124,7 +124,7 @@ quick: ## train the one network of SIZE=quick on all images and score it on the 
 one: $(one)
 baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
 	$(PYTHON) train/evaluate.py $< $(common)
-teachers: $(call teachers,$(goal_seed)) ## train the seven teachers; -j5 GPUS=4 spreads them over GPUs
+teachers: $(call teachers,$(goal_seed)) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
 labels: $(call labels,$(goal_seed)) ## average the teachers' logits into distillation_labels.csv
 distill: $(student) ## train the student from the teachers and score it on the test set
 control: $(control) ## train the student's twin from the labels alone and score it

@@ -38,7 +38,7 @@ from train.engine import data
 from train.engine.checkpoint import Run, write_text
 from train.engine.command import ROOT, add_common, check_target, command, integer, one_line, parser, user_errors
 from train.engine.device import device_of, hardware, precision_of
-from train.engine.loop import Ahead, batches, batches_per_chunk, compiled, derive, train_step
+from train.engine.loop import Ahead, batches, batches_per_chunk, builds_kernels, compiled, derive, train_step
 from train.engine.parallel import Ranks
 from train.engine.progress import progress, say
 from train.engine.recipe import Recipe, augmentations, mix_name
@@ -282,7 +282,8 @@ def main():
     # What is measured.
     torch._dynamo.config.suppress_errors = False  # whatever the environment says
     precisions = ["float32", "bfloat16"] if args.precisions else [precision_of(args.precision, device)]
-    compiling = [device.type == "cuda"] if args.compile is None else [False, True][:1 + args.compile]
+    by_default = device.type == "cuda" and builds_kernels(device)
+    compiling = [by_default] if args.compile is None else [False, True][:1 + args.compile]
     variants = [(how, replace(recipe, precision=precision)) for how, precision in product(compiling, precisions)]
     figures = {"hardware": hardware(device), "torch": str(torch.__version__), "augment": ",".join(args.augment),
                "mix": args.mix, "workers": args.workers, "repeats": args.repeats, "rows": []}

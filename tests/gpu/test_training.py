@@ -185,12 +185,14 @@ def test_out_of_memory_is_one_line(device, typed):
     assert (code, out) == (1, "") and err.count("\n") == 1 and re.search("out of memory.*--batch-size", err)
 
 
-def test_two_ranks_train_as_one(device, recipe, tmp_path):
+@pytest.mark.parametrize("compile", [False, True])
+def test_two_ranks_train_as_one(device, recipe, tmp_path, compile):
     """nccl on GPUs, gloo in the rehearsal. Without normalizations, whose statistics are each rank's own."""
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("only one GPU")
     models.MODELS["plain"] = ranked.Plain
     plain = replace(recipe, model="plain", constructor=(("width", 4),))
     loop.run(replace(plain, out=str(tmp_path / "one.pt")))
-    assert ranked.together(2, ranked.train, replace(plain, out=str(tmp_path / "two.pt"))) == [0, 0]
+    two = replace(plain, compile=compile, out=str(tmp_path / "two.pt"))
+    assert ranked.together(2, ranked.train, two) == [0, 0]
     assert torch.allclose(weights_of(tmp_path / "two.pt"), weights_of(tmp_path / "one.pt"), rtol=1e-4, atol=1e-5)

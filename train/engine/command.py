@@ -77,8 +77,13 @@ def command(main):
 
 
 def out_of_memory(error):
-    """Whether an exception says that there is not enough memory; torch has no class for that of a CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether an exception says that there is not enough memory.
+
+    torch has a class for its own allocator on CUDA, and none for a CPU, for the driver's (AcceleratorError), for cuBLAS
+    and cuDNN, or for what runs out while it is compiled (InductorError).
+    """
+    words = "can't allocate memory", "out of memory", "ALLOC_FAILED"
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def keep_memory():

@@ -2,7 +2,7 @@
 
 SGD with Nesterov momentum; the learning rate is a pure function of the step; images, labels and all augmentation live
 on the device. Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that
-was killed and resumed ends bit for bit as one that was not: on a CPU, and on CUDA in deterministic mode.
+was killed and resumed ends bit for bit as one that was not: on CPUs, and on one GPU in deterministic mode.
 """
 
 import hashlib

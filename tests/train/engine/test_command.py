@@ -39,6 +39,8 @@ def test_freed_memory_is_kept_for_the_next_step():
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore."), 1, "try a smaller --batch-size"),
     (MemoryError(), 1, "out of memory (MemoryError): try a smaller --batch-size or --limit"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "try a smaller --batch-size"),
+    (torch.AcceleratorError("CUDA error: out of memory"), 1, "try a smaller --batch-size"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 1, "try a smaller --batch-size"),
     (KeyboardInterrupt(), 130, "interrupted"),
 ])
 def test_what_the_user_can_mend_is_one_line(capsys, error, code, told):

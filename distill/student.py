@@ -136,7 +136,7 @@ def student_of(name):
     """The recipe class of a student: that of the architecture `name` of MODELS, with Distillation on top."""
     chosen = partial(MODELS[name])  # a constructor, or what MODELS makes of it, such as one with width=40
     kind = next((kind for kind in RECIPES if partial(MODELS[kind.model]).func is chosen.func), Recipe)
-    model = setting(name, f"architecture within the budget, of {', '.join(MODELS)}", str, "model",
+    model = setting(name, f"architecture, which has to fit the budget, of {', '.join(MODELS)}", str, "model",
                     choices=tuple(MODELS), metavar="NAME")
     types, defaults = {f.name: f.type for f in fields(kind)}, {"model": model, **chosen.keywords}
     return make_dataclass("Student", [(field, types[field], value) for field, value in defaults.items()],

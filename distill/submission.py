@@ -20,21 +20,22 @@ import pandas as pd
 from distill.unlabelled import load_images
 from train.engine import data, predict
 from train.engine.checkpoint import write_text
-from train.engine.command import TTA, UserError, add_common, check_target, command, count_of, parser, warn
+from train.engine.command import TTA, UserError, add_common, check_target, command, count_of, one_line, parser, warn
 from train.engine.device import device_of
 
 
-def agreement(submission, path):
-    """Share in percent of equal answers between a submission (ID, Labels) and an earlier one of the same ids."""
+def read_submission(path, ids):
+    """The answers of an earlier submission (ID, Labels) in the order of `ids`; UserError when it is not of the same."""
     try:
-        earlier = pd.read_csv(path, dtype={"ID": str})
-        joined = submission.merge(earlier, on="ID", suffixes=("", "_before"), validate="one_to_one")
-        same = joined["Labels"] == joined["Labels_before"]
+        answers = pd.read_csv(path, dtype={"ID": str}).set_index("ID")["Labels"]
+        if not answers.index.is_unique:
+            raise ValueError("an ID is there twice")
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--compare {path} is not a submission: {error}")
-    if len(joined) != len(submission):
-        raise UserError(f"--compare {path} has {len(joined):,} of the {len(submission):,} ids")
-    return 100 * same.mean()
+        raise UserError(f"--compare {path} is not a submission: {one_line(error)}")
+    known = pd.Index(ids).isin(answers.index)
+    if not known.all():
+        raise UserError(f"--compare {path} has {known.sum():,} of the {len(ids):,} ids")
+    return answers.loc[ids]
 
 
 @command
@@ -51,6 +52,7 @@ def main():
     args = arguments.parse_args()
     check_target("--out", args.out, ".csv")
     images, ids = load_images(args.images)
+    earlier = read_submission(args.compare, ids) if args.compare else None  # or refused before the work
     # Weights trained with a public test set are welcome here: these images have a hidden one.
     networks = predict.load(args.weights, device_of(args.device))
     # What a file of images holds is not known: photographs, it is taken for granted.
@@ -68,7 +70,8 @@ def main():
     for name, count in zip(classes, np.bincount(submission["Labels"], minlength=len(classes))):
         print(f"{name:16s} {count:6,d} {'#' * round(200 * count / len(ids))}")
     if args.compare:
-        print(f"agrees with {args.compare} on {agreement(submission, args.compare):.2f} %")
+        same = submission["Labels"].to_numpy() == earlier.to_numpy()
+        print(f"agrees with {args.compare} on {100 * same.mean():.2f} %")
     write_text(args.out, submission.to_csv(index=False, float_format="%.6f"))
     print(f"{args.out}: {count_of(len(ids), 'answer')} of {count_of(len(networks), 'network')}")
 

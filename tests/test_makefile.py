@@ -104,6 +104,9 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("labels", "distill", "ARGS=-b 8"), "ARGS are for one script"),
     (("weights/resnet18-fold0.pt", "ARGS=-b 8"), "ARGS are for one script"), (("distill", "FOLD=3"), "of the baseline"),
     (("SIZE=quick", "teachers", "STAGE=basic"), "of the baseline"), (("teachers", "SIZE="), "SIZE= is empty"),
+    (("baseline", "LIMIT=1 2"), "LIMIT=1 2: should be a number"), (("baseline", "EPOCHS=-3"), "EPOCHS=-3"),
+    (("distill", "SEED=one"), "SEED=one"), (("labels", "TEACHER_SEED=1e3"), "TEACHER_SEED=1e3"),
+    (("teachers", "GPUS=0"), "GPUS=0"), (("evaluate", "DATA="), "DATA= is empty"),
     (("setup", "VENV="), "VENV= is empty"), (("demo", "SIZE=quick"), "demo has a SIZE of its own"),
 ])
 def test_a_wrong_or_missing_value_runs_nothing(make, tmp_path, words, told):

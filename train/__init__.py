@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def one_line_excepthook(kind, error, trace):
-    """One line for Ctrl-C while the libraries are read, and for a library that is missing; else the traceback."""
+    """One line for Ctrl-C while the libraries are read, one that is missing or a full disk; else the traceback."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -15,6 +15,9 @@ def one_line_excepthook(kind, error, trace):
         print(f"{error.name or error} is not installed for {sys.executable}: `make setup` installs all that is needed, "
               f"and then .venv/bin/python runs the scripts", file=sys.stderr)
         sys.exit(2)
+    if issubclass(kind, OSError):  # torch wants a folder for temporary files
+        print(error, file=sys.stderr)
+        sys.exit(1)
     sys.__excepthook__(kind, error, trace)
 
 

@@ -100,8 +100,8 @@ def build(name):
     """The model of `name` or `name:width`; UserError when there is none."""
     name, _, width = name.partition(":")
     with user_errors(f"--models {name}: "):
-        if width and int(width) < 1:
-            raise ValueError(f"a width is 1 or more, not {width}")
+        if width and (not width.isdecimal() or int(width) < 1):
+            raise ValueError(f"a width is a whole number, 1 or more, not {width}")
         return models.build(name, **({"width": int(width)} if width else {}))
 
 

@@ -4,9 +4,10 @@
     python train/classify.py cat.jpg --weights weights/student.pt --json answers.json --csv answers.csv
 
 A picture may have any size, and any format that Pillow reads but PostScript; of an animated one it is the first frame.
-Its centre square is resized to 32x32, all that a network sees, so what matters should fill the middle. Without --weights the released
-network answers; several answer by the mean of their logits. The probabilities are calibrated where evaluate has stored
-a temperature with the weights (`--calibrate --store`). A second or two, and for each large photograph a tenth more.
+Its centre square is resized to 32x32, all that a network sees, so what matters should fill the middle. Without
+--weights the released network answers; several answer by the mean of their logits. The probabilities are calibrated
+where evaluate has stored a temperature with the weights (`--calibrate --store`). A second or two, and for each large
+photograph a tenth more.
 
 A file that is no picture is a line on standard error; the others are still answered, and the exit code is 2.
 """
@@ -88,9 +89,9 @@ def main():
     names = networks[0].classes
     if networks[0].synthetic:
         warn("these weights know generated shapes and no photographs: their classes are shapes")
-    warn(f"every picture gets one of {', '.join(names)}, also one that shows none of them")
-
     files, images, complaints = read_pictures(args.pictures)
+    if files:
+        warn(f"every picture gets one of {', '.join(names)}, also one that shows none of them")
     chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
     rows = []
     for file, row in zip(files, chances):

@@ -43,8 +43,14 @@ def test_a_submission_is_complete_and_the_ensemble_is_the_mean(files, run):
     assert table["Labels"].tolist() == mean_logits(weights, tta=True).argmax(1).tolist()
     assert "20 answers of 2 networks" in printed
     assert "on 100.00 %" in run(weights, "--compare", out, "--tta")[1]
-    code, _, err = run(weights, "--compare", images)
-    assert code == 2 and err.count("\n") == 1 and "is not a submission" in err
+    other, twice, part = (out.with_name(f"{name}.csv") for name in ("other", "twice", "part"))
+    changed = table.assign(Labels=(table["Labels"] + (table["ID"] >= 115)) % 10)
+    changed.sample(frac=1, random_state=0).to_csv(other, index=False)  # in any order
+    assert "on 75.00 %" in run(weights, "--compare", other, "--tta")[1]
+    pd.concat([table, table]).to_csv(twice, index=False), table[:5].to_csv(part, index=False)
+    for earlier, wrong in ((images, "not a submission"), (twice, "not a submission"), (part, "has 5 of the 20 ids")):
+        code, printed, err = run(weights, "--compare", earlier)
+        assert (code, printed) == (2, "") and err.count("\n") == 1 and wrong in err
 
 
 def test_generated_classes_have_names_of_their_own(files, run):

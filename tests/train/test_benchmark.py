@@ -159,7 +159,8 @@ def test_strengths_and_both_precisions_in_turns(run, monkeypatch):
 
 @pytest.mark.parametrize("words, told", [
     (("--models", "nonesuch"), "unknown model"),
-    (("--models", "resnet18:wide"), "--models resnet18"), (("--models", "resnet18:0"), "a width is 1 or more"),
+    (("--models", "resnet18:wide"), "a width is a whole number, 1 or more, not wide"),
+    (("--models", "resnet18:0"), "1 or more, not 0"),
     (("--models", "pyramidnet:4"), "no option width"),
     (("--augment", "crop,blur"), "blur"),
     (("--mix", "cutout"), "cutout"),

@@ -58,6 +58,7 @@ def test_as_a_module(tmp_path):
 @pytest.mark.parametrize("trouble, code, told", [
     ("raise ModuleNotFoundError(name='torch')", 2, "torch is not installed"),
     ("raise KeyboardInterrupt", 130, "interrupted"),
+    ("raise FileNotFoundError(2, 'No usable temporary directory found')", 1, "No usable temporary directory"),
 ])
 def test_what_happens_while_the_libraries_are_read_is_one_line(tmp_path, words, trouble, code, told):
     (tmp_path / "torch.py").write_text(trouble)
@@ -132,7 +133,9 @@ def test_out_of_memory_is_one_line_with_a_suggestion(toy_set, tmp_path, typed, m
 
 def test_weights_that_cannot_be_used_are_one_line(toy_set, tmp_path, typed):
     (tmp_path / "bad.pt").write_bytes(b"bad")
-    for file, told in [("bad.pt", "cannot be read as a checkpoint"), ("none.pt", "does not exist")]:
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    for file, told in [("bad.pt", "cannot be read as a checkpoint (it is not of torch.save, or only a part of it)"),
+                       ("foreign.pt", "(another program wrote it)"), ("none.pt", "does not exist")]:
         code, out, err = typed(evaluate.main, tmp_path / file, "--data", toy_set, "--device", "cpu")
         assert code == 2 and told in err and "top-1" not in out
     code, _, err = typed(baseline.main, *small(toy_set, tmp_path / "bad.pt"))  # nor are they taken for a finished run

@@ -17,6 +17,7 @@ import io
 import os
 import socket
 import tempfile
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,13 +114,20 @@ def load(path):
     Raises Damaged, FileNotFoundError, or UserError for what the disk does not give and for another version's format.
     """
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        written_as, content, wanted = (stored[key] for key in ("format", "content", "digest"))
-        found = digest(content)
+        buffer = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
         raise
     except OSError as error:  # it may be whole, and readable another time
         raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)})")
+    try:
+        if not zipfile.is_zipfile(buffer):
+            raise ValueError("it is not of torch.save, or only a part of it")
+        buffer.seek(0)
+        stored = torch.load(buffer, map_location="cpu", weights_only=True)
+        if not isinstance(stored, dict) or not {"format", "content", "digest"} <= stored.keys():
+            raise ValueError("another program wrote it")
+        written_as, content, wanted = stored["format"], stored["content"], stored["digest"]
+        found = digest(content)
     except Exception as error:  # a damaged file fails in any of the layers below, each with its own kind
         if out_of_memory(error):  # it may be whole
             raise

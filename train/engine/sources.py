@@ -63,7 +63,8 @@ def read_npz(file):
             raise ValueError("a member is no array")
         return arrays
     except Exception as error:  # zip, deflate and numpy's header each fail in their own way on a damaged file
-        raise UserError(f"{file} cannot be read ({one_line(error)}): damaged, or not an npz of plain arrays")
+        reason = "there are pickles in it" if "allow_pickle" in str(error) else one_line(error)  # numpy's is no advice
+        raise UserError(f"{file} cannot be read ({reason}): damaged, or not an npz of plain arrays")
 
 
 # ---------------------------------------------------------------- fetching

@@ -158,7 +158,7 @@ WRONG = {
     "boolean labels": (dict(train_labels=LABELS > 3), "whole numbers and are bool"),
     "a double": (dict(train_images=changed(IMAGES, 0, IMAGES[1])), "1 images occur more than once"),
     "no labels": (dict(train_labels=None), "holds no train_images and train_labels"),
-    "objects": (dict(train_labels=LABELS.astype(object)), "cannot be read"),
+    "objects": (dict(train_labels=LABELS.astype(object)), "there are pickles in it"),
     "test for train": (dict(train_images=np.repeat(toy.arrays("test")[0], 3, 0)), "more than once"),
 }
 

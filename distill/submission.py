@@ -17,6 +17,7 @@ import train  # a library that is missing is told in one line
 import numpy as np
 import pandas as pd
 
+import models
 from distill.unlabelled import load_images
 from train.engine import data, predict
 from train.engine.checkpoint import write_text
@@ -61,6 +62,9 @@ def main():
     if strange:
         here, there = ("generated shapes", "photographs") if shapes else ("photographs", "generated shapes")
         warn(f"warning: {', '.join(strange)} learned from {there}, and of {here} it knows nothing")
+    parameters = sum(network.params for network in networks)
+    if parameters > models.BUDGET:
+        warn(f"warning: together these weights have {parameters:,} parameters, above the budget of {models.BUDGET:,}")
     logits = predict.answers(networks, data.channels_first(images), args.tta)
     submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
     classes = networks[0].classes

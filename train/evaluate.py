@@ -122,7 +122,9 @@ def main():
     }
     for network in networks:
         print(f"{network.file.name}: {network.origin}")
-    print(f"{figures['model']}: {figures['params']:,} parameters, {figures['macs'] / 1e6:,.0f} M multiply-accumulates")
+    above = f" (above the budget of {models.BUDGET:,})" if figures["params"] > models.BUDGET else ""
+    print(f"{figures['model']}: {figures['params']:,} parameters{above}, {figures['macs'] / 1e6:,.0f} M "
+          f"multiply-accumulates")
     print(f"test top-1 {figures['top1']:.2f} % of {figures['images']:,} images, "
           f"nll {figures['nll']:.4f}, ece {figures['ece']:.4f}{', with flip TTA' if args.tta else ''}")
     print("per class: " + ", ".join(name + (" -" if value is None else f" {value:.1f}")

@@ -41,8 +41,10 @@ one_of   = $(if $(filter-out $(2),$($(1)))$(word 2,$($(1))),$(error $(1)=$($(1))
 $(call one_of,SIZE,demo quick full)$(call one_of,STAGE,basic optimized augmented)$(call one_of,HOW,csv view)
 $(call one_of,FOLD,0 1 2 3 4 noval)$(call one_of,DEVICE,auto cuda cpu)
 digitless = $(if $(2),$(call digitless,$(subst $(firstword $(2)),,$(1)),$(wordlist 2,10,$(2))),$(1))
-whole     = $(if $(call digitless,$($(1)),0 1 2 3 4 5 6 7 8 9)$(word 2,$($(1))),$(error $(1)=$($(1)): should be a number))
-$(foreach v,EPOCHS LIMIT SEED TEACHER_SEED GPUS,$(call whole,$v))$(if $(filter 0,$(GPUS)),$(error GPUS=0: leave it out))
+whole     = $(if $(call digitless,$($(1)),0 1 2 3 4 5 6 7 8 9)$(filter-out 0,$(filter 0%,$($(1))))$(word 2,$($(1))),\
+  $(error $(1)=$($(1)): should be a whole number))
+$(foreach v,EPOCHS LIMIT SEED TEACHER_SEED GPUS,$(call whole,$v))
+$(foreach v,EPOCHS LIMIT GPUS,$(if $(filter 0,$($v)),$(error $v=0: should be 1 or more)))
 $(if $(DATA),,$(error DATA= is empty))$(if $(SIZE),,$(error SIZE= is empty))
 $(if $(VENV),,$(if $(filter setup,$(MAKECMDGOALS)),$(error VENV= is empty)))
 $(if $(call is_typed,SIZE),$(foreach goal,$(filter-out $(SIZE),$(filter demo quick,$(MAKECMDGOALS))),\

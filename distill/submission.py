@@ -64,7 +64,7 @@ def main():
         warn(f"warning: {', '.join(strange)} learned from {there}, and of {here} it knows nothing")
     parameters = sum(network.params for network in networks)
     if parameters > models.BUDGET:
-        warn(f"warning: together these weights have {parameters:,} parameters, above the budget of {models.BUDGET:,}")
+        warn(f"warning: these weights have {parameters:,} parameters, above the budget of {models.BUDGET:,}")
     logits = predict.answers(networks, data.channels_first(images), args.tta)
     submission = pd.DataFrame({"ID": ids, "Labels": logits.argmax(1).numpy()})
     classes = networks[0].classes

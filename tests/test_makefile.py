@@ -104,14 +104,20 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("labels", "distill", "ARGS=-b 8"), "ARGS are for one script"),
     (("weights/resnet18-fold0.pt", "ARGS=-b 8"), "ARGS are for one script"), (("distill", "FOLD=3"), "of the baseline"),
     (("SIZE=quick", "teachers", "STAGE=basic"), "of the baseline"), (("teachers", "SIZE="), "SIZE= is empty"),
-    (("baseline", "LIMIT=1 2"), "LIMIT=1 2: should be a number"), (("baseline", "EPOCHS=-3"), "EPOCHS=-3"),
+    (("baseline", "LIMIT=1 2"), "LIMIT=1 2: should be a whole number"), (("baseline", "EPOCHS=-3"), "EPOCHS=-3"),
     (("distill", "SEED=one"), "SEED=one"), (("labels", "TEACHER_SEED=1e3"), "TEACHER_SEED=1e3"),
-    (("teachers", "GPUS=0"), "GPUS=0"), (("evaluate", "DATA="), "DATA= is empty"),
-    (("setup", "VENV="), "VENV= is empty"), (("demo", "SIZE=quick"), "demo has a SIZE of its own"),
+    (("distill", "SEED=007"), "SEED=007"), (("teachers", "GPUS=0"), "GPUS=0: should be 1 or more"),
+    (("evaluate", "DATA="), "DATA= is empty"), (("setup", "VENV="), "VENV= is empty"), (("demo", "SIZE=quick"), "demo has a SIZE of its own"),
 ])
 def test_a_wrong_or_missing_value_runs_nothing(make, tmp_path, words, told):
     code, out, calls = make(*words)
     assert code == 2 and not calls and told in out and not list(tmp_path.rglob("*.pt"))
+
+
+def test_numbers_may_be_large_or_empty(make):
+    code, out, _ = make("-n", "baseline", "SEED=1234567890", "GPUS=", "EPOCHS=", "LIMIT=100", data="my data")
+    assert code == 0 and "weights/trial-100-images/resnet18-fold0-seed1234567890.pt" in out
+    assert make("-n", "distill", "SEED=0", "TEACHER_SEED=10")[0] == 0
 
 
 # ---------------------------------------------------------------- three sizes of one pipeline

@@ -15,8 +15,8 @@ def one_line_excepthook(kind, error, trace):
         print(f"{error.name or error} is not installed for {sys.executable}: `make setup` installs all that is needed, "
               f"and then .venv/bin/python runs the scripts", file=sys.stderr)
         sys.exit(2)
-    if issubclass(kind, OSError):  # torch wants a folder for temporary files
-        print(error, file=sys.stderr)
+    if issubclass(kind, OSError) and error.errno:  # torch wants a folder for temporary files
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(1)
     sys.__excepthook__(kind, error, trace)
 

@@ -249,7 +249,8 @@ def flags():
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="as in training")
     add("--precisions", action="store_true", help="measure float32 and bfloat16, in turns")
     add("--compile", action=argparse.BooleanOptionalAction,
-        help="measure eager and compiled models, or eager ones alone (default: compiled ones alone on CUDA)")
+        help="measure eager and compiled models, or eager ones alone (default: compiled ones alone on CUDA, where "
+        "there is a compiler)")
     add("--repeats", type=integer(1), default=3, metavar="N", help="measurements of which the median counts")
     add("--workers", type=integer(0), default=min(8, os.cpu_count()), metavar="N", help="of the DataLoader")
     add("--bounds", action="store_true", help="only print what an epoch takes by an H200's speed")

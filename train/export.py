@@ -2,7 +2,7 @@
 
     python train/export.py weights/student.pt --format torch     weights/student.pt2, for torch.export.load
     python train/export.py weights/student.pt --format onnx      weights/student.onnx, for onnxruntime and others
-    python train/export.py weights/student.pt --format half --out weights/released.pt     for this project, at half size
+    python train/export.py weights/student.pt --format half --ties --out weights/released.pt     at half size
 
 Input `images`: uint8 (N, 3, 32, 32), red, green, blue, any N; output `logits`: float32 (N, 10). Before the file is
 written, its answers are compared with the network's own. Seconds to a minute on a CPU. Without a file it is the

@@ -100,9 +100,13 @@ def test_teachers_trained_with_the_test_images_label_them_for_marked_students(to
     assert row[3] == "-", "nothing is held out for the marked teacher"
     [fold0] = [line.split() for line in out.splitlines() if line.startswith("fold0")]
     training, [network] = data.load(toy_set), predict.load(teachers[:1])
+    first = training.select(slice(45))
+    ensemble = [line.split()[-1] for line in out.splitlines() if "as written" in line]
     right = (predict.logits(network.model, training.images).argmax(1) == training.labels).numpy()[:45]
     held_out = data.fold_of(training.ids, training.labels.numpy())[:45] == 0
     assert fold0[3:] == [f"{100 * right[part].mean():.2f}" for part in (held_out, ~held_out)]
+    both = predict.answers(predict.load([tmp_path / "marked.pt", teachers[0]]), first.images)
+    assert ensemble == [f"{predict.accuracy(both, first.labels):.2f}"]
 
 
 def test_what_was_added_is_new_to_fold_teachers_that_have_not_seen_it(toy_set, teachers):

@@ -78,7 +78,7 @@ def test_weights_that_are_together_above_the_budget_are_warned_of(files, run, mo
     monkeypatch.setattr("models.BUDGET", 3_000)
     assert "budget" not in run(files[0][:1])[2]
     code, _, err = run(files[0])
-    assert code == 0 and "together these weights have 5,976 parameters, above the budget of 3,000" in err
+    assert code == 0 and "these weights have 5,976 parameters, above the budget of 3,000" in err
 
 
 def test_weights_of_generated_shapes_that_answer_photographs_are_warned_of(files, run, tmp_path):

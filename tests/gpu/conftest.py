@@ -3,7 +3,7 @@
 CUDA_TESTS_ON=cpu rehearses on the CPU what makes sense there.
 
     python -m pytest tests/gpu                    on a machine with a GPU; skipped on others
-    CUDA_TESTS_ON=cpu python -m pytest tests/gpu  the compiler then only traces, and what needs a GPU is skipped
+    CUDA_TESTS_ON=cpu python -m pytest tests/gpu  the compiler then only traces (but for two ranks')
 """
 
 import os

@@ -190,9 +190,11 @@ def test_two_ranks_train_as_one(device, recipe, tmp_path, compile):
     """nccl on GPUs, gloo in the rehearsal. Without normalizations, whose statistics are each rank's own."""
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("only one GPU")
+    if compile and not loop.builds_kernels(device):  # the ranks are processes of their own, whose compiler is real
+        pytest.skip("no compiler")
     models.MODELS["plain"] = ranked.Plain
     plain = replace(recipe, model="plain", constructor=(("width", 4),))
     loop.run(replace(plain, out=str(tmp_path / "one.pt")))
     two = replace(plain, compile=compile, out=str(tmp_path / "two.pt"))
-    assert ranked.together(2, ranked.train, two) == [0, 0]
+    assert ranked.together(2, ranked.train, two, patience=300 if compile else 60) == [0, 0]
     assert torch.allclose(weights_of(tmp_path / "two.pt"), weights_of(tmp_path / "one.pt"), rtol=1e-4, atol=1e-5)

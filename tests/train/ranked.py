@@ -40,12 +40,12 @@ def environments(count):
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def together(count, work, *arguments):
-    """Run work(*arguments) in every rank; the list of their exit codes."""
+def together(count, work, *arguments, patience=60):
+    """Run work(*arguments) in every rank, for so many seconds at most; the list of their exit codes."""
     processes = [toy.CONTEXT.Process(target=begin, args=(e, work, arguments)) for e in environments(count)]
     for process in processes:
         process.start()
-    end = time.monotonic() + 60
+    end = time.monotonic() + patience
     for process in processes:
         process.join(max(0, end - time.monotonic()))
         process.kill(), process.join()
@@ -107,17 +107,17 @@ def gradients(recipe, file, training):
     torch.save(steps, f"{file}{parallel.rank()}")
 
 
-def hang(told):
+def hang(told, agree):
     """Rank 0 works alone for longer than a step's patience; then rank 1 hangs, until rank 0 has told that it is lost.
 
-    told: the file with rank 0's words. Rank 1 exits with 1 when they do not come.
+    told: the file with rank 0's words. Rank 1 exits with 1 when they do not come. agree: by which method they agree.
     """
     parallel.STEP_TIMEOUT = timedelta(seconds=1)
     with Ranks(torch.device("cpu")) as ranks:
         ranks.once(lambda: time.sleep(2))
         if ranks.rank == 0:
             try:
-                ranks.all_max(1)
+                getattr(ranks, agree)(torch.ones(1, dtype=torch.int64))
             except RuntimeError as error:
                 told.write_text(str(parallel.lost_another(error)))
                 os._exit(0)

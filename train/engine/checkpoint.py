@@ -121,7 +121,7 @@ def load(path):
         raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)})")
     try:
         if not zipfile.is_zipfile(buffer):
-            raise ValueError("it is not of torch.save, or only a part of it")
+            raise ValueError("it is no zip of torch.save, or only a part of one")
         buffer.seek(0)
         stored = torch.load(buffer, map_location="cpu", weights_only=True)
         if not isinstance(stored, dict) or not {"format", "content", "digest"} <= stored.keys():

@@ -63,10 +63,10 @@ def command(main):
         except OSError as error:  # a full disk, a folder that became read-only
             message, code = error, 1
         except (RuntimeError, MemoryError) as error:
-            if parallel.lost_another(error):
-                message = "another rank has ended: so do all. The same command goes on from the last state"
-            elif out_of_memory(error):
+            if out_of_memory(error):  # nccl's too
                 message = f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit"
+            elif parallel.lost_another(error):
+                message = "another rank has ended: so do all. The same command goes on from the last state"
             else:
                 raise
             code = 1

@@ -1,8 +1,8 @@
 """Progress of long jobs: a bar on a terminal, a line now and then anywhere else.
 
-Both go to standard error, so that standard output holds only what stays: a run's first line, and results. Of several
-ranks, rank 0 alone talks. Work goes on when nobody listens any more: what was trained is worth more than a line that
-`| head` does not read.
+Both go to standard error, so that standard output holds what is worth keeping: what a run is, was resumed from and
+gave. Of several ranks, rank 0 alone talks. Work goes on when nobody listens any more: what was trained is worth more
+than a line that `| head` does not read.
 """
 
 import os

@@ -156,8 +156,9 @@ def test_a_rank_that_dies_or_hangs_ends_the_other_with_one_line(toy_set, tmp_pat
     assert checkpoint.load(tmp_path / "run.last.pt")["step"] > 0
 
 
-def test_what_rank_0_does_alone_is_waited_for_longer_than_a_step(tmp_path):
-    assert ranked.together(2, ranked.hang, tmp_path / "told") == [0, 0]
+@pytest.mark.parametrize("agree", ["all_max", "all_sum"])
+def test_what_rank_0_does_alone_is_waited_for_longer_than_a_step(tmp_path, agree):
+    assert ranked.together(2, ranked.hang, tmp_path / "told", agree) == [0, 0]
     assert (tmp_path / "told").read_text() == "True"
 
 

@@ -12,6 +12,7 @@ import inspect
 from functools import partial
 
 import torch
+import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.fastnet import FastNet
@@ -25,6 +26,7 @@ BUDGET = 5_000_000
 
 MODELS = {
     "resnet18": ResNet18,
+    "resnet20x4": partial(ResNet18, blocks=3),
     "shakeshake26-32": partial(ShakeShake26, width=32),
     "shakeshake26-40": partial(ShakeShake26, width=40),
     "shakeshake26-40-se": partial(ShakeShake26, width=40, se=True),
@@ -34,6 +36,9 @@ MODELS = {
     "pyramidnet": PyramidNet,
     "flatse": FlatSE,
     "fastnet": FastNet,
+    "fastnet-s": partial(FastNet, columns=1),
+    "fastnet-m": partial(FastNet, columns=2),
+    "fastnet-l": partial(FastNet, columns=2, widths=(96, 192, 224), residual=True),
 }
 
 
@@ -41,7 +46,7 @@ class BudgetError(ValueError):
     """A model has more parameters than BUDGET."""
 
 
-def build(name, num_classes=10, **options):
+def build(name: str, num_classes: int = 10, **options) -> nn.Module:
     """The model called `name`, on the CPU, freshly initialised from torch's global RNG.
 
     `options` are keyword arguments of its constructor, such as width=16. Raises ValueError for a
@@ -49,19 +54,25 @@ def build(name, num_classes=10, **options):
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; known are {', '.join(MODELS)}")
-    known = [option for option in inspect.signature(MODELS[name]).parameters if option != "num_classes"]
+    known = options_of(name)
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
     return MODELS[name](num_classes=num_classes, **options)
 
 
-def parameter_count(model):
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    """The options of the constructor of the model called `name`, with their annotations and defaults."""
+    parameters = inspect.signature(MODELS[name]).parameters
+    return {option: parameter for option, parameter in parameters.items() if option != "num_classes"}
+
+
+def parameter_count(model: nn.Module) -> int:
     """Number of parameters, frozen ones too; the running statistics of normalizations are none."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def check_budget(model):
+def check_budget(model: nn.Module) -> int:
     """The parameter count of `model`; raises BudgetError above BUDGET, saying where the parameters are."""
     count = parameter_count(model)
     if count <= BUDGET:
@@ -72,11 +83,12 @@ def check_budget(model):
 
 
 @torch.no_grad()
-def macs(model):
+def macs(model: nn.Module) -> int:
     """Multiply-accumulates of convolutions and linear layers for one 32x32 image in evaluation mode."""
-    training = model.training
-    device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, 32, 32, device=device))
-    model.train(training)
+    training, device = model.training, next(model.parameters()).device
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model.eval()(torch.zeros(1, 3, 32, 32, device=device))
+    finally:
+        model.train(training)
     return counter.get_total_flops() // 2

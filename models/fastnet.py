@@ -8,19 +8,23 @@ seconds on a single GPU", arXiv 2404.00498, sections 3.1 to 3.3.
 
 Several columns side by side are one network whose answer is the mean of theirs. They share the whitening (its bias is
 learned by all), and else each learns as if it were alone: for the same work better than one wide column (Zhao et al.
-2022, "Towards Better Accuracy-efficiency Trade-offs: Divide and Co-training", arXiv 2011.14660). `fastnet-2x64` has
-3,945,272 parameters.
+2022, "Towards Better Accuracy-efficiency Trade-offs: Divide and Co-training", arXiv 2011.14660). `fastnet-m`, two
+columns of the default widths, has 3,945,272 parameters, `fastnet-l` 4,623,544.
 """
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import conv3x3
+from models.layers import at_least, conv3x3
 
 PATCH = 2  # side of the whitened patches
 WHITE = 2 * 3 * PATCH * PATCH  # every principal direction, and its negative
 EPS = 5e-4  # added to the variances, so that the weakest directions are not blown up
+
+
+# The three sizes that are used have a short name; others are named by their shape.
+SIZES = {"fastnet-64": "fastnet-s", "fastnet-2x64": "fastnet-m", "fastnet-2x96-192-224-res": "fastnet-l"}
 
 
 class Shift(nn.BatchNorm2d):
@@ -41,7 +45,7 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
-def stage(channels_in, channels_out, residual, groups_in, groups):
+def stage(channels_in: int, channels_out: int, residual: bool, groups_in: int, groups: int) -> nn.Sequential:
     """(N, C, H, W) to (N, C', H // 2, W // 2), in groups of channels that do not see each other."""
     return nn.Sequential(
         conv3x3(channels_in, channels_out, groups=groups_in), nn.MaxPool2d(2), Shift(channels_out), nn.GELU(),
@@ -53,27 +57,26 @@ def stage(channels_in, channels_out, residual, groups_in, groups):
 class FastNet(nn.Module):
     """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
 
-    The stages have `width`, `middle` (by default 4 `width`) and `top` (by default `middle`) channels, and with
-    `residual` a third convolution each. There are `columns` of them behind one whitening, as groups of each
+    The stages have `widths` channels, by default `width`, 4 `width` and 4 `width`, and with `residual` a third
+    convolution each. There are `columns` of them behind one whitening, as groups of each
     convolution; the logits are the mean of theirs, but in training, where several columns return each their own,
     (N, columns, num_classes), to be taught one by one. Call `whiten` with training images before training.
     """
 
-    def __init__(self, num_classes=10, width=64, middle=None, top=None, residual=False, columns=1):
+    def __init__(self, num_classes: int = 10, columns: int = 1, width: int = 64,
+                 widths: tuple[int, int, int] | None = None, residual: bool = False):
         super().__init__()
-        middle = 4 * width if middle is None else middle
-        top = middle if top is None else top
-        # fastnet by default, else fastnet-96 (width), fastnet-64-384 (and top), fastnet-128-256-352 (all), fastnet-res,
-        # fastnet-2x64 (columns).
-        widths = [width]
-        if middle != 4 * width:
-            widths = [width, middle, top]
-        elif top != middle:
-            widths = [width, top]
-        shape = (f"{columns}x" if columns > 1 else "") + "-".join(map(str, widths))
-        self.name = "fastnet" + (f"-{shape}" if shape != "64" else "") + ("-res" if residual else "")
-        self.options = {"num_classes": num_classes, "width": width, "middle": middle, "top": top, "residual": residual,
-                        "columns": columns}
+        if widths and width not in (64, widths[0]):
+            raise ValueError(f"width {width} contradicts widths {','.join(map(str, widths))}: name one of them")
+        width, middle, top = widths = list(widths or (width, 4 * width, 4 * width))
+        at_least(1, columns=columns, widths=min(widths))
+        # By the shape: fastnet-96, fastnet-128-256-352-res, fastnet-2x32 (two columns).
+        usual = middle == top == 4 * width
+        shape = (f"{columns}x" if columns > 1 else "") + "-".join(map(str, widths[:1] if usual else widths))
+        name = f"fastnet-{shape}" + ("-res" if residual else "")
+        self.name = SIZES.get(name, name)
+        self.options = {"num_classes": num_classes, "columns": columns, "width": width, "widths": widths,
+                        "residual": residual}
         self.columns = columns
         self.whitening = nn.Conv2d(3, WHITE, PATCH)
         self.whitening.weight.requires_grad_(False)
@@ -89,7 +92,7 @@ class FastNet(nn.Module):
                     nn.init.dirac_(filters[: filters.shape[1]])
 
     @torch.no_grad()
-    def whiten(self, images):
+    def whiten(self, images: torch.Tensor) -> None:
         """Make the first convolution whiten 2x2 patches like those of `images`, normalized (N, 3, H, W).
 
         Its filters are the eigenvectors of the patches' covariance over the roots of their eigenvalues, and their

@@ -11,7 +11,7 @@ import math
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import SqueezeExcite, conv1x1, conv3x3, drop_path, he_init, stage
+from models.layers import SqueezeExcite, at_least, conv1x1, conv3x3, drop_path, he_init, spatial_mean, stage
 
 
 class FlatBlock(nn.Module):
@@ -49,8 +49,9 @@ class FlatSE(nn.Module):
     `drop_path` in [0, 1) is the rate of the last block; it grows linearly from the first.
     """
 
-    def __init__(self, num_classes=10, width=80, depth=30, drop_path=0.0):
+    def __init__(self, num_classes: int = 10, width: int = 80, depth: int = 30, drop_path: float = 0.0):
         super().__init__()
+        at_least(1, width=width)
         n, rest = divmod(depth - 2, 14)
         if n < 1 or rest:
             raise ValueError(f"the depth of a FlatSE is 14 n + 2 (16, 30, ...), not {depth}")
@@ -71,4 +72,4 @@ class FlatSE(nn.Module):
 
     def forward(self, x):
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        return self.head(F.relu(self.norm(x)).mean((2, 3)))
+        return self.head(spatial_mean(F.relu(self.norm(x))))

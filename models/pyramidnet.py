@@ -7,7 +7,7 @@ A residual network that widens by a little in every block instead of doubling at
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import conv1x1, conv3x3, he_init, swap_gradient, uniform_per_image
+from models.layers import at_least, conv1x1, conv3x3, he_init, spatial_mean, swap_gradient, uniform_per_image
 
 STEM_CHANNELS = 16
 EXPANSION = 4  # a bottleneck leaves with four times the planes of its 3x3 convolution
@@ -76,8 +76,10 @@ class PyramidNet(nn.Module):
     1 - k / N (1 - shakedrop), the linear decay of Yamada et al. (2019). At 1 there is no ShakeDrop.
     """
 
-    def __init__(self, num_classes=10, depth=110, widening=99, bottleneck=False, shakedrop=0.5):
+    def __init__(self, num_classes: int = 10, depth: int = 110, widening: int = 99, bottleneck: bool = False,
+                 shakedrop: float = 0.5):
         super().__init__()
+        at_least(1, widening=widening)
         per_block = 9 if bottleneck else 6
         n, rest = divmod(depth - 2, per_block)
         if n < 1 or rest:
@@ -103,4 +105,4 @@ class PyramidNet(nn.Module):
 
     def forward(self, x):
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        return self.head(F.relu(self.norm(x)).mean((2, 3)))
+        return self.head(spatial_mean(F.relu(self.norm(x))))

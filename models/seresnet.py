@@ -9,7 +9,7 @@ settles what the papers leave open: normalization and ReLU follow each convoluti
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import SqueezeExcite, conv1x1, conv3x3, he_init, stage
+from models.layers import SqueezeExcite, at_least, conv1x1, conv3x3, he_init, spatial_mean, stage
 
 EXPANSION = 4  # a bottleneck leaves with four times the channels of its 3x3 convolution
 
@@ -50,17 +50,19 @@ class SEResNet(nn.Module):
     Three stages of (depth - 2) / 9 bottlenecks, so depth is 9 n + 2 (164 and 20, for example);
     their 3x3 convolutions have `width`, 2 `width` and 4 `width` channels. `reduction` divides the
     channels inside SE. With `zero_init` every residual starts at zero (see ResNet18): otherwise the gradient of
-    depth 164 begins at a norm of 240 instead of 1. `head_std` is the deviation of the head's first weights, by
+    depth 164 begins at a norm of 240 instead of 1. `head_std` is the standard deviation of the head's first weights, by
     default that of `he_init`.
     """
 
-    def __init__(self, num_classes=10, depth=164, width=16, reduction=4, zero_init=True, head_std=None):
+    def __init__(self, num_classes: int = 10, depth: int = 164, width: int = 16, reduction: int = 4,
+                 zero_init: bool = True, head_std: float | None = None):
         super().__init__()
+        at_least(1, width=width, reduction=reduction)
         n, rest = divmod(depth - 2, 9)
         if n < 1 or rest:
             raise ValueError(f"the depth of an SEResNet is 9 n + 2 (20, 164, ...), not {depth}")
         if head_std is not None and not head_std > 0:
-            raise ValueError(f"head_std is a deviation above 0, not {head_std}")
+            raise ValueError(f"head_std is a standard deviation above 0, not {head_std}")
         self.name = f"seresnet{depth}" + (f"-{width}" if width != 16 else "")
         self.name += f"-r{reduction}" if reduction != 4 else ""
         self.options = {"num_classes": num_classes, "depth": depth, "width": width, "reduction": reduction,
@@ -80,4 +82,4 @@ class SEResNet(nn.Module):
 
     def forward(self, x):
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        return self.head(x.mean((2, 3)))
+        return self.head(spatial_mean(x))

@@ -14,12 +14,22 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import SqueezeExcite, StridedConv1x1, conv3x3, he_init, stage, swap_gradient, uniform_per_image
+from models.layers import (
+    SqueezeExcite,
+    StridedConv1x1,
+    at_least,
+    conv3x3,
+    he_init,
+    spatial_mean,
+    stage,
+    swap_gradient,
+    uniform_per_image,
+)
 
 STEM_CHANNELS = 16  # whatever the width
 
 
-def shake_shake(branch1, branch2, training):
+def shake_shake(branch1: torch.Tensor, branch2: torch.Tensor, training: bool) -> torch.Tensor:
     """alpha branch1 + (1 - alpha) branch2, for branches (N, C, H, W).
 
     In training alpha is uniform in [0, 1) per image and the gradient is that of another such mix,
@@ -69,7 +79,7 @@ class ShakeBlock(nn.Module):
         return self.shortcut(x) + shake_shake(self.branch1(x), self.branch2(x), self.training)
 
 
-def branch(channels_in, channels_out, stride, se):
+def branch(channels_in: int, channels_out: int, stride: int, se: bool) -> nn.Sequential:
     """ReLU-conv-BN-ReLU-conv-BN, then SE with reduction 16 if `se`."""
     return nn.Sequential(
         nn.ReLU(),
@@ -89,8 +99,9 @@ class ShakeShake26(nn.Module):
     with `width`, 2 `width` and 4 `width` channels, and a last ReLU before the pooling.
     """
 
-    def __init__(self, num_classes=10, width=32, se=False):
+    def __init__(self, num_classes: int = 10, width: int = 32, se: bool = False):
         super().__init__()
+        at_least(2, width=width)
         self.name = f"shakeshake26-{width}" + ("-se" if se else "")
         self.options = {"num_classes": num_classes, "width": width, "se": se}
         self.stem = nn.Sequential(conv3x3(3, STEM_CHANNELS), nn.BatchNorm2d(STEM_CHANNELS))
@@ -102,4 +113,4 @@ class ShakeShake26(nn.Module):
 
     def forward(self, x):
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        return self.head(F.relu(x).mean((2, 3)))
+        return self.head(spatial_mean(F.relu(x)))

@@ -182,6 +182,7 @@ def gelu(x):
     "reference, name, options",
     (
         (resnet, "resnet18", {"width": 4}),
+        (resnet, "resnet20x4", {"width": 4}),
         (seresnet, "seresnet20", {"width": 4}),
         (shakeshake, "shakeshake26-32", {"width": 4}),
         (shakeshake, "shakeshake26-40-se", {"width": 4}),
@@ -189,11 +190,9 @@ def gelu(x):
         (pyramidnet, "pyramidnet", {"depth": 14, "widening": 11}),
         (pyramidnet, "pyramidnet", {"depth": 20, "widening": 11, "bottleneck": True}),
         (flatse, "flatse", {"width": 8, "depth": 16}),
-        (fastnet, "fastnet", {"width": 4, "top": 12}),
-        (fastnet, "fastnet", {"width": 4, "middle": 6, "top": 5, "residual": True}),
+        (fastnet, "fastnet", {"widths": (4, 16, 12)}),
+        (fastnet, "fastnet", {"widths": (4, 6, 5), "residual": True}),
     ),
-    ids="resnet seresnet shakeshake shakeshake-se shakeshake-16 pyramidnet pyramidnet-bottleneck flatse fastnet "
-        "fastnet-res".split(),
 )
 @torch.no_grad()
 def test_logits_equal_the_reference(reference, name, options, training):

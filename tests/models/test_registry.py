@@ -11,6 +11,7 @@ from models import BUDGET, MODELS, BudgetError, build, check_budget, macs, param
 # name: (parameters, multiply-accumulates for one image)
 SIZES = {
     "resnet18": (2_777_674, 421_202_432),
+    "resnet20x4": (4_327_754, 647_694_848),
     "shakeshake26-32": (2_923_162, 426_689_792),
     "shakeshake26-40": (4_561_354, 663_340_608),
     "shakeshake26-40-se": (4_597_010, 663_373_888),
@@ -19,7 +20,9 @@ SIZES = {
     "seresnet20": (307_514, 33_823_232),
     "pyramidnet": (4_993_281, 949_374_718),
     "flatse": (4_800_974, 1_079_921_664),
-    "fastnet": (1_972_792, 118_147_360),
+    "fastnet-s": (1_972_792, 118_147_360),
+    "fastnet-m": (3_945_272, 236_017_952),
+    "fastnet-l": (4_623_544, 308_653_216),
 }
 
 
@@ -40,6 +43,8 @@ def test_only_the_teacher_is_above_the_budget():
     (
         ("resnet18", {"width": 16}, "resnet18-16"),
         ("resnet18", {"zero_init": True}, "resnet18"),
+        ("resnet18", {"blocks": 3}, "resnet20x4"),
+        ("resnet20x4", {"blocks": 4, "width": 8}, "resnet26x4-8"),
         ("shakeshake26-32", {"width": 8}, "shakeshake26-8"),
         ("shakeshake26-32", {"width": 40, "se": True}, "shakeshake26-40-se"),
         ("shakeshake26-40-se", {"se": False}, "shakeshake26-40"),
@@ -54,18 +59,15 @@ def test_only_the_teacher_is_above_the_budget():
         ("flatse", {"width": 16}, "flatse-16"),
         ("flatse", {"depth": 16, "drop_path": 0.1}, "flatse-d16"),
         ("fastnet", {"width": 32}, "fastnet-32"),
-        ("fastnet", {"width": 96, "top": 384}, "fastnet-96"),
-        ("fastnet", {"top": 384}, "fastnet-64-384"),
-        ("fastnet", {"width": 384}, "fastnet-384"),
-        ("fastnet", {"width": 64, "middle": 384}, "fastnet-64-384-384"),
-        ("fastnet", {"middle": 128, "top": 256}, "fastnet-64-128-256"),
-        ("fastnet", {"width": 128, "middle": 256, "top": 352}, "fastnet-128-256-352"),
-        ("fastnet", {"residual": True}, "fastnet-res"),
-        ("fastnet", {"width": 128, "middle": 256, "top": 352, "residual": True}, "fastnet-128-256-352-res"),
-        ("fastnet", {"columns": 2}, "fastnet-2x64"),
-        ("fastnet", {"columns": 2, "width": 96, "middle": 192, "top": 224, "residual": True},
-         "fastnet-2x96-192-224-res"),
-        ("fastnet", {"columns": 3, "width": 32, "top": 96, "residual": True}, "fastnet-3x32-96-res"),
+        ("fastnet", {"widths": [64, 256, 256]}, "fastnet-s"),
+        ("fastnet", {"width": 96, "widths": [96, 384, 384]}, "fastnet-96"),
+        ("fastnet", {"widths": [64, 256, 384]}, "fastnet-64-256-384"),
+        ("fastnet", {"widths": [128, 256, 352]}, "fastnet-128-256-352"),
+        ("fastnet", {"residual": True}, "fastnet-64-res"),
+        ("fastnet", {"widths": [128, 256, 352], "residual": True}, "fastnet-128-256-352-res"),
+        ("fastnet", {"columns": 2}, "fastnet-m"),
+        ("fastnet", {"columns": 2, "widths": [96, 192, 224], "residual": True}, "fastnet-l"),
+        ("fastnet", {"columns": 3, "width": 32, "residual": True}, "fastnet-3x32-res"),
     ),
 )
 def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name, options, expected):
@@ -77,17 +79,18 @@ def test_a_name_follows_from_the_options_and_the_options_rebuild_the_model(name,
     assert str(again) == str(model)
 
 
-@pytest.mark.parametrize("width, middle, top", ((64, 256, 256), (128, 256, 352), (4, 7, 5)))
+@pytest.mark.parametrize("widths", ((64, 256, 256), (128, 256, 352), (4, 7, 5)))
 @pytest.mark.parametrize("residual", (False, True))
 @pytest.mark.parametrize("columns", (1, 2, 3))
-def test_the_parameters_of_fastnet_by_hand(width, middle, top, residual, columns):
+def test_the_parameters_of_fastnet_by_hand(widths, residual, columns):
     """3x3 convolutions between widths, a frozen scale and a shift for each norm, the head; one whitening for all."""
+    width, middle, top = widths
     convolutions = 9 * (24 * width + width**2 + width * middle + middle**2 + middle * top + top**2)
     convolutions += 9 * (width**2 + middle**2 + top**2) * residual
     norms = 2 * (2 + residual) * (width + middle + top)
     with torch.device("meta"):
-        model = build("fastnet", width=width, middle=middle, top=top, residual=residual, columns=columns)
-        alone = build("fastnet", width=width, middle=middle, top=top, residual=residual)
+        model = build("fastnet", widths=widths, residual=residual, columns=columns)
+        alone = build("fastnet", widths=widths, residual=residual)
     assert parameter_count(model) == 24 * 3 * 4 + 24 + columns * (convolutions + norms + 10 * top)
     whitening = 24 * 3 * 4 * 31**2
     assert macs(model) - whitening == columns * (macs(alone) - whitening)
@@ -117,7 +120,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         build("resnet19")
 
 
-@pytest.mark.parametrize("name, takes", (("resnet18", "width, zero_init"), ("shakeshake26-40", "width, se")))
+@pytest.mark.parametrize("name, takes", (("resnet18", "width, blocks, zero_init"), ("shakeshake26-40", "width, se")))
 def test_an_unknown_option_is_answered_with_the_known_ones(name, takes):
     with pytest.raises(ValueError, match=f"{name} has no option colour; it takes {takes}$"):
         build(name, colour=3)
@@ -126,14 +129,22 @@ def test_an_unknown_option_is_answered_with_the_known_ones(name, takes):
 @pytest.mark.parametrize(
     "name, options",
     (
+        ("resnet18", {"width": 0}),
+        ("resnet20x4", {"blocks": 0}),
+        ("shakeshake26-32", {"width": 1}),
         ("seresnet164", {"depth": 18}),
         ("seresnet164", {"depth": 2}),
+        ("seresnet20", {"reduction": 0}),
         ("seresnet20", {"head_std": 0}),
         ("seresnet20", {"head_std": float("nan")}),
         ("pyramidnet", {"depth": 112}),
+        ("pyramidnet", {"widening": 0}),
         ("pyramidnet", {"shakedrop": 1.5}),
         ("flatse", {"depth": 20}),
         ("flatse", {"drop_path": 1.0}),
+        ("fastnet", {"columns": 0}),
+        ("fastnet", {"widths": [64, 0, 64]}),
+        ("fastnet", {"width": 32, "widths": [64, 128, 128]}),
     ),
 )
 def test_an_impossible_option_is_refused(name, options):

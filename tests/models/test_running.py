@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import toy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import models
-import toy
-from models import MODELS, build
-from models.layers import SqueezeExcite
+from models import MODELS, build, layers
 
 SMALL = {
     "resnet": ("resnet18", {"width": 8}),
@@ -25,18 +26,18 @@ SMALL = {
     "pyramidnet-bottleneck": ("pyramidnet", {"depth": 11, "widening": 12, "bottleneck": True}),
     "flatse": ("flatse", {"width": 8, "depth": 16, "drop_path": 0.5}),
     "fastnet": ("fastnet", {"width": 8}),
-    "fastnet-res": ("fastnet", {"width": 8, "middle": 16, "top": 24, "residual": True}),
+    "fastnet-res": ("fastnet", {"widths": (8, 16, 24), "residual": True}),
 }
 
 every_family = pytest.mark.parametrize("family", SMALL)
 torch_warns = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own torch.jit
 
 
-def small(family):
+def small(family, **more):
     """A narrow model with one block in each stage: everything that one could stumble over, once."""
     name, options = SMALL[family]
     torch.manual_seed(0)
-    model = build(name, **options)
+    model = build(name, **options, **more)
     if name != "fastnet":  # its stages are no stacks of blocks
         model.stage1, model.stage2, model.stage3 = model.stage1[:1], model.stage2[:1], model.stage3[:1]
     return model
@@ -51,12 +52,17 @@ def learned(model):
     return {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def loss_of(logits):
+    """The cross entropy with the labels 0, 1, 2, ..., the mean over the columns where there are several."""
+    rows = logits.float().flatten(0, -2)
+    return F.cross_entropy(rows, torch.arange(len(logits)).repeat_interleave(len(rows) // len(logits)))
+
+
 def training_step(model, images, seed=2):
     """Logits and the gradient of every learned parameter in training mode."""
     torch.manual_seed(seed)
     logits = model.train()(images)
-    loss = F.cross_entropy(logits.float(), torch.arange(len(images)))
-    return logits, torch.autograd.grad(loss, list(learned(model).values()))
+    return logits, torch.autograd.grad(loss_of(logits), list(learned(model).values()))
 
 
 @every_family
@@ -69,10 +75,10 @@ def test_logits_have_a_column_per_class(family):
 def test_every_parameter_learns(family):
     model = small(family)
     for part in model.modules():
-        if isinstance(part, SqueezeExcite):
+        if isinstance(part, layers.SqueezeExcite):
             nn.init.ones_(part.squeeze.bias)  # so narrow that its only unit may happen to be dead
     _, gradients = training_step(model, batch(8))
-    for key, gradient in zip(learned(model), gradients):
+    for key, gradient in zip(learned(model), gradients, strict=True):
         assert gradient.isfinite().all() and gradient.any(), key
 
 
@@ -105,6 +111,56 @@ def test_channels_last_equals_contiguous(family, training):
     torch.testing.assert_close(*logits)
 
 
+class Departures(TorchDispatchMode):
+    """`found`: the operations that write images (N, C, H, W), N being `count`, in another format than channels_last."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count, self.found = count, []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **kwargs or {})
+        for result in [] if operation.is_view else tree_leaves(results):
+            image = isinstance(result, torch.Tensor) and result.dim() == 4 and len(result) == self.count
+            if image and min(result.shape[2:]) > 1 and not result.is_contiguous(memory_format=torch.channels_last):
+                self.found.append(f"{operation} {tuple(result.shape)}")
+        return results
+
+
+def departures(family, precision="float32", **options):
+    """What leaves channels_last in a training step of five images; nothing else in it is five long."""
+    model = small(family, **options).to(memory_format=torch.channels_last).train()
+    images = batch(5).contiguous(memory_format=torch.channels_last)
+    with Departures(5) as departures:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(images)
+        logits.float().square().sum().backward()
+    return departures.found
+
+
+@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+@pytest.mark.parametrize("family, options", [*((family, {}) for family in SMALL), ("fastnet-res", {"columns": 2})])
+def test_no_step_forward_or_back_leaves_channels_last(family, options, precision):
+    """An addition of two formats takes ten times as long as one of the same."""
+    assert departures(family, precision, **options) == []
+
+
+def test_departures_are_seen(monkeypatch):
+    monkeypatch.setattr(layers, "spatial_mean", lambda x: x.mean((2, 3)))
+    assert departures("seresnet")
+
+
+@pytest.mark.parametrize("side", (32, 16, 8, 20, 10, 5))
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16))
+def test_the_spatial_mean_has_the_bits_of_torch_s(dtype, side):
+    generator = torch.Generator().manual_seed(side)
+    x = torch.randn(16, 24, side, side, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    x, upstream = x.requires_grad_(), torch.randn(16, 24, generator=generator).to(dtype)
+    found, wanted = layers.spatial_mean(x), x.mean((2, 3))
+    assert torch.equal(found, wanted) and found.dtype == dtype
+    assert torch.equal(*(torch.autograd.grad(mean, x, upstream)[0] for mean in (found, wanted)))
+
+
 @every_family
 def test_a_bfloat16_autocast_step_is_close_to_a_float32_step(family):
     model, images = small(family), batch(2)
@@ -122,7 +178,8 @@ def test_forward_neither_asks_the_host_nor_names_a_device(name, training):
     """The meta device has no values to ask for and refuses to meet a tensor of another device."""
     with torch.device("meta"):
         model, images = build(name).train(training), torch.empty(4, 3, 32, 32)
-    assert model(images).shape == (4, 10)
+    columns = model.options.get("columns", 1)
+    assert model(images).shape == ((4, columns, 10) if training and columns > 1 else (4, 10))
 
 
 @torch_warns
@@ -169,7 +226,7 @@ def test_a_fresh_model_guesses_and_its_gradient_is_small(name):
     torch.manual_seed(0)
     model, images = build(name).to(memory_format=torch.channels_last), batch(8)
     logits, gradients = training_step(model, images.contiguous(memory_format=torch.channels_last))
-    assert abs(F.cross_entropy(logits, torch.arange(8)) - math.log(10)) < 1
+    assert abs(loss_of(logits) - math.log(10)) < 1
     assert 0.5 < torch.stack([gradient.norm() for gradient in gradients]).norm() < 20
 
 
@@ -203,25 +260,23 @@ def test_zero_init_makes_every_residual_zero(name, norm):
         torch.testing.assert_close(block(x), F.relu(block.shortcut(x)))
 
 
-@pytest.mark.parametrize("channels, size, batch", [(4, 32, 32), (4, 32, 31), (8, 16, 31)])
-def test_a_strided_1x1_convolution_of_few_channels_has_the_right_gradient(channels, size, batch):
+def test_a_strided_1x1_convolution_of_few_channels_has_the_right_gradient():
     """oneDNN's own is wrong or crashes there, with several threads: see StridedConv1x1. Hence the other process."""
     script = f"""
 import sys, torch
 sys.path.insert(0, {str(Path(models.__file__).parents[1])!r})
 from models.layers import StridedConv1x1
 torch.set_num_threads(2)
-layer = StridedConv1x1({channels}, 2 * {channels}, 2).to(memory_format=torch.channels_last)
-images = torch.randn({batch}, {channels}, {size}, {size})
-for _ in range(3):
-    layer.zero_grad()
+for channels, size, count in 3 * [(4, 32, 32), (4, 32, 31), (8, 16, 31)]:
+    layer = StridedConv1x1(channels, 2 * channels, 2).to(memory_format=torch.channels_last)
+    images = torch.randn(count, channels, size, size)
     out = layer(images.contiguous(memory_format=torch.channels_last))
     out.square().sum().backward()
-weight = layer.weight.detach().double().contiguous().requires_grad_()
-wanted = torch.nn.functional.conv2d(images.double(), weight, stride=2)
-wanted.square().sum().backward()
-torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
-torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-2)
+    weight = layer.weight.detach().double().contiguous().requires_grad_()
+    wanted = torch.nn.functional.conv2d(images.double(), weight, stride=2)
+    wanted.square().sum().backward()
+    torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-2)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr or done.returncode
@@ -247,7 +302,7 @@ def test_fastnet_whitens_patches_and_begins_as_the_identity():
 
 
 def test_a_residual_of_fastnet_begins_as_the_identity_and_its_answer_is_added():
-    model = build("fastnet", width=8, middle=16, top=12, residual=True)
+    model = build("fastnet", widths=(8, 16, 12), residual=True)
     for stage, channels in ((model.stage1, 8), (model.stage2, 16), (model.stage3, 12)):
         x = torch.randn(4, channels, 6, 6)
         torch.testing.assert_close(stage[7][0](x), x)
@@ -258,7 +313,7 @@ def test_a_residual_of_fastnet_begins_as_the_identity_and_its_answer_is_added():
 @torch.no_grad()
 def test_columns_of_fastnet_are_networks_side_by_side():
     """They answer as networks that share nothing but the whitening: in training each for itself, then their mean."""
-    model = build("fastnet", width=8, middle=12, top=10, residual=True, columns=3)
+    model = build("fastnet", widths=(8, 12, 10), residual=True, columns=3)
     first, *others = alone = toy.columns_of(model)
     images = torch.randn(6, 3, 32, 32)
     assert all(not torch.equal(first.stage2[0].weight, other.stage2[0].weight) for other in others)

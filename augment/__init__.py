@@ -2,7 +2,7 @@
 
     augmented = pipeline(("crop", "flip", "autoaugment", "erase:0.5"))(images, generator)
     images, targets = mixing("mixup:0.2")(generator, augmented, targets, batch=128)
-    inputs = normalize(images)
+    inputs = basic.normalize(images)
 
 An augmentation takes (N, 3, 32, 32) uint8 images and a torch.Generator on their device and
 returns new ones; a mix also takes targets. Normalization comes last: bytes are cheaper to move.
@@ -13,9 +13,10 @@ its signature. `describe` lists them.
 
 import inspect
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 
-from augment.basic import crop, cutout, erase, flip, normalize
+from augment.basic import crop, cutout, erase, flip
 from augment.mix import cutmix, mixup, none, ricap
 from augment.policies import augmix, autoaugment, trivialaugment
 
@@ -45,7 +46,7 @@ STRENGTHS = {
 CHUNK = 2048  # images per call: every operation finds a group; measured against 512, 1024 and 4096
 
 
-def pipeline(names):
+def pipeline(names: Iterable[str]) -> Callable:
     """The named augmentations as one function (images, generator) -> images, in that order.
 
     names: an iterable of NAME[:STRENGTH...], NAME a key of AUGMENTATIONS; an empty one changes nothing.
@@ -61,12 +62,12 @@ def pipeline(names):
     return augment
 
 
-def mixing(text):
+def mixing(text: str) -> Callable:
     """The mix (generator, images, *targets, batch=None) of NAME[:STRENGTH...]; errors as those of `pipeline`."""
     return _find(text, MIXES, "mix")
 
 
-def describe(functions):
+def describe(functions: dict[str, Callable]) -> str:
     """Every name of AUGMENTATIONS or MIXES with its strengths and their defaults: "flip[:p=0.5], autoaugment"."""
     forms = []
     for name, function in functions.items():
@@ -90,7 +91,7 @@ def _find(text, functions, kind):
     if len(given) > len(strengths):
         raise ValueError(f"{text!r} has too many strengths: it may be {describe({name: functions[name]})}")
     values = {}
-    for word, (parameter, default) in zip(given, strengths.items()):
+    for word, (parameter, default) in zip(given, strengths.items(), strict=False):  # the rest keep their defaults
         low, high = STRENGTHS[parameter]
         try:
             values[parameter] = type(default)(word)

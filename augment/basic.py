@@ -14,13 +14,13 @@ import torch.nn.functional as F
 MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, in [0, 1], per channel
 STD = (0.2470, 0.2435, 0.2616)
 SCALE = tuple(1 / (255 * s) for s in STD)  # a byte is normalized by byte * SCALE + SHIFT
-SHIFT = tuple(-m / s for m, s in zip(MEAN, STD))
+SHIFT = tuple(-m / s for m, s in zip(MEAN, STD, strict=True))
 
 MEAN_PIXEL = tuple(round(255 * m) for m in MEAN)  # what erase and cutout paint: 0 once normalized
 ERASE_TRIES = 10  # torchvision's RandomErasing gives up after so many
 
 
-def crop(images, generator, padding=4, mode="constant"):
+def crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4, mode: str = "constant") -> torch.Tensor:
     """Random crop of the original size, after padding each side.
 
     images: (N, 3, H, W) uint8. mode: one of torch.nn.functional.pad. "constant" pads with black, as torchvision's
@@ -38,19 +38,20 @@ def crop(images, generator, padding=4, mode="constant"):
     return windows.index_select(0, first_pixel.view(-1)).view_as(images)
 
 
-def flip(images, generator, p=0.5):
+def flip(images: torch.Tensor, generator: torch.Generator, p: float = 0.5) -> torch.Tensor:
     """Mirror each image left to right with probability p. images: (N, 3, H, W) uint8, W a multiple of 8."""
     return mirror(images, torch.rand(len(images), generator=generator, device=images.device) < p)
 
 
-def mirror(images, chosen):
+def mirror(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Mirror the images where `chosen` (N,) bool is True, left to right. images: (N, 3, H, W) uint8, W as in `flip`."""
     # Eight bytes at a time: torch.where on single ones is ten times slower on a CPU.
     both = (x.contiguous().view(torch.int64) for x in (images.flip(-1), images))
     return torch.where(chosen.view(-1, 1, 1, 1), *both).view(torch.uint8)
 
 
-def erase(images, generator, p=0.25, smallest=0.02, largest=0.4, flattest=0.3, tallest=3.3):
+def erase(images: torch.Tensor, generator: torch.Generator, p: float = 0.25, smallest: float = 0.02,
+          largest: float = 0.4, flattest: float = 0.3, tallest: float = 3.3) -> torch.Tensor:
     """Random erasing: with probability p, paint one rectangle with the mean pixel.
 
     The rectangle's share of the image is uniform from `smallest` to `largest`, its height / width
@@ -76,7 +77,7 @@ def erase(images, generator, p=0.25, smallest=0.02, largest=0.4, flattest=0.3, t
     return _paint(images, top, left, top + height, left + width)
 
 
-def cutout(images, generator, size=16):
+def cutout(images: torch.Tensor, generator: torch.Generator, size: int = 16) -> torch.Tensor:
     """Paint a size x size square with the mean pixel, its centre uniform over the image.
 
     A square that reaches over the border is clipped there, so between a quarter and all of it
@@ -89,7 +90,7 @@ def cutout(images, generator, size=16):
     return _paint(images, top, left, top + size, left + size)
 
 
-def normalize(images, dtype=torch.float32):
+def normalize(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Zero mean and unit deviation per channel, over the training set.
 
     (N, 3, H, W) uint8, or float in 0..255 -> the same shape in `dtype`, computed in float32, in
@@ -99,7 +100,7 @@ def normalize(images, dtype=torch.float32):
     return images.to(torch.float32, copy=True).mul_(scale).add_(shift).to(dtype)
 
 
-def dirichlet(generator, alpha, n, k):
+def dirichlet(generator: torch.Generator, alpha: float, n: int, k: int) -> torch.Tensor:
     """n draws (n, k) from the Dirichlet distribution whose k parameters are `alpha`: each row sums to 1."""
     concentration = torch.full((n, k), float(alpha), device=generator.device)
     return torch._sample_dirichlet(concentration, generator)  # torch.distributions would take no generator

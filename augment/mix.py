@@ -17,12 +17,13 @@ import torch
 from augment.basic import dirichlet
 
 
-def none(generator, images, *targets, batch=None):
+def none(generator: torch.Generator, images: torch.Tensor, *targets: torch.Tensor, batch: int | None = None) -> tuple:
     """No mixing: the arguments as they came."""
     return images, *targets
 
 
-def ricap(generator, images, *targets, batch=None, beta=0.3):
+def ricap(generator: torch.Generator, images: torch.Tensor, *targets: torch.Tensor, batch: int | None = None,
+          beta: float = 0.3) -> tuple:
     """Four random crops in one image, meeting at a random point: RICAP.
 
     The point's coordinates are Beta(beta, beta) shares of the width and the height, rounded to
@@ -48,7 +49,8 @@ def ricap(generator, images, *targets, batch=None, beta=0.3):
     return mixed, *_average((area / (height * width))[member], partners, targets)
 
 
-def cutmix(generator, images, *targets, batch=None, alpha=1.0, p=1.0):
+def cutmix(generator: torch.Generator, images: torch.Tensor, *targets: torch.Tensor, batch: int | None = None,
+           alpha: float = 1.0, p: float = 1.0) -> tuple:
     """A box of another image pasted into each, at the same place: CutMix.
 
     The box has the image's proportions and, before it is clipped at the border, the share
@@ -70,7 +72,8 @@ def cutmix(generator, images, *targets, batch=None, alpha=1.0, p=1.0):
     return _choose(inside_x, member, images, pasted), *_average(weights, partners, targets)
 
 
-def mixup(generator, images, *targets, batch=None, alpha=1.0):
+def mixup(generator: torch.Generator, images: torch.Tensor, *targets: torch.Tensor, batch: int | None = None,
+          alpha: float = 1.0) -> tuple:
     """A weighted sum of two images, the weight being Beta(alpha, alpha): mixup.
 
     The sum is not rounded: bytes become float32 pixel values in 0..255. Normalization is affine,
@@ -95,7 +98,7 @@ def _rows(images, partners, shift, parts, member):
     is read from row j of image partners[part[b, j], n], starting shift[b, part[b, j]] pixels behind its start. What
     lies before or behind the source row is of no meaning.
     """
-    n, channels, height, width = images.shape
+    _, channels, height, width = images.shape
     # A row is a window of the flattened images: copying windows is far cheaper than single pixels.
     pixels = images.reshape(-1)
     windows = torch.cat((pixels[:width], pixels, pixels[-width:])).unfold(0, width, 1)

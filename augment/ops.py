@@ -36,7 +36,7 @@ MATRICES = {
 }
 
 
-def affine(images, magnitude, name):
+def affine(images: torch.Tensor, magnitude: torch.Tensor, name: str) -> torch.Tensor:
     """Gather each image's pixels through the index map of its own magnitude. name: a key of MATRICES."""
     values, which = magnitude.unique(return_inverse=True)
     maps = torch.stack([_index_map(name, value, images.device) for value in values.tolist()])
@@ -66,26 +66,26 @@ def _index_map(name, magnitude, device):
 # ---- blends: factor * image + (1 - factor) * something greyer, factor = 1 + magnitude ----
 
 
-def brightness(images, magnitude):
+def brightness(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Blend with black: magnitude -1 is black, 0 the image, 1 twice as bright."""
     factor = _per_image(1 + magnitude.double(), images).float()
     return _to_bytes(images.float().mul_(factor))
 
 
-def color(images, magnitude):
+def color(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Blend with the grey image: magnitude -1 is grey, 0 the image, above it more saturated."""
     pixels = images.float()
     return _blend(pixels, _grey(pixels), magnitude)
 
 
-def contrast(images, magnitude):
+def contrast(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Blend with the mean grey level: magnitude -1 is flat, 0 the image."""
     levels = torch.arange(256.0, device=images.device)
     table = _blend(levels, _grey(images.float()).mean((1, 2, 3), keepdim=True), magnitude)
     return _look_up(table.view(-1, 1, 256).expand(-1, 3, -1), images.flatten(2).long())
 
 
-def sharpness(images, magnitude):
+def sharpness(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Blend with a smoothed image: magnitude -1 is smooth, 0 the image. The border stays."""
     # The neighbours of a pixel are 1 and SIZE places off in the flattened batch, but for the border's.
     pixels = images.reshape(-1).short()
@@ -123,19 +123,19 @@ def _grey(images):
 # ---- tones: a new value for each old one ----
 
 
-def posterize(images, magnitude):
+def posterize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Keep the int(magnitude) highest bits of each value; 8 keeps the image."""
     dropped = 8 - magnitude.long()
     return images & _per_image((255 >> dropped) << dropped, images).to(torch.uint8)
 
 
-def solarize(images, magnitude):
+def solarize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Invert the values from 255 * magnitude upwards; magnitude in [0, 1]."""
     level = _per_image((255 * magnitude.double()).float().ceil(), images).to(torch.uint8)
     return images ^ (images >= level).to(torch.uint8).mul_(255)
 
 
-def autocontrast(images, magnitude):
+def autocontrast(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Stretch each channel to 0..255; a channel of one value stays. The magnitude is unused."""
     low, high = images.amin((2, 3)), images.amax((2, 3))
     flat = low == high
@@ -144,7 +144,7 @@ def autocontrast(images, magnitude):
     return _to_bytes(images.float().sub_(low[..., None, None]).div_(scale[..., None, None]))
 
 
-def equalize(images, magnitude):
+def equalize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Spread each channel's values evenly by rank, as PIL does. The magnitude is unused."""
     values = images.flatten(2).long()
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int32, device=images.device)
@@ -159,7 +159,7 @@ def equalize(images, magnitude):
     return _look_up(_to_bytes(table), values)
 
 
-def invert(images, magnitude):
+def invert(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """255 - value. The magnitude is unused."""
     return images.bitwise_not()
 

@@ -75,7 +75,7 @@ TRIVIAL_OPS = torch.tensor([NAMES.index(name) for name in NAMES if name != "Inve
 AUGMIX_OPS = TRIVIAL_OPS[:-1]
 
 
-def autoaugment(images, generator):
+def autoaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The CIFAR-10 policy: one of 25 pairs of operations, each with its own probability.
 
     images: (N, 3, 32, 32) uint8. Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, 2019.
@@ -83,7 +83,7 @@ def autoaugment(images, generator):
     return apply_ops(images, *draw_autoaugment(generator, len(images)))
 
 
-def trivialaugment(images, generator):
+def trivialaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One operation at one of 31 strengths, both uniform, in the wide space.
 
     images: (N, 3, 32, 32) uint8. Mueller and Hutter, TrivialAugment, 2021.
@@ -91,7 +91,8 @@ def trivialaugment(images, generator):
     return apply_ops(images, *draw_trivialaugment(generator, len(images)))
 
 
-def augmix(images, generator, severity=3, width=3, alpha=0.4):
+def augmix(images: torch.Tensor, generator: torch.Generator, severity: int = 3, width: int = 3,
+           alpha: float = 0.4) -> torch.Tensor:
     """The image mixed with `width` chains of one to three operations on it, in Dirichlet(alpha) shares.
 
     images: (N, 3, 32, 32) uint8. severity: magnitudes come from the weakest bins of ten, 1 to 10. The operations are
@@ -103,26 +104,27 @@ def augmix(images, generator, severity=3, width=3, alpha=0.4):
 
     original, augmented = dirichlet(generator, alpha, n, 2).t()
     mixed = images.float().mul_(original.view(-1, 1, 1, 1))
-    for share, chain in zip(dirichlet(generator, alpha, n, width).t(), chains.split(n)):
+    for share, chain in zip(dirichlet(generator, alpha, n, width).t(), chains.split(n), strict=True):
         mixed += chain.float().mul_((share * augmented).view(-1, 1, 1, 1))
     return mixed.to(torch.uint8)
 
 
-def apply_ops(images, ops, magnitudes):
+def apply_ops(images: torch.Tensor, ops: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     """Image i goes through NAMES[ops[k, i]] at magnitudes[k, i] in step k; both (steps, N), on the CPU."""
     position = torch.arange(len(images))  # where each image is: a step leaves them in its own order
-    for op, magnitude in zip(ops, magnitudes):
+    for op, magnitude in zip(ops, magnitudes, strict=True):
         order = op.argsort()
         images = _take(images, position[order])
         counts = op.bincount(minlength=len(NAMES)).tolist()
-        for name, group, m in zip(OPS, images.split(counts), magnitude[order].split(counts)):
+        groups = zip(OPS, images.split(counts), magnitude[order].split(counts), strict=False)  # the last keep theirs
+        for name, group, m in groups:
             if len(group):
                 group.copy_(OPS[name](group, m))
         position = order.argsort()
     return _take(images, position)
 
 
-def draw_autoaugment(generator, n):
+def draw_autoaugment(generator: torch.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Two operations for each of n images: op, magnitude (2, n)."""
     uniform = _uniforms(generator, 5, n)
     line = _pick(uniform[0], len(AUTOAUGMENT_CIFAR10))
@@ -132,14 +134,14 @@ def draw_autoaugment(generator, n):
     return op, _negate(op, magnitude, uniform[3:])
 
 
-def draw_trivialaugment(generator, n):
+def draw_trivialaugment(generator: torch.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One operation for each of n images: op, magnitude (1, n)."""
     which, bin, sign = _uniforms(generator, 3, 1, n)
     op = TRIVIAL_OPS[_pick(which, len(TRIVIAL_OPS))]
     return op, _negate(op, TRIVIAL_SPACE[op, _pick(bin, TRIVIAL_SPACE.shape[1])], sign)
 
 
-def draw_augmix(generator, n, severity=3):
+def draw_augmix(generator: torch.Generator, n: int, severity: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """One to three operations for each of n chains, then Identity: op, magnitude (3, n)."""
     uniform = _uniforms(generator, 10, n)
     last, (which, bin, sign) = _pick(uniform[0], 3), uniform[1:].view(3, 3, n)

@@ -1,9 +1,7 @@
 """The everyday augmentations against slow loops and against torchvision's distributions."""
 
 import math
-from collections import Counter
 from functools import partial
-from itertools import product
 
 import pytest
 import torch
@@ -29,50 +27,23 @@ def images():
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize("padding", [1, 4])
-def test_crop_is_one_of_the_windows_of_the_padded_image(images, mode, padding):
-    out = basic.crop(images, generator(), padding, mode)
+def test_crop_is_the_drawn_window_of_the_padded_image(images, mode, padding):
+    out = basic.crop(images, generator(3), padding, mode)
     padded = v2.functional.pad(images, [padding] * 4, padding_mode=mode)
-    for image, canvas in zip(out, padded):
-        offsets = range(2 * padding + 1)
-        windows = [canvas[:, y : y + 32, x : x + 32] for y in offsets for x in offsets]
-        assert any(torch.equal(image, window) for window in windows)
-
-
-def test_crop_uses_the_drawn_offsets_row_first(images):
-    out = basic.crop(images, generator(3))
-    top, left = torch.randint(9, (2, N, 1, 1), generator=generator(3)).flatten(1).tolist()
+    top, left = torch.randint(2 * padding + 1, (2, N, 1, 1), generator=generator(3)).flatten(1).tolist()
     for i in range(N):
-        padded = v2.functional.pad(images[i], [4] * 4)
-        assert torch.equal(out[i], padded[:, top[i] : top[i] + 32, left[i] : left[i] + 32])
-
-
-def test_crop_offsets_are_uniform(chi_square):
-    ramp = torch.arange(32, dtype=torch.uint8)
-    image = torch.stack([ramp.expand(32, 32), ramp.expand(32, 32).t(), torch.zeros(32, 32)])
-    out = basic.crop(image.to(torch.uint8).expand(8100, 3, 32, 32), generator())
-    offsets = zip(*(out[:, :2, 16, 16].int() - 12).t().tolist())
-    chi_square(Counter(offsets), dict.fromkeys(product(range(9), repeat=2), 1 / 81))
-
-
-def test_crop_refuses_an_unknown_mode(images):
-    with pytest.raises(NotImplementedError, match="wrap"):
-        basic.crop(images, generator(), mode="wrap")
+        assert torch.equal(out[i], padded[i, :, top[i] : top[i] + 32, left[i] : left[i] + 32])
 
 
 # ---- flip ----
 
 
-def test_flip_mirrors_the_drawn_images_and_leaves_the_others(images):
-    out = basic.flip(images, generator(5), p=0.3)
-    drawn = torch.rand(N, generator=generator(5)) < 0.3
-    assert 0 < drawn.sum() < N
-    for before, after, mirrored in zip(images, out, drawn):
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_flip_mirrors_the_drawn_images_and_leaves_the_others(images, p):
+    out = basic.flip(images, generator(5), p)
+    drawn = torch.rand(N, generator=generator(5)) < p
+    for before, after, mirrored in zip(images, out, drawn, strict=True):
         assert torch.equal(after, v2.functional.horizontal_flip(before) if mirrored else before)
-
-
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_flip_at_the_ends_of_the_probability(images, p):
-    assert torch.equal(basic.flip(images, generator(), p), images.flip(-1) if p else images)
 
 
 # ---- erase and cutout ----
@@ -94,10 +65,10 @@ def rectangle(before, after):
 
 def test_erase_paints_one_rectangle_of_the_mean_pixel():
     images = torch.randint(0, 100, (400, 3, 32, 32), dtype=torch.uint8, generator=generator(1))
-    boxes = [rectangle(*pair) for pair in zip(images, basic.erase(images, generator(), p=0.5))]
+    boxes = [rectangle(*pair) for pair in zip(images, basic.erase(images, generator(), p=0.5), strict=True)]
     found = [box for box in boxes if box]
     assert 160 < len(found) < 240
-    for top, left, height, width in found:
+    for _, _, height, width in found:
         assert 0.3 * 0.7 < height / width < 3.3 * 1.4  # whole pixels move a small ratio
         assert 0.01 < height * width / 1024 < 0.43
         assert height < 32 and width < 32
@@ -147,13 +118,6 @@ def test_cutout_clips_a_square_at_the_border(images, size):
         assert torch.equal(out[i], expected)
 
 
-def test_cutout_centres_are_uniform(chi_square):
-    zeros = torch.zeros(8192, 3, 32, 32, dtype=torch.uint8)
-    painted = basic.cutout(zeros, generator(), size=1)[:, 0].flatten(1) > 0
-    assert (painted.sum(1) == 1).all()
-    chi_square(Counter(painted.nonzero()[:, 1].tolist()), dict.fromkeys(range(1024), 1 / 1024))
-
-
 # ---- normalize ----
 
 
@@ -184,12 +148,9 @@ def test_normalize_keeps_the_memory_format(images, format):
 
 # ---- no waiting ----
 
-MIRRORED = partial(basic.crop, mode="reflect")
 
-
-@pytest.mark.parametrize(
-    "augment", (basic.crop, MIRRORED, basic.flip, basic.erase, basic.cutout, lambda x, g: basic.normalize(x))
-)
+@pytest.mark.parametrize("augment", (basic.crop, partial(basic.crop, mode="reflect"), basic.flip, basic.erase,
+                                     basic.cutout, lambda x, g: basic.normalize(x)))
 def test_nothing_is_read_back_to_the_host(augment):
     """A fake tensor has no values: whatever asks for one raises."""
     with FakeTensorMode():

@@ -44,40 +44,34 @@ def test_an_empty_pipeline_changes_nothing(images):
 # ---- strengths ----
 
 
-@pytest.mark.parametrize(
-    "text, function",
-    (
-        ("flip:0.9", partial(flip, p=0.9)),
-        ("crop:2", partial(crop, padding=2)),
-        ("shift:4", partial(crop, padding=4, mode="reflect")),
-        ("cutout:8", partial(cutout, size=8)),
-        ("erase:0.9", partial(erase, p=0.9)),
-        ("erase:0.9:0.125:0.2", partial(erase, p=0.9, smallest=0.125, largest=0.2)),
-        ("erase:0.9:0.125:0.2:0.99:1", partial(erase, p=0.9, smallest=0.125, largest=0.2, flattest=0.99, tallest=1.0)),
-        ("augmix:9:2:1", partial(augmix, severity=9, width=2, alpha=1.0)),
-    ),
-)
+@pytest.mark.parametrize("text, function", (
+    ("flip:0.9", partial(flip, p=0.9)),
+    ("crop:2", partial(crop, padding=2)),
+    ("shift:4", partial(crop, padding=4, mode="reflect")),
+    ("cutout:8", partial(cutout, size=8)),
+    ("erase:0.9", partial(erase, p=0.9)),
+    ("erase:0.9:0.125:0.2", partial(erase, p=0.9, smallest=0.125, largest=0.2)),
+    ("erase:0.9:0.125:0.2:0.99:1", partial(erase, p=0.9, smallest=0.125, largest=0.2, flattest=0.99, tallest=1.0)),
+    ("augmix:9:2:1", partial(augmix, severity=9, width=2, alpha=1.0)),
+))
 def test_the_strengths_of_an_augmentation_are_its_parameters_in_order(images, text, function):
     out = pipeline([text])(images, generator())
     assert torch.equal(out, function(images, generator()))
     assert not torch.equal(out, pipeline([text.split(":")[0]])(images, generator()))
 
 
-@pytest.mark.parametrize(
-    "text, function",
-    (
-        ("ricap:0.9", partial(ricap, beta=0.9)),
-        ("mixup:0.2", partial(mixup, alpha=0.2)),
-        ("cutmix:0.7", partial(cutmix, alpha=0.7)),
-        ("cutmix:1.0:0.5", partial(cutmix, alpha=1.0, p=0.5)),
-    ),
-)
+@pytest.mark.parametrize("text, function", (
+    ("ricap:0.9", partial(ricap, beta=0.9)),
+    ("mixup:0.2", partial(mixup, alpha=0.2)),
+    ("cutmix:0.7", partial(cutmix, alpha=0.7)),
+    ("cutmix:1.0:0.5", partial(cutmix, alpha=1.0, p=0.5)),
+))
 def test_the_strengths_of_a_mix_are_its_parameters_in_order(images, text, function):
     targets = torch.eye(24)
     out = mixing(text)(generator(), images, targets, batch=6)
     expected = function(generator(), images, targets, batch=6)
     plain = MIXES[text.split(":")[0]](generator(), images, targets, batch=6)
-    assert all(torch.equal(*pair) for pair in zip(out, expected)) and not torch.equal(out[1], plain[1])
+    assert all(torch.equal(*pair) for pair in zip(out, expected, strict=True)) and not torch.equal(out[1], plain[1])
 
 
 def test_without_a_strength_nothing_changes(images):
@@ -96,12 +90,6 @@ def test_the_defaults_written_out_are_the_defaults(images):
         name, *strengths = text.rstrip("]").replace("[", "").split(":")
         spelled = ":".join([name, *(strength.split("=")[1] for strength in strengths)])
         assert torch.equal(pipeline([spelled])(images, generator()), pipeline([name])(images, generator()))
-
-
-def test_the_description_is_derived_from_the_signatures():
-    assert "none, ricap[:beta=0.3], cutmix[:alpha=1.0:p=1.0], mixup[:alpha=1.0]" in describe(MIXES)
-    assert "flip[:p=0.5], autoaugment, erase[:p=0.25:smallest=0.02:largest=0.4:" in describe(AUGMENTATIONS)
-    assert describe({"shift": AUGMENTATIONS["shift"]}) == "shift[:padding=2]"
 
 
 def test_every_strength_has_bounds_around_its_default_and_a_parameter():
@@ -127,36 +115,22 @@ def test_the_bounds_of_a_mix_themselves_work(images, text):
     torch.testing.assert_close(targets.sum(1), torch.ones(24))
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    (
-        ("foo", "unknown augmentation 'foo': known are crop, shift, flip, autoaugment, erase, cutout, trivial, augmix"),
-        ("foo:1", "unknown augmentation 'foo': known are crop, "),
-        ("cutout:8:8", r"'cutout:8:8' has too many strengths: it may be cutout\[:size=16\]"),
-        ("trivial:1", "'trivial:1' has too many strengths: it may be trivial$"),
-        ("cutout:half", "size of 'cutout:half' should be a whole number from 1 to 32, not 'half'"),
-        ("cutout:8.5", "size of 'cutout:8.5' should be a whole number from 1 to 32, not '8.5'"),
-        ("cutout:33", "should be a whole number from 1 to 32, not '33'"),
-        ("flip:", "p of 'flip:' should be a number from 0 to 1, not ''"),
-        ("flip:-0.1", "should be a number from 0 to 1, not '-0.1'"),
-        ("erase:0.5:nan", "smallest of 'erase:0.5:nan' should be a number from 0 to 1, not 'nan'"),
-    ),
-)
+@pytest.mark.parametrize("text, message", (
+    ("foo:1", "unknown augmentation 'foo': known are crop, "),
+    ("cutout:8:8", r"'cutout:8:8' has too many strengths: it may be cutout\[:size=16\]"),
+    ("cutout:8.5", "size of 'cutout:8.5' should be a whole number from 1 to 32, not '8.5'"),
+    ("cutout:33", "should be a whole number from 1 to 32, not '33'"),
+    ("flip:", "p of 'flip:' should be a number from 0 to 1, not ''"),
+    ("erase:0.5:nan", "smallest of 'erase:0.5:nan' should be a number from 0 to 1, not 'nan'"),
+))
 def test_an_impossible_strength_is_answered_with_what_is_possible(text, message):
     with pytest.raises(ValueError, match=message) as error:
         pipeline(("crop", text))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    (
-        ("foo:1", "unknown mix 'foo': known are .*none, ricap, cutmix, mixup"),
-        ("none:1", "'none:1' has too many strengths: it may be none$"),
-        ("mixup:0", "alpha of 'mixup:0' should be a number from 0.01 to 100, not '0'"),
-        ("cutmix:1:2", "p of 'cutmix:1:2' should be a number from 0 to 1, not '2'"),
-    ),
-)
-def test_a_mix_is_refused_alike(text, message):
-    with pytest.raises(ValueError, match=message):
-        mixing(text)
+def test_a_mix_is_refused_alike():
+    for text, message in (("foo:1", "unknown mix 'foo': known are .*none, ricap"), ("none:1", "'none:1' has too many"),
+                          ("mixup:0", "alpha of 'mixup:0' should be a number from 0.01 to 100, not '0'")):
+        with pytest.raises(ValueError, match=message):
+            mixing(text)

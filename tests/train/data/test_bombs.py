@@ -7,12 +7,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-
 import toy
-from train.data import main
-from train.engine import checkpoint, data, predict
+
+from train import UserError
+from train.data import cifar10
+from train.download import main
+from train.engine import checkpoint, network
 from train.engine.checkpoint import Run
-from train.engine.command import UserError
 
 
 class Bomb:
@@ -61,15 +62,15 @@ def test_nothing_in_a_file_is_executed(form, toy_set, tmp_path, monkeypatch, typ
     with pytest.raises(UserError):
         checkpoint.load_weights(file)
     with pytest.raises(UserError):
-        predict.load([file])
+        network.load(file)
     form(bomb, run.last), form(bomb, run.backup)
     with pytest.raises(UserError, match="--fresh"):
         run.load_state()
 
     form(bomb, toy_set / "cifar10.npz")
     form(bomb, tmp_path / "local.npz"), form(bomb, tmp_path / "local.tar.gz")
-    with pytest.raises(UserError, match="cannot be read|holds no"):
-        data.load(toy_set)
+    with pytest.raises(UserError, match="cannot be read|holds no|should be"):
+        cifar10.load(toy_set)
     for name in ("local.npz", "local.tar.gz"):
         code, _, err = typed(main, "--data", tmp_path / "fetched", "--src", tmp_path / name)
         assert code == 2 and err.count("\n") == 1
@@ -78,8 +79,8 @@ def test_nothing_in_a_file_is_executed(form, toy_set, tmp_path, monkeypatch, typ
     for batch in (archive / "cifar-10-batches-py").iterdir():
         good = batch.read_bytes()
         form(bomb, batch)
-        with pytest.raises(UserError, match="is damaged"):
-            data.load(archive)
+        with pytest.raises(UserError, match="damaged"):
+            cifar10.load(archive)
         batch.write_bytes(good)
     assert not mark.exists()
     pickle.loads(pickle.dumps(bomb))

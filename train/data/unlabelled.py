@@ -1,0 +1,187 @@
+"""Images without labels, as a competition hands them out: a pickle, an npz, an npy, or a folder of pictures."""
+
+import os
+import pickle
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from train import UserError, one_line
+from train.data import cifar10, pictures, sources
+
+WANTED = ("wanted is an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) or (N, 3072), or a folder of 32x32 "
+          "pictures")
+# What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
+ADMITTED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
+    (f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+}
+
+
+class ArraysOnly(pickle.Unpickler):
+    """An unpickler that builds numpy arrays, numbers, text and plain containers, and calls nothing else."""
+
+    def find_class(self, module, name):
+        if (module, name) not in ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def with_unlabelled(dataset: cifar10.Dataset, path: str | Path, data_path: str | Path, include_test: bool = False,
+                    say: Callable = print) -> cifar10.Dataset:
+    """The Dataset with the images of `path` (see `load_images`) behind it, labelled -1. data_path: where CIFAR-10 is.
+
+    Raises UserError when some are training images, of a fold that is held out too, or test images unless include_test:
+    learning on those, even without labels, is not what a score means. Test images that `dataset` has are left out.
+    """
+    images, names = load_images(path, say)
+    ids, where = cifar10.image_ids(images), f"--images {path}"
+    refuse(where, names[np.isin(ids, cifar10.ids_of(data_path))], "of them are training images")
+    if not include_test:
+        refuse(where, names[np.isin(ids, cifar10.ids_of(data_path, "test"))], "of them are test images",
+               "; --include-test takes them and marks the weights, which then have no test accuracy")
+    new = ~np.isin(ids, dataset.ids)
+    if not new.all():
+        say(f"{where}: {(~new).sum():,} of the {len(new):,} images are left out: they are test images, which take part "
+            f"with their labels")
+    added = cifar10.as_dataset(images[new], np.full(new.sum(), -1), str(path))
+    return cifar10.join(dataset, added, "images without labels")
+
+
+def load_images(path: str | Path, say: Callable = print) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 (N, 32, 32, 3), ids (N,) strings) of a file, in its own order.
+
+    path: a pickle of a dict, or an npz, with `data` (or `images`) (N, 32, 32, 3) or (N, 3072) and `ids`; an npy or a
+    pickle of the images alone, which are then numbered from 0; a folder of 32x32 pictures whose names are the ids; or
+    the word `synthetic`, the generated set's test images. say: prints what was found, numbered or left out.
+    Raises UserError for anything else, ids that repeat or are not exact, and a pickle that would call something.
+    """
+    if str(path) == "synthetic":
+        dataset = cifar10.load("synthetic", "test")
+        return dataset.images.permute(0, 2, 3, 1).numpy(), dataset.ids
+    path = sources.expand(path)
+    if not os.path.exists(path):
+        raise UserError(f"--images {path} does not exist")
+    content = read_folder(path, say) if os.path.isdir(path) else read_file(path)
+    key = "data" if "data" in content else "images"
+    if key not in content:
+        raise UserError(f"--images {path} has no `data`; in it: {', '.join(map(str, content))[:60] or 'nothing'}; "
+                        f"{WANTED}")
+    if unread := sorted(map(str, content.keys() - {key, "ids"})):
+        say(f"{path}: not read: {', '.join(unread)}")
+    images = as_images(content[key], path, say)
+    if "ids" in content:
+        ids = as_names(content["ids"], path)
+    else:
+        ids = [str(number) for number in range(len(images))]
+        say(f"{path} has no `ids`: the images are numbered from 0 to {len(images) - 1}")
+    if len(ids) != len(images):
+        raise UserError(f"{path}: {len(images):,} images, but {len(ids):,} ids")
+    refuse(str(path), [name for name, count in Counter(ids).items() if count > 1], "ids occur more than once")
+    return np.ascontiguousarray(images), np.array(ids)
+
+
+def as_images(content: object, path: Path, say: Callable) -> np.ndarray:
+    """uint8 (N, 32, 32, 3) of an array of that shape, or of rows (N, 3072) whose pixels tell their order."""
+    try:
+        images = np.asarray(content)
+    except ValueError:
+        raise UserError(f"{path}: data is not one array of images of one size") from None
+    rows = images.ndim == 2 and images.shape[1] == 3072
+    if images.dtype != np.uint8 or not images.size or not (rows or images.shape[1:] == (32, 32, 3)):
+        raise UserError(f"{path}: data should be uint8 (N, 32, 32, 3) or (N, 3072) and is {images.dtype} "
+                        f"{images.shape}")
+    flat = images.reshape(len(images), 3072)
+    if not rows:
+        if channel_order(flat, least=(0.3, 0.3, 0.1)) == "CHW":
+            raise UserError(f"{path}: data is {images.shape}, but its bytes lie in CHW order, as neighbouring pixels "
+                            f"tell: reshape to (N, 3, 32, 32) and transpose(0, 2, 3, 1)")
+        return images
+    order = channel_order(flat)
+    if not order:
+        raise UserError(f"{path}: neighbouring pixels do not tell whether the rows of 3,072 bytes are in CHW or HWC "
+                        f"order: make them (N, 32, 32, 3)")
+    say(f"{path}: the rows of 3,072 bytes are read in {order} order, as neighbouring pixels tell")
+    return images.reshape(-1, 32, 32, 3) if order == "HWC" else images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def channel_order(rows: np.ndarray, least: tuple[float, ...] = (0.1, 0.1, -0.5)) -> str:
+    """"CHW" or "HWC", the order in which uint8 rows (N, 3072) are smoother images, or "" where that is not plain.
+
+    Evidence is the log of how much larger the mean step between neighbours is in the other order: down; down and right;
+    down, right and from channel to channel. All three have to exceed `least`. Of CIFAR-10's test images taken one by
+    one the first two never pointed the wrong way, and the third, which colours mislead, only has to be not against it.
+    """
+    sample = rows[:: len(rows) // 1000 + 1].astype(np.int16)
+    steps = [np.cumsum([abs(np.diff(images, axis=axis)).mean() for axis in (1, 2, 3)]) + 1e-9 for images in
+             (sample.reshape(-1, 32, 32, 3), sample.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))]
+    evidence = np.log(steps[0] / steps[1])
+    return "CHW" if (evidence > least).all() else "HWC" if (-evidence > least).all() else ""
+
+
+def as_names(ids: object, path: Path) -> list[str]:
+    """The ids as text, exact to the last digit; UserError for what is neither text in UTF-8 nor a whole number."""
+    if isinstance(ids, np.ndarray):
+        ids = list(ids[:, 0] if ids.ndim == 2 and ids.shape[1] == 1 else np.atleast_1d(ids))  # pandas makes columns
+    if not isinstance(ids, list | tuple):
+        raise UserError(f"{path}: the ids are a {type(ids).__name__}, and should be a list or an array")
+    names = [as_name(value) for value in ids]
+    if None in names:
+        place = names.index(None)
+        raise UserError(f"{path}: the id of image {place} is {str(ids[place])[:60]!r} ({type(ids[place]).__name__}), "
+                        f"and should be a whole number or text in UTF-8")
+    return names
+
+
+def as_name(value: object) -> str | None:
+    """An id as text: whole numbers, and text of one line or more letters. None for anything else."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, bytes):
+        value = value.decode(errors="surrogateescape")  # what is not UTF-8 becomes surrogates
+    good = isinstance(value, str) and value and not re.search("[\0-\x1f\ud800-\udfff]", value)
+    return str(value) if good else None
+
+
+def read_file(path: Path) -> dict:
+    """The content of an npz, an npy or a pickle, known by its first bytes; an array alone is {"data": array}.
+
+    UserError says why it cannot be read, and what is wanted.
+    """
+    try:
+        with open(path, "rb") as handle:
+            pickled = not handle.read(6).startswith((b"PK\3\4", b"\x93NUMPY"))
+            handle.seek(0)
+            content = ArraysOnly(handle, encoding="bytes").load() if pickled else sources.read_npz(path)
+    except UserError as error:
+        raise UserError(f"--images {error}; {WANTED}") from None
+    except Exception as error:  # whatever a hostile or damaged pickle runs into
+        reason = getattr(error, "strerror", None) or one_line(error)
+        kind = "one picture" if pictures.is_picture(path) else f"not a plain pickle of arrays ({reason})"
+        raise UserError(f"--images {path} is {kind}; {WANTED}") from None
+    if isinstance(content, np.ndarray):
+        return {"data": content}
+    if not isinstance(content, dict):
+        raise UserError(f"--images {path} is a pickled {type(content).__name__}; {WANTED}")
+    return {key.decode(errors="replace") if isinstance(key, bytes) else key: value for key, value in content.items()}
+
+
+def read_folder(path: Path, say: Callable) -> dict:
+    """The 32x32 pictures of a folder; their ids are the names of the files without the suffix."""
+    files, images = pictures.picture_files(path, say), []
+    for file in files:
+        images.append(np.asarray(pictures.read_picture(file, single=True)))
+        if images[-1].shape != (32, 32, 3):
+            raise UserError(f"{file} is {images[-1].shape[1]}x{images[-1].shape[0]} pixels, and should be 32x32")
+    return {"data": np.stack(images),
+            "ids": [file.stem if file.suffix.lower() in pictures.suffixes() else file.name for file in files]}
+
+
+def refuse(where: str, ids: Sequence, what: str, advice: str = "") -> None:
+    """UserError that tells how many `ids` are wrong, and the first, when there are any."""
+    if len(ids):
+        raise UserError(f"{where}: {len(ids):,} {what}, the first is {next(iter(ids))}{advice}")

@@ -11,28 +11,32 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "train")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("PYTHONPATH", str(ROOT))
 
 # tests/train would otherwise be taken for the package `train` when its first test module is imported.
+import toy  # noqa: E402
+
 import augment  # noqa: E402, F401
 import distill  # noqa: E402, F401
 import models  # noqa: E402, F401
-import toy  # noqa: E402
-import train.engine  # noqa: E402, F401
+import train.engine  # noqa: E402
+import train.scores  # noqa: E402, F401
+from train.engine.command import command  # noqa: E402
 
 torch.set_num_threads(1)  # all that is computed here is so small that a second thread costs more than it brings
 
 
 @pytest.fixture
 def typed(monkeypatch, capsys):
-    """typed(main, words...): run a command in this process; returns (exit code, stdout, stderr)."""
+    """typed(main, words...): run a script's main in this process; returns (exit code, stdout, stderr)."""
 
     def call(main, *words):
         monkeypatch.setattr(sys, "argv", [main.__module__.split(".")[-1] + ".py", *map(str, words)])
         code = 0
         try:
-            main()
+            with command():
+                main()
         except SystemExit as stop:
             code = stop.code
         return code, *capsys.readouterr()
@@ -48,9 +52,10 @@ def toy_set(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def recipe(toy_set, tmp_path):
-    """recipe(name, **changes): a Toy recipe on the toy set that writes tmp_path/name.pt."""
-    return lambda name="run", **changes: toy.Toy(data=str(toy_set), out=str(tmp_path / f"{name}.pt"), **changes)
+def configure(toy_set, tmp_path):
+    """configure(name, **changes): the configuration of a toy run on the toy set that writes tmp_path/name.pt."""
+    return lambda name="run", **changes: toy.configure(
+        **{"data": toy_set, "out": tmp_path / f"{name}.pt"} | changes)
 
 
 @pytest.fixture

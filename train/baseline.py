@@ -9,41 +9,22 @@ about 20 minutes.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.engine.command import command, integer
+from train.engine.command import command
+from train.engine.flags import parse
 from train.engine.loop import run
-from train.engine.recipe import Recipe, option, parse, setting
 
-OPTIMIZED = dict(lr=0.2, weight_decay=5e-4, warmup_epochs=5.0, augment=("crop", "flip"))
+OPTIMIZED = dict(model="resnet18", stage="optimized", lr=0.2, zero_init=True)
 STAGES = {
-    # A constant learning rate is a cosine whose end is its peak.
-    "basic": dict(lr=0.1, min_lr=0.1, warmup_epochs=0.0, nesterov=False, weight_decay=0.0, zero_init=False,
-                  augment=()),
+    "augmented": OPTIMIZED | dict(stage="augmented", augment="crop,flip,autoaugment,erase,cutout"),
     "optimized": OPTIMIZED,
-    "augmented": OPTIMIZED | dict(augment=("crop", "flip", "autoaugment", "erase", "cutout")),
+    "basic": dict(model="resnet18", stage="basic", lr=0.1, schedule="constant", warmup_epochs=0, nesterov=False,
+                  weight_decay=0, augment="none"),
 }
 
-
-@dataclass(frozen=True)
-class Baseline(Recipe):
-    lr: float = 0.2
-    augment: tuple = ("crop", "flip", "autoaugment", "erase", "cutout")
-    stage: str = setting("augmented", "documented stage, which sets the other defaults", str, choices=tuple(STAGES))
-    width: int = option(64, "channels of the first stage", integer(1))
-    zero_init: bool = option(True, "zero-initialise the last normalization of each block")
-
-    def run_name(self, model_name):
-        return super().run_name(model_name if self.stage == "augmented" else f"{model_name}-{self.stage}")
-
-
-@command
-def main():
-    run(parse(Baseline, __doc__, stage=STAGES))
-
-
 if __name__ == "__main__":
-    main()
+    with command():
+        run(parse(__doc__, STAGES, by="stage"))

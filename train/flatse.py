@@ -9,33 +9,17 @@ weights averaged. 300 epochs, for a GPU: no score yet.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.engine.command import command, integer, number
+from train.engine.command import command
+from train.engine.flags import parse
 from train.engine.loop import run
-from train.engine.recipe import Recipe, option, parse
 
-
-@dataclass(frozen=True)
-class FlatSE(Recipe):
-    model: str = "flatse"
-    epochs: int = 300
-    weight_decay: float = 5e-4
-    ema_decay: float = 0.999
-    augment: tuple = ("crop", "flip", "autoaugment")
-    mix: str = "cutmix:1.0:0.5"
-    width: int = option(80, "channels of the first stage", integer(1))
-    depth: int = option(30, "layers, 14n + 2", integer(16))
-    drop_path: float = option(0.1, "probability that an image skips the last block, less before", number(0, 1))
-
-
-@command
-def main():
-    run(parse(FlatSE, __doc__))
-
+RECIPE = dict(model="flatse", drop_path=0.1, epochs=300, ema_decay=0.999, augment="crop,flip,autoaugment",
+              mix="cutmix:1.0:0.5")
 
 if __name__ == "__main__":
-    main()
+    with command():
+        run(parse(__doc__, RECIPE))

@@ -8,33 +8,16 @@ erasing and RICAP. 300 epochs, for a GPU: no score yet.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.engine.command import command, integer, number
+from train.engine.command import command
+from train.engine.flags import parse
 from train.engine.loop import run
-from train.engine.recipe import Recipe, option, parse
 
-
-@dataclass(frozen=True)
-class PyramidNet(Recipe):
-    model: str = "pyramidnet"
-    epochs: int = 300
-    weight_decay: float = 1e-4
-    augment: tuple = ("crop", "flip", "autoaugment", "erase")
-    mix: str = "ricap"
-    depth: int = option(110, "layers, 6n + 2 (with --bottleneck 9n + 2)", integer(8))
-    widening: int = option(99, "channels added from the first block to the last", integer(1))
-    bottleneck: bool = option(False, "bottleneck instead of basic blocks")
-    shakedrop: float = option(0.5, "survival probability of the last block, 1 for no ShakeDrop", number(0, 1))
-
-
-@command
-def main():
-    run(parse(PyramidNet, __doc__))
-
+RECIPE = dict(model="pyramidnet", epochs=300, weight_decay=1e-4, augment="crop,flip,autoaugment,erase", mix="ricap")
 
 if __name__ == "__main__":
-    main()
+    with command():
+        run(parse(__doc__, RECIPE))

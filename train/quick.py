@@ -13,74 +13,18 @@ several steps (README has the commands): 4,623,544 parameters, 95.55 %.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import train  # a library that is missing is told in one line
 
-from augment.basic import normalize
-from train.engine.command import command, integer, number
+from train.engine.command import command
+from train.engine.flags import parse
 from train.engine.loop import run
-from train.engine.recipe import Recipe, option, parse, setting
 
-SHIFT_LR = 64  # the normalizations' shifts learn so much faster (section 3.4)
-WHITENED = 5_000  # images that the first layer is computed from
-
-
-@dataclass(frozen=True)
-class Quick(Recipe):
-    model: str = "fastnet"
-    epochs: int = 14
-    batch_size: int = 512
-    lr: float = 0.75
-    momentum: float = 0.85
-    weight_decay: float = 1.3e-3
-    warmup_epochs: float = 2.0
-    warmup_lr: float | None = setting(None, "learning rate that the warm-up begins from [lr / 5]", number(0))
-    smoothing: float = 0.2
-    augment: tuple = ("shift",)
-    alternate_flip: bool = True
-    small: float = 0.5
-    columns: int = option(2, "networks side by side whose logits are averaged", integer(1))
-    width: int = option(64, "channels of the first stage", integer(1))
-    middle: int | None = option(None, "channels of the second stage [4 x the first]", integer(1))
-    top: int | None = option(None, "channels of the third stage [as the second]", integer(1))
-    residual: bool = option(False, "a third convolution a stage, with a shortcut")
-
-    @property
-    def identity(self):
-        """Without the columns where there is one, as what was trained before there were several."""
-        values = super().identity
-        return {name: value for name, value in values.items() if name != "columns" or value > 1}
-
-    def learning_rate(self, step, steps):
-        """Straight up during the warm-up, from a fifth of the peak, and straight down after it."""
-        warmup = self.warmup_steps(steps)
-        first = 0.2 if self.warmup_lr is None else self.warmup_lr / self.lr  # the share of the peak it begins from
-        if step < warmup:
-            return self.lr * (first + (1 - first) * step / warmup)
-        return self.min_lr + (self.lr - self.min_lr) * (steps - step) / max(1, steps - warmup)
-
-    def parameter_groups(self, model):
-        """The normalizations' shifts learn faster; as SGD multiplies the decay by the learning rate, it is divided."""
-        shifts = dict.fromkeys(
-            p for name, p in model.named_parameters() if name.startswith("stage") and name.endswith("bias"))
-        others = [group | {"params": [p for p in group["params"] if p not in shifts]}
-                  for group in super().parameter_groups(model)]
-        return [*others, {"params": list(shifts), "lr_scale": SHIFT_LR,
-                          "weight_decay": self.weight_decay / SHIFT_LR if self.decay_all else 0.0}]
-
-    def prepare(self, train, model):
-        """Compute the first layer from the first training images."""
-        model.whiten(normalize(train.images[:WHITENED]))
-        return super().prepare(train, model)
-
-
-@command
-def main():
-    run(parse(Quick, __doc__))
-
+RECIPE = dict(model="fastnet", columns=2, epochs=14, batch_size=512, lr=0.75, schedule="triangular", warmup_epochs=2,
+              momentum=0.85, weight_decay=1.3e-3, norm_bias_lr=64, smoothing=0.2, augment="shift", alternate_flip=True,
+              low_res=0.5)
 
 if __name__ == "__main__":
-    main()
+    with command():
+        run(parse(__doc__, RECIPE))

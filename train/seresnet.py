@@ -10,36 +10,17 @@ score yet.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.engine.command import command, integer, number
+from train.engine.command import command
+from train.engine.flags import parse
 from train.engine.loop import run
-from train.engine.recipe import Recipe, option, parse
 
-
-@dataclass(frozen=True)
-class SEResNet(Recipe):
-    model: str = "seresnet164"
-    epochs: int = 300
-    weight_decay: float = 1e-4
-    warmup_epochs: float = 30.0
-    augment: tuple = ("crop", "flip", "autoaugment", "erase")
-    mix: str = "ricap"
-    depth: int = option(164, "layers, 9n + 2", integer(11))
-    width: int = option(16, "planes of the first stage", integer(1))
-    reduction: int = option(4, "factor by which squeeze and excitation narrows", integer(1))
-    zero_init: bool = option(True, "zero-initialise the last normalization of each block")
-    head_std: float | None = option(None, "deviation of the head's first weights [inputs ** -0.5]",
-                                    number(0, above=True))
-
-
-@command
-def main():
-    run(parse(SEResNet, __doc__))
-
+RECIPE = dict(model="seresnet164", epochs=300, weight_decay=1e-4, warmup_epochs=30,
+              augment="crop,flip,autoaugment,erase", mix="ricap")
 
 if __name__ == "__main__":
-    main()
+    with command():
+        run(parse(__doc__, RECIPE))

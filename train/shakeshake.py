@@ -10,32 +10,17 @@ budget, it is marked as a teacher. 300 epochs, for a GPU: no score yet.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.engine.command import command, integer
+from train.engine.command import command
+from train.engine.flags import parse
 from train.engine.loop import run
-from train.engine.recipe import Recipe, option, parse
 
-
-@dataclass(frozen=True)
-class ShakeShake(Recipe):
-    model: str = "shakeshake26-32"
-    epochs: int = 300
-    lr: float = 0.2
-    weight_decay: float = 1e-4
-    augment: tuple = ("crop", "flip", "autoaugment", "erase")
-    mix: str = "ricap"
-    width: int = option(32, "channels of each branch in the first stage", integer(2))
-    se: bool = option(False, "squeeze and excitation on each branch")
-
-
-@command
-def main():
-    run(parse(ShakeShake, __doc__), teacher=True)
-
+RECIPE = dict(model="shakeshake26-32", epochs=300, lr=0.2, weight_decay=1e-4, augment="crop,flip,autoaugment,erase",
+              mix="ricap", allow_over_budget=True)
 
 if __name__ == "__main__":
-    main()
+    with command():
+        run(parse(__doc__, RECIPE))

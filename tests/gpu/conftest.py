@@ -11,8 +11,8 @@ import os
 import pytest
 import torch
 
-from train.engine import loop, parallel
-from train.engine.device import device_of
+from train.engine import device as devices
+from train.engine import distributed
 
 ON = os.getenv("CUDA_TESTS_ON", "cuda")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic mode asks for it
@@ -22,7 +22,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic
 def device():
     if ON == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here; CUDA_TESTS_ON=cpu rehearses on the CPU")
-    return device_of(ON)
+    return devices.device_of(ON)
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def compiled(request, device, compiler, monkeypatch):
 
     def compile(network):
         with monkeypatch.context() as patch:
-            patch.setattr(parallel, "world_size", lambda: 1 if request.param == "cuda graphs" else 2)
-            return loop.compiled(network, device)
+            patch.setattr(distributed, "world_size", lambda: 1 if request.param == "cuda graphs" else 2)
+            return devices.compiled(network, device)
 
     return compile
 

@@ -1,19 +1,16 @@
 """Networks on the GPU: bfloat16, the compiler with and without CUDA graphs, their noise, and scores as on the CPU."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import models
 from augment.basic import normalize
-from distill.student import Teachers, student_of
+from distill import student
 from models import MODELS
-from train.engine import predict
 from train.engine.device import autocast
-from train.engine.loop import train_step
-from train.engine.state import optimizer_of
+from train.engine.loop import parameter_groups, train_step
+from train.engine.network import Frozen, logits
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")]
 
@@ -56,11 +53,11 @@ def step(model, network, images, seed, precision="float32"):
     torch.manual_seed(seed)
     model.zero_grad()
     with autocast(images.device, precision):
-        logits = network(images)
-    answers = logits.float().flatten(0, -2)  # of each column, where there are several
-    F.cross_entropy(answers, torch.arange(len(answers), device=images.device) % 10).backward()
+        found = network(images)
+    rows = found.float().flatten(0, -2)  # of each column, where there are several
+    F.cross_entropy(rows, torch.arange(len(rows), device=images.device) % 10).backward()
     gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
-    return logits.detach().float().clone(), torch.cat(gradients).clone()
+    return found.detach().float().clone(), torch.cat(gradients).clone()
 
 
 def distance(found, wanted):
@@ -74,8 +71,8 @@ def distance(found, wanted):
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_is_close_to_float32(name, device):
     model, images = build(name, device).train(), batch(device)
-    (exact, slope), (logits, gradient) = (step(model, model, images, 2, p) for p in ("float32", "bfloat16"))
-    assert gradient.isfinite().all() and distance(logits, exact) < 0.2
+    (exact, slope), (found, gradient) = (step(model, model, images, 2, p) for p in ("float32", "bfloat16"))
+    assert gradient.isfinite().all() and distance(found, exact) < 0.2
     assert F.cosine_similarity(gradient, slope, 0) > 0.8
 
 
@@ -85,8 +82,8 @@ def test_scores_are_those_of_the_cpu(name, device):
     for key, value in model.state_dict().items():
         if key.endswith("running_var"):
             value.uniform_(0.5, 1.5)
-    wanted = predict.logits(model, images, tta=True)
-    found = predict.logits(model.to(device), images, tta=True)
+    wanted = logits(model, images, tta=True)
+    found = logits(model.to(device), images, tta=True)
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max().clamp(min=1)
 
 
@@ -100,9 +97,9 @@ def test_compiled_equals_eager_with_gradients_and_noise(family, device, compiled
     for seed in (3, 4, 5, 3):  # the first compiles, the second records the graphs, the others replay them
         images = batch(device, seed=seed)
         with torch._inductor.config.patch(fallback_random=True):  # torch's own numbers, as eager draws them
-            logits, gradient = step(model, network, images, seed)
+            found, gradient = step(model, network, images, seed)
         wanted, slope = step(model, model, images, seed)
-        assert distance(logits, wanted) < 1e-3 and distance(gradient, slope) < 1e-2, seed
+        assert distance(found, wanted) < 1e-3 and distance(gradient, slope) < 1e-2, seed
 
 
 @pytest.mark.parametrize("family", STOCHASTIC)
@@ -111,7 +108,7 @@ def test_noise_differs_from_step_to_step_and_follows_from_the_seed(family, devic
     network = compiled(model)
     step(model, network, images, 0), step(model, network, images, 0)  # to compile, and to record the graphs
     first, other, again = (step(model, network, images, seed) for seed in (5, 6, 5))
-    for one, two, three in zip(first, other, again):  # logits, gradients
+    for one, two, three in zip(first, other, again, strict=True):  # logits, gradients
         assert distance(two, one) > 1e-2 and distance(three, one) < 1e-4
 
 
@@ -121,42 +118,45 @@ def test_a_captured_step_draws_new_noise_within_one_seed(family, device, compile
     network = compiled(model)
     step(model, network, images, 0)
     torch.manual_seed(1)
-    answers = []
+    found = []
     for _ in range(4):
         model.zero_grad()  # a graph's gradients are gone with its next run
-        logits = network(images)
-        answers.append(logits.detach().clone())
-        logits.sum().backward()
-    assert all(distance(a, b) > 1e-2 for i, a in enumerate(answers) for b in answers[:i])
+        one = network(images)
+        found.append(one.detach().clone())
+        one.sum().backward()
+    assert all(distance(a, b) > 1e-2 for i, a in enumerate(found) for b in found[:i])
 
 
 # ---------------------------------------------------------------- teachers
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_compiled_teachers_answer_as_eager_ones(precision, device, compiled):
+def test_compiled_teachers_answer_as_eager_ones(precision, device, compiler):
     networks = [small(family, device) for family in ("resnet", "seresnet")]
     for network in networks:
         network(batch(device))  # running statistics of its own
-    eager, fast = Teachers(networks, precision), Teachers(networks, precision, compiling=True)
+    eager = Frozen(networks, precision)
+    fast = torch.compile(eager, dynamic=False)
     first = fast(batch(device, seed=1))
     kept, second = first.clone(), fast(batch(device, seed=2))
     tolerance = 1e-4 if precision == "float32" else 3e-2
-    assert torch.equal(first, kept), "an answer is not overwritten by the next"
-    for answer, seed in ((first, 1), (second, 2)):
-        assert answer.dtype == torch.float32 and distance(answer, eager(batch(device, seed=seed))) < tolerance
+    assert torch.equal(first, kept), "logits are not overwritten by the next"
+    for found, seed in ((first, 1), (second, 2)):
+        assert found.dtype == torch.float32 and distance(found, eager(batch(device, seed=seed))) < tolerance
 
 
 def test_a_student_and_its_teachers_train_compiled_as_eager(device, compiled):
-    teacher = small("resnet", device)
+    args = student.configuration("--model seresnet20 --teachers teacher.pt --precision float32 --lr 0.01".split())
+    teacher, losses = small("resnet", device), []
     teacher(batch(device))
-    losses = []
     for compiling in (False, True):
-        student = small("seresnet", device)
-        recipe = replace(student_of("seresnet20")(), precision="float32", lr=0.01, teachers=("teacher.pt",))
-        recipe.__dict__["teach"] = Teachers([teacher], "float32", compiling)  # instead of reading their files
-        network, optimizer = compiled(student) if compiling else student, optimizer_of(student, recipe)
-        hard = F.one_hot(torch.arange(16, device=device) % 10, 10).float()
-        parts = [train_step(network, optimizer, recipe, batch(device, seed=seed), [hard])[0] for seed in range(4)]
+        model, teach = small("seresnet", device), Frozen([teacher])
+        network = compiled(model) if compiling else model
+        teach = torch.compile(teach, dynamic=False) if compiling else teach
+        optimizer = torch.optim.SGD(parameter_groups(args, model), lr=args.lr, momentum=args.momentum, nesterov=True,
+                                    weight_decay=args.weight_decay, fused=device.type == "cuda")
+        hard, parts = F.one_hot(torch.arange(16, device=device) % 10, 10).float(), []
+        for images in (batch(device, seed=seed) for seed in range(4)):
+            parts += train_step(network, optimizer, args, student.loss_of(args), images, [hard, teach(images)])[:1]
         losses.append(torch.tensor([[part["loss"].item(), part["soft"].item()] for part in parts]))
     assert torch.allclose(*losses, rtol=1e-2) and losses[0].isfinite().all()

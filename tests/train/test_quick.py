@@ -1,34 +1,41 @@
 """The quick recipe: its schedule, parameter groups and mirroring against numbers by hand, and a run of it."""
 
-from dataclasses import replace
+import runpy
 
+import pandas as pd
 import pytest
 import torch
+import toy
 
 import models
-import toy
 from augment import AUGMENTATIONS
 from augment.basic import crop, normalize
 from train import quick
-from train.engine import checkpoint, data, loop
-from train.engine.loop import derive
-from train.engine.recipe import Recipe
+from train.data import cifar10
+from train.engine import checkpoint, loop
+from train.engine.batches import batches, derive
+from train.engine.flags import config, parse
+
+RECIPE = quick.RECIPE
+
+
+def main():
+    runpy.run_path(quick.__file__, run_name="__main__")
 
 
 def test_the_triangle_by_hand():
     """Ten steps, two of warm-up: from a fifth to the peak, then straight down towards the floor."""
-    recipe = quick.Quick(epochs=10, warmup_epochs=4.0, lr=2.0, min_lr=0.2)  # a fifth of the run is two epochs
-    rates = [recipe.learning_rate(step, 10) for step in range(10)]
+    args = config(RECIPE, epochs=10, warmup_epochs=4, lr=2.0, min_lr=0.2)  # a fifth of the run is two epochs
+    rates = [loop.learning_rate(args, step, 10) for step in range(10)]
     assert rates == pytest.approx([0.4, 1.2, 2.0, 1.775, 1.55, 1.325, 1.1, 0.875, 0.65, 0.425])
-    rates = [replace(recipe, warmup_lr=1.0).learning_rate(step, 10) for step in range(4)]
-    assert rates == pytest.approx([1.0, 1.5, 2.0, 1.775])
+    args.warmup_lr = 1.0
+    assert [loop.learning_rate(args, step, 10) for step in range(4)] == pytest.approx([1.0, 1.5, 2.0, 1.775])
 
 
 @pytest.mark.parametrize("decay_all, decays", [(True, [1.3e-3] * 3), (False, [1.3e-3, 0.0, 0.0])])
 def test_the_shifts_learn_faster_with_the_same_decay_per_step_and_frozen_weights_are_in_no_group(decay_all, decays):
-    recipe = quick.Quick(decay_all=decay_all)
-    model = models.build("fastnet", width=4)
-    optimizer = torch.optim.SGD(recipe.parameter_groups(model), lr=1, weight_decay=recipe.weight_decay)
+    args, model = config(RECIPE, decay_all=decay_all), models.build("fastnet", width=4)
+    optimizer = torch.optim.SGD(loop.parameter_groups(args, model), lr=1, weight_decay=args.weight_decay)
     decay = {p: group["weight_decay"] * group.get("lr_scale", 1) for group in optimizer.param_groups
              for p in group["params"]}
     shifts = [layer.bias for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
@@ -43,56 +50,52 @@ def test_the_shifts_learn_faster_with_the_same_decay_per_step_and_frozen_weights
 def test_a_group_learns_at_its_own_rate(toy_set, tmp_path):
     """One step of plain SGD from the same weights: the shifts move 64 times as far as with one group."""
 
-    def moved(name, **hooks):
-        recipe = quick.Quick(data=str(toy_set), fold=None, epochs=1, batch_size=60, nesterov=False, weight_decay=0.0,
-                             momentum=0.0, warmup_epochs=0.0, width=2, columns=1, device="cpu", lr=1e-3,
-                             precision="float32", out=str(tmp_path / name))
+    def moved(name, **changes):
+        plain = dict(columns=1, width=2, epochs=1, batch_size=60, lr=1e-3, warmup_epochs=0, momentum=0, nesterov=False,
+                     weight_decay=0, fold=None, device="cpu", precision="float32")
+        args = config(RECIPE | plain, data=toy_set, out=tmp_path / name, **changes)
         torch.manual_seed(derive(0, "init"))
         before = models.build("fastnet", width=2).state_dict()
-        after = checkpoint.load_weights(loop.run(toy.hook(recipe, **hooks)))["state"]
+        after = checkpoint.load_weights(loop.run(args))["state"]
         return {key: (after[key] - before[key]).double() for key in before if key.endswith(("weight", "bias"))}
 
-    one, two = moved("one.pt", parameter_groups=Recipe().parameter_groups), moved("two.pt")
+    one, two = moved("one.pt", norm_bias_lr=1), moved("two.pt")
     for key, step in one.items():
         scale = 64 if key.startswith("stage") and key.endswith("bias") else 1
         torch.testing.assert_close(two[key], step * scale, rtol=1e-3, atol=1e-6)
     assert one["stage1.2.bias"].any() and two["whitening.weight"].equal(one["whitening.weight"])
 
 
-def test_one_column_has_the_identity_that_it_had_before_there_were_several():
-    assert "columns" not in quick.Quick(columns=1).identity and quick.Quick().identity["columns"] == 2
-
-
 def test_columns_learn_as_if_each_were_alone():
     """Three steps of two columns and of the two as networks of their own, by each one's own loss."""
     torch.manual_seed(0)
-    recipe, wide = quick.Quick(lr=0.01, precision="float32"), dict(width=4, middle=6, top=5, residual=True)
-    both = models.build("fastnet", columns=2, **wide).double()
+    args, loss = config(RECIPE, precision="float32"), loop.cross_entropy(0.2)
+    both = models.build("fastnet", columns=2, widths=(4, 6, 5), residual=True).double()
     networks = both, *toy.columns_of(both)
     for network in networks:
         network.whitening.bias.requires_grad_(False)  # the one thing that they share
-    optimizers = [torch.optim.SGD(recipe.parameter_groups(network), lr=0.01, momentum=0.85, nesterov=True,
+    optimizers = [torch.optim.SGD(loop.parameter_groups(args, network), lr=0.01, momentum=0.85, nesterov=True,
                                   weight_decay=1.3e-3) for network in networks]
     for _ in range(3):
         images = torch.randn(12, 3, 32, 32, dtype=torch.float64)
-        hard = data.one_hot(torch.randint(10, (12,))).double()
-        steps = [loop.train_step(*pair, recipe, images, [hard]) for pair in zip(networks, optimizers)]
+        hard = cifar10.one_hot(torch.randint(10, (12,))).double()
+        steps = [loop.train_step(*pair, args, loss, images, [hard]) for pair in zip(networks, optimizers, strict=True)]
         (parts, logits), *alone = steps
         torch.testing.assert_close(logits, sum(logits for _, logits in alone) / 2)
         torch.testing.assert_close(parts["loss"], sum(parts["loss"] for parts, _ in alone) / 2)
-    for moved, alone in zip(toy.columns_of(both), networks[1:]):
+    for moved, alone in zip(toy.columns_of(both), networks[1:], strict=True):
         torch.testing.assert_close(moved.state_dict(), alone.state_dict())
     assert not torch.equal(networks[1].stage1[4].weight, networks[2].stage1[4].weight)
 
 
 def test_alternate_flip_mirrors_every_image_in_every_other_epoch(toy_set):
-    dataset, recipe = data.load(toy_set), Recipe(augment=(), alternate_flip=True, batch_size=12)
+    dataset, args = cifar10.load(toy_set), config({}, augment="none", alternate_flip=True, batch_size=12)
     number = torch.arange(60.0).view(60, 1)
     plain, mirrored = normalize(dataset.images), normalize(dataset.images.flip(-1))
     history = torch.zeros(4, 60, dtype=torch.bool)
     for epoch in range(4):
-        for images, rows in loop.batches(dataset.images, [number], recipe, epoch):
-            for image, row in zip(images, rows[:, 0].long().tolist()):
+        for images, rows in batches(dataset.images, [number], args, epoch):
+            for image, row in zip(images, rows[:, 0].long().tolist(), strict=True):
                 history[epoch, row] = torch.equal(image, mirrored[row])
                 assert history[epoch, row] or torch.equal(image, plain[row])
     assert torch.equal(history[0], ~history[1]) and torch.equal(history[:2], history[2:])
@@ -108,22 +111,19 @@ def test_shift_is_a_crop_by_two_pixels_with_a_mirrored_edge():
 def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, typed):
     out = tmp_path / "quick.pt"
     words = ("--width", 4, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1, "--device", "cpu")
-    code, printed, _ = typed(quick.main, "--data", toy_set, "--out", out, *words)
-    assert code == 0 and "fastnet-2x4" in printed
+    code, printed, err = typed(main, "--data", toy_set, "--out", out, *words)
+    assert code == 0 and printed.startswith("fastnet-2x4: "), err
     state, expected = checkpoint.load_weights(out)["state"], models.build("fastnet", width=4, columns=2)
-    expected.whiten(normalize(data.load(toy_set).images))
+    expected.whiten(normalize(cifar10.load(toy_set).images))
     assert torch.equal(state["whitening.weight"], expected.whitening.weight)
     # With labels smoothed by 0.2 no loss can be below the entropy of (0.82, 0.02 x 9).
-    assert all(float(line.split(",")[2]) > 0.8666 for line in out.with_suffix(".csv").read_text().splitlines()[1:])
+    assert (pd.read_csv(out.with_suffix(".csv"))["train_loss"] > 0.8666).all()
 
 
 @pytest.mark.parametrize("words, name", [
-    ((), "fastnet-2x4-fold0"), (("--middle", 8, "--top", 12, "--residual"), "fastnet-2x4-8-12-res-fold0"),
-    (("--noval", "--seed", 1, "--columns", 1), "fastnet-4-noval-seed1"),
+    ("", "fastnet-m-fold0"), ("--widths 4,8,12 --residual", "fastnet-2x4-8-12-res-fold0"),
+    ("--width 4 --noval --seed 1 --columns 1", "fastnet-4-noval-seed1"),
 ])
-def test_the_widths_reach_the_network_and_the_name_of_the_run(toy_set, tmp_path, typed, monkeypatch, words, name):
-    monkeypatch.setattr(loop, "ROOT", tmp_path)
-    (tmp_path / "weights").mkdir()
-    small = ("--data", toy_set, "--width", 4, "--epochs", 1, "-b", 20, "--device", "cpu")
-    code, _, err = typed(quick.main, *small, *words)
-    assert code == 0 and (tmp_path / "weights" / f"{name}.pt").exists(), err
+def test_the_widths_reach_the_network_and_the_name_of_the_run(words, name):
+    args = parse(quick.__doc__, RECIPE, argv=words.split())
+    assert loop.run_name(args, loop.build(args).name) == name

@@ -3,32 +3,35 @@
     weights/<run>.pt        weights, recipe, log and provenance, when the run is finished
     weights/<run>.csv       one row per epoch
     weights/<run>.last.pt   the state to resume from, until the run is finished; <run>.last.bak is the one before it
-    weights/<run>.lock      held by the process that trains
+    weights/.<run>.lock     locked by the process that trains
 
 A file is written beside its name, flushed to the disk and moved over the name, so a reader finds the old
 content or the new one, never a part. Tensors and plain values only are stored, loaded with weights_only=True, and a
 sha256 over all of them is stored with them: a damaged file is recognised, not trained on.
 """
 
-import fcntl
+import errno
 import glob
 import hashlib
 import io
 import os
-import socket
-import tempfile
+import secrets
 import zipfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, SoftFileLock, Timeout
 
-from train.engine.command import UserError, check_target, one_line, out_of_memory
+from train import UserError, one_line
+from train.engine.command import check_target, out_of_memory
 from train.engine.progress import say
 
-FORMAT = "cifar10-under-5m/1"
+FORMAT = "cifar10-under-5m/2"
+NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of shared file systems
 LOG = b"epoch,lr,"  # what the log of a run begins with
 
 
@@ -36,47 +39,50 @@ class Damaged(UserError):
     """A checkpoint that cannot be read or whose digest does not match."""
 
 
-def is_state(path):
+def is_state(path: str | Path) -> bool:
     """Whether a file, by its name, is a state to resume from."""
     return str(path).endswith(".last.pt")
 
 
-def write(path, save, backup=None):
-    """Call `save(handle)` on a temporary file beside `path`, flush it, and move it over `path`.
+def write(path: str | Path, save: Callable, backup: Path | None = None) -> None:
+    """Call `save(handle)` on a temporary file beside `path`, flush it, and move it over `path`; a link is followed.
 
     backup: a path under which the old content is kept. Raises OSError that names `path` (disk full, read-only folder);
     what it held is then still there, and no temporary file is left.
     """
-    path, handle = Path(path), None
+    path = Path(path).resolve()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
-        with handle:
+        with open(temporary, "xb") as handle:
             save(handle)
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(handle.name, 0o644)
         if backup and path.exists():
             os.replace(path, backup)
-        os.replace(handle.name, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # or the renames would not survive a power cut
-        os.fsync(folder)
-        os.close(folder)
+        os.replace(temporary, path)
     except BaseException as error:
-        if handle:
-            Path(handle.name).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:
-            raise OSError(error.errno, error.strerror, str(path))
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+    with suppress(OSError):  # or the renames might not survive a power cut; some shared file systems cannot do it
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8 as `write` does."""
     write(path, lambda handle: handle.write(text.encode()))
 
 
 # ---------------------------------------------------------------- tensors and plain values
 
 
-def digest(tree):
+def digest(tree) -> str:
     """sha256 over nested dicts, lists, tensors and plain values, as 64 hex digits."""
     sha = hashlib.sha256()
 
@@ -89,7 +95,7 @@ def digest(tree):
             sha.update(f"dict {len(value)}".encode())
             for key, item in value.items():
                 feed(key), feed(item)
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, list | tuple):
             sha.update(f"list {len(value)}".encode())
             for item in value:
                 feed(item)
@@ -100,7 +106,17 @@ def digest(tree):
     return sha.hexdigest()
 
 
-def save(path, content, backup=None):
+def digest_of_files(paths: Sequence[str | Path]) -> str:
+    """16 hex digits for the content of files, or of all files of folders; a word that is no file stands for itself."""
+    sha = hashlib.sha256()
+    for path in map(Path, paths):
+        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            sha.update(file.read_bytes() if file.exists() else str(file).encode())
+    return sha.hexdigest()[:16]
+
+
+def save(path: str | Path, content: dict, backup: Path | None = None) -> None:
     """Write a dict of tensors and plain values, with its format and digest, atomically."""
     stored = {"format": FORMAT, "content": content, "digest": digest(content)}
     buffer = io.BytesIO()  # torch.save on a full disk would hide the reason
@@ -108,7 +124,7 @@ def save(path, content, backup=None):
     write(path, lambda handle: handle.write(buffer.getbuffer()), backup)
 
 
-def load(path):
+def load(path: str | Path) -> dict:
     """The content that `save` wrote, on the CPU. Executes nothing.
 
     Raises Damaged, FileNotFoundError, or UserError for what the disk does not give and for another version's format.
@@ -118,7 +134,7 @@ def load(path):
     except FileNotFoundError:
         raise
     except OSError as error:  # it may be whole, and readable another time
-        raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)})")
+        raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)})") from None
     try:
         if not zipfile.is_zipfile(buffer):
             raise ValueError("it is no zip of torch.save, or only a part of one")
@@ -134,7 +150,7 @@ def load(path):
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         if "Weights only load failed" in str(error):
             reason = "it holds more than tensors and plain values"
-        raise Damaged(f"{path} cannot be read as a checkpoint ({reason})")
+        raise Damaged(f"{path} cannot be read as a checkpoint ({reason})") from None
     if written_as != FORMAT:
         raise UserError(f"{path} is of another format, {written_as}: this version reads and writes {FORMAT}")
     if found != wanted:
@@ -142,8 +158,8 @@ def load(path):
     return content
 
 
-def load_weights(path):
-    """The content of a finished weights file: model, options, state, recipe, provenance.
+def load_weights(path: str | Path) -> dict:
+    """The content of a finished weights file: model, options, state, config, provenance.
 
     Raises UserError, naming the file, when it is missing, damaged, or a resume state.
     """
@@ -155,7 +171,7 @@ def load_weights(path):
     return content
 
 
-def evaluated(content):
+def evaluated(content: dict) -> dict:
     """The state of the network that counts, of finished weights: the moving average's when there is one."""
     return content["ema"] or content["state"]
 
@@ -170,51 +186,42 @@ class Run:
     place of its log is taken by a CSV that is none, the labels that it learns from perhaps.
     """
 
-    def __init__(self, weights):
+    def __init__(self, weights: str | Path):
         self.weights = Path(weights)
         stem = self.weights.name.removesuffix(".pt")
-        self.csv, self.last, self.backup, self.lock = (
-            self.weights.with_name(stem + end) for end in (".csv", ".last.pt", ".last.bak", ".lock"))
+        self.csv, self.last, self.backup = (self.weights.with_name(stem + end)
+                                            for end in (".csv", ".last.pt", ".last.bak"))
+        self.lock = self.weights.with_name(f".{stem}.lock")
 
-    def __enter__(self):
+    def __enter__(self) -> "Run":
         check_target("--out", self.weights, ".pt")
         if self.csv.exists() and self.csv.read_bytes()[:len(LOG)] not in (LOG, b""):
             raise UserError(f"--out {self.weights}: its log would replace {self.csv}, which is no log: choose another")
-        try:
-            self.acquire()
-        except BlockingIOError:
-            self.handle.close()
-            holder = self.lock.read_text() if self.lock.exists() else ""
-            raise UserError(f"{self.weights} is being trained by {holder or 'another process'}")
-        except OSError as error:
-            raise UserError(f"--out {self.weights}: cannot write there ({error.strerror})")
-        self.handle.truncate(0)
-        self.handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.handle.flush()
+        # Where the file system has no flock, a file that exists is the lock.
+        for lock in (FileLock(self.lock, timeout=0), SoftFileLock(self.lock.with_suffix(".softlock"), timeout=0)):
+            try:
+                self.held = lock
+                lock.acquire()
+                break
+            except Timeout:
+                dead = f" (if none runs, delete {lock.lock_file})" if isinstance(lock, SoftFileLock) else ""
+                raise UserError(f"{self.weights} is being trained by another process{dead}") from None
+            except OSError as error:
+                if isinstance(lock, SoftFileLock) or error.errno not in NO_FLOCK:
+                    raise UserError(f"--out {self.weights}: cannot write there ({error.strerror})") from None
         for file in (self.weights, self.csv, self.last):
             for litter in file.parent.glob(f".{glob.escape(file.name)}.*"):  # of a process killed while it wrote
                 litter.unlink()
         return self
 
-    def acquire(self):
-        """Lock the lock file; the kernel frees it when its holder dies."""
-        while True:
-            self.handle = open(self.lock, "a")
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samefile(self.lock, self.handle.fileno()):
-                    return
-            self.handle.close()  # its former holder has just removed this file: try again
+    def __exit__(self, *_) -> None:
+        self.held.release()
 
-    def __exit__(self, *_):
-        self.lock.unlink(missing_ok=True)
-        self.handle.close()
-
-    def save_state(self, state):
+    def save_state(self, state: dict) -> None:
         """Store what a resumed run needs; the state before it is kept as the backup."""
         save(self.last, state, self.backup)
 
-    def load_state(self, say=say):
+    def load_state(self, say: Callable = say) -> dict | None:
         """The newest state that is whole, or None when there is none at all.
 
         A damaged state is told of and the one before it used; UserError when no other is left: never a silent start
@@ -233,38 +240,39 @@ class Run:
             return state
         if damaged:
             raise UserError(f"{'; '.join(damaged)}; --fresh starts over")
+        return None
 
-    def forget(self):
+    def forget(self) -> None:
         """Remove the saved states (--fresh), the newest last; what is finished stays until new weights replace it."""
         for path in (self.backup, self.last):
             path.unlink(missing_ok=True)
 
-    def finished(self):
+    def finished(self) -> dict | None:
         """The content of the finished weights, or None when there are none, or a state that will replace them."""
         resumable = self.last.exists() or self.backup.exists()
         return load_weights(self.weights) if self.weights.exists() and not resumable else None
 
-    def finish(self, content):
+    def finish(self, content: dict) -> None:
         """Store the finished weights; there is nothing to resume any more."""
         save(self.weights, content)
         self.forget()
 
-    def save_csv(self, rows):
+    def save_csv(self, rows: list[dict]) -> None:
         """Write the whole log, one dict per epoch: a torn or doubled row cannot stay."""
         write_text(self.csv, pd.DataFrame(rows).to_csv(index=False))
 
 
-def nonfinite(tree, name="state"):
+def nonfinite(tree, name: str = "state") -> str | None:
     """The name of the first tensor in nested dicts with a NaN or infinity, or None."""
     if isinstance(tree, torch.Tensor):
         return name if tree.is_floating_point() and not torch.isfinite(tree).all() else None
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
     return next((found for key, value in items if (found := nonfinite(value, f"{name}.{key}"))), None)
 
 
-def check_same(state, recipe, data):
-    """UserError with the differences unless a saved state belongs to this recipe and these images."""
-    was, now = {**state["recipe"], "data": state["data"][:16]}, {**recipe, "data": data[:16]}
+def check_same(saved: dict, config: dict, data: str) -> None:
+    """UserError with the differences unless a saved state belongs to this configuration and these images."""
+    was, now = {**saved["config"], "data": saved["data"][:16]}, {**config, "data": data[:16]}
     different = [f"{key} {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
     if different:
         raise UserError(f"the saved run differs from this command ({', '.join(different)}): repeat the old command, "

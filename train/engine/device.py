@@ -1,20 +1,24 @@
-"""Where a network is computed, and in which precision."""
+"""Where a network is computed, in which precision, and whether it is compiled."""
 
 import os
 import platform
 import re
+import shutil
+import sysconfig
 from pathlib import Path
 
 import torch
 
-from train.engine import parallel
-from train.engine.command import UserError, count_of, warn
+from train import UserError
+from train.engine import distributed
+from train.engine.command import count_of, warn
 
+WORTH_COMPILING = 2_000  # steps on CUDA from which the compilation, a minute or so, is soon earned back
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
 DRIVER = Path("/dev/nvidiactl")  # NVIDIA's
 
 
-def device_of(name):
+def device_of(name: str) -> torch.device:
     """The torch.device for auto|cuda|cpu, this rank's GPU; UserError for cuda on a machine without it."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
@@ -24,15 +28,15 @@ def device_of(name):
         if name == "cpu" and torch.version.cuda and DRIVER.exists() and not hidden:
             warn("there is a driver of NVIDIA's, but torch can use no GPU (is it 580 or newer?): on the CPU, then")
     if name == "cuda":
-        if parallel.local_rank() >= torch.cuda.device_count():
+        if max(distributed.local_rank() + 1, distributed.variable("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
             raise UserError(f"--nproc-per-node is above the number of GPUs here, {torch.cuda.device_count()}")
-        torch.cuda.set_device(parallel.local_rank())
+        torch.cuda.set_device(distributed.local_rank())
         # All batches have one shape; what is fastest on it may differ from process to process.
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     return torch.device(name)
 
 
-def precision_of(name, device):
+def precision_of(name: str, device: torch.device) -> str:
     """The precision of training, `float32` or `bfloat16`, for auto|float32|bfloat16 on a device.
 
     On a CPU that has fast units for it a step in bfloat16 is 1.5 to 2.2 times as fast as in float32. Without units it
@@ -45,21 +49,21 @@ def precision_of(name, device):
     return "bfloat16" if faster_in_bfloat16() else "float32"
 
 
-def faster_in_bfloat16():
+def faster_in_bfloat16() -> bool:
     """Whether this CPU multiplies faster in bfloat16 than in float32: with AMX, or with AMD's AVX512-BF16.
 
     Intel's AVX512-BF16 by itself, as where a virtual machine hides AMX, is slower than its float32.
     """
     amd = "AuthenticAMD" in (cpuinfo() or platform.processor())
-    return torch.cpu._is_amx_tile_supported() or amd and torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or (amd and torch.cpu._is_avx512_bf16_supported())
 
 
-def autocast(device, precision):
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context of a forward pass in training: bfloat16 where that is the precision, nothing in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def hardware(device):
+def hardware(device: torch.device) -> str:
     """The machine in words, times the ranks: `2 x NVIDIA H200`, `AMD EPYC 7763 64-Core Processor (AVX2), 2 threads`.
 
     In brackets stands what a CPU multiplies with, for that and the precision decide how long a run takes.
@@ -68,22 +72,58 @@ def hardware(device):
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{processor()} ({units()}), {count_of(torch.get_num_threads(), 'thread')}"
-    return name if parallel.world_size() == 1 else f"{parallel.world_size()} x {name}"
+    return name if distributed.world_size() == 1 else f"{distributed.world_size()} x {name}"
 
 
-def processor():
+def processor() -> str:
     """What the processor calls itself, or its kind where it does not: `arm64`."""
     called = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", cpuinfo(), re.MULTILINE)
     return called[1].strip() if called else platform.processor() or platform.machine()
 
 
-def cpuinfo():
+def cpuinfo() -> str:
     """What Linux says of the processors; empty elsewhere."""
     return CPUINFO.read_text() if CPUINFO.exists() else ""
 
 
-def units():
+def units() -> str:
     """What this CPU multiplies with at its fastest: AMX, AVX512-BF16, or what torch says: AVX512, AVX2, ..."""
     if torch.cpu._is_amx_tile_supported():
         return "AMX"
     return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else torch.backends.cpu.get_cpu_capability()
+
+
+def worth_compiling(wanted: bool | None, device: torch.device, steps: int) -> bool:
+    """Whether a run of so many steps compiles its networks: by --compile, or on CUDA where it pays and can be done.
+
+    UserError for --compile (`wanted`) where it cannot be done.
+    """
+    if wanted and not builds_kernels(device):
+        compiler = "gcc or clang" if device.type == "cuda" else "g++"
+        raise UserError(f"--compile needs a compiler ({compiler}) and Python's headers, and they are not all here")
+    pays = device.type == "cuda" and steps >= WORTH_COMPILING
+    return pays and builds_kernels(device) if wanted is None else wanted
+
+
+def want_of_compiler(wanted: bool | None, device: torch.device, steps: int) -> str:
+    """Why a run that would be compiled is not, in words."""
+    hindered = wanted is None and device.type == "cuda" and steps >= WORTH_COMPILING
+    return "not compiled for want of gcc or of Python.h" if hindered else ""
+
+
+def builds_kernels(device: torch.device) -> bool:
+    """Whether there is what kernels, or Triton's launchers of them, are built with: a compiler and Python's headers."""
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's has no headers
+    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    compiler = os.environ.get(variable) or any(map(shutil.which, names))
+    return bool(compiler) and Path(sysconfig.get_path("include", scheme), "Python.h").exists()
+
+
+def compiled(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The network compiled for batches of one size; on one GPU as CUDA graphs, for it is made of many small kernels.
+
+    A graph reads the seed of torch's generator when it is replayed, so the model's randomness follows from the step
+    as it does without (CUDAGeneratorState::replay_prologue).
+    """
+    graphs = device.type == "cuda" and distributed.world_size() == 1
+    return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else "default")

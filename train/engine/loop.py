@@ -1,258 +1,462 @@
-"""The training loop: `run` prepares what a recipe describes, `fit` trains it step by step.
+"""Training, from top to bottom: `run` makes finished weights of a configuration (flags.py).
 
 SGD with Nesterov momentum; the learning rate is a pure function of the step; images, labels and all augmentation live
 on the device. Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that
 was killed and resumed ends bit for bit as one that was not: on CPUs, and on one GPU in deterministic mode.
 """
 
-import hashlib
+import copy
+import math
 import os
-import shutil
-import sysconfig
+import platform
+import signal
+import subprocess
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-import augment
 import models
-from augment.basic import mirror, normalize
-from train.engine import checkpoint, data, parallel
-from train.engine.command import ROOT, UserError, count_of, short_path, user_errors
-from train.engine.device import autocast, hardware
-from train.engine.parallel import Ranks
+from augment.basic import normalize
+from train import ROOT, UserError
+from train.data import cifar10
+from train.engine import checkpoint, distributed, metrics
+from train.engine.batches import Ahead, batches, derive, steps_per_epoch
+from train.engine.command import command_line, count_of, short_path
+from train.engine.device import autocast, compiled, device_of, hardware, precision_of, want_of_compiler, worth_compiling
+from train.engine.distributed import Ranks
+from train.engine.flags import FILES, RUNTIME
+from train.engine.network import ENVIRONMENT, Frozen, Network, join_distinct, load, logits
 from train.engine.progress import Every, Progress, duration, say
-from train.engine.state import Signals, State, Stopped, commit, provenance
 
 SAVE_EVERY = 300.0  # seconds between two saved states
-LOOK_EVERY = 0.5  # seconds between two looks at the metrics, each of which waits for the device
-WORTH_COMPILING = 2_000  # steps on CUDA from which the compilation, a minute or so, is soon earned back
-SMALL = 20  # pixels of a side in the first part of a run with progressive resolution
-SPARED = 1 - (SMALL / 32) ** 2  # share of a step's work that these smaller images spare
+LOOK_EVERY = 0.5  # seconds between two looks at the loss, each of which waits for the device
+LOW_RES = 20  # pixels of a side in the first part of a run with --low-res
+SPARED = 1 - (LOW_RES / 32) ** 2  # share of a step's work that these smaller images spare
+WHITENED = 5_000  # images that a first layer is computed from
 
 
-def run(recipe, teacher=False):
-    """Do all that a training command does: data, model, budget, training, finished weights. Returns their path.
+def run(args: Namespace, targets: Callable | None = None, loss: Callable | None = None,
+        teachers: Sequence[Network] = ()) -> Path:
+    """Do all that a training command does, from the images to finished weights; returns their path.
 
-    teacher: the model may exceed the parameter budget. Raises UserError for whatever the person who typed the command
-    can set right.
+    targets: a function of the training Dataset to (Dataset, further float targets (N, K)), which may append images;
+    loss: (logits (B, K), labels (B, K), *further targets) -> a dict of scalars, of which "loss" is minimized and all
+    are logged; teachers: Networks whose mean logits for each batch are its last target. UserError for whatever the
+    person who typed the command can set right.
     """
-    device, recipe = recipe.on_device()
-    code = commit()
-    torch.manual_seed(derive(recipe.seed, "init"))
-    with user_errors():
-        model = models.build(recipe.model, **recipe.options)
-        if not teacher:
-            models.check_budget(model)
-    weights = Path(recipe.out) if recipe.out else ROOT / "weights" / f"{recipe.run_name(model.name)}.pt"
-    if recipe.start:
-        recipe.start.check_start(recipe, model)
-    for flag, file in recipe.reads:
-        if Path(file).resolve() == weights.resolve():
-            raise UserError(f"{flag} {file} is the file that this run writes: name another with --out")
-    with Ranks(device, recipe.compile) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
-        dataset = data.load(recipe.data)
-        if recipe.start:
-            recipe.start.split(dataset)  # or a UserError: it was trained on other images
-        labelled, val = data.split(dataset, recipe.fold, recipe.limit)
+    # 1. The device, the model, and the files of the run.
+    distributed.check_environment()
+    device, code, loss = device_of(args.device), commit(), loss or cross_entropy(args.smoothing)
+    torch.manual_seed(derive(args.seed, "init"))
+    model = build(args)
+    weights = Path(args.out or ROOT / "weights" / f"{run_name(args, model.name)}.pt")
+    start = load(args.init) if args.init else None
+    check_start(args, model, weights, start, teachers)
+    with Ranks(device, args.compile) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
+        finished = None if args.fresh else ranks.once(files.finished)
+        saved = finished or (None if args.fresh else ranks.once(files.load_state))
+        args = settle_precision(args, device, saved, bool(finished))
+
+        # 2. The images, and what is learned of each.
+        dataset = cifar10.load(args.data)
+        if start:
+            start.split(dataset)  # or a UserError: it was trained on other images
+        for teacher in teachers:
+            teacher.check_teacher(args.data, dataset, args.include_test)
+        labelled, val = cifar10.split(dataset, args.fold, args.limit)
         del dataset  # with a fold held out, the memory of the images a second time
-        train = data.join(labelled, data.load(recipe.data, "test")) if recipe.include_test else labelled
-        train, soft = recipe.prepare(train, model)
-        if recipe.start:  # after `prepare`, whose first layer the other layers were not trained behind
-            model.load_state_dict(recipe.start.model.state_dict())
-        identity, digest = recipe.identity, checkpoint.digest([train.digest, *soft])
-        if recipe.fresh:
-            ranks.once(files.forget)
-        elif finished := ranks.once(files.finished):
-            checkpoint.check_same(finished, identity, digest)
+        train, further = labelled, ()
+        if args.include_test:
+            train = cifar10.join(labelled, cifar10.load(args.data, "test"))
+        if hasattr(model, "whiten"):
+            model.whiten(normalize(train.images[:WHITENED]))
+        if targets:
+            train, further = targets(train)
+        if start:
+            model.load_state_dict(start.model.state_dict())
+        seen = seen_folds(args, start, teachers)
+        fold_is = "seen_fold" if args.fold in seen else "val"  # in the log: what teachers have seen validates nothing
+        config = stored(args, start, teachers)
+        # Targets from a CSV are in the configuration by its content; computed, their last bits depend on the processor.
+        digest = checkpoint.digest([train.digest, *(() if config.get("labels") else further)])
+        per_epoch = steps_per_epoch(len(train), args.batch_size)
+        steps, low_res_steps = args.epochs * per_epoch, round(args.low_res * args.epochs * per_epoch)
+        compiling = worth_compiling(args.compile, device, steps)
+        ranks.once(files.forget if args.fresh else lambda: None)  # all wait here, for whoever has to fetch the images
+        if saved:
+            checkpoint.check_same(saved, config, digest)
+        if finished:
             say(f"{weights} is finished; --fresh trains it again")
             return weights
-        # On a CPU too: 1.04 to 1.45 times as fast for all families from width 8 on (width 4: 0.63 to 0.94).
+
+        # 3. All that changes while the run trains, restored where a state was saved.
+        # channels_last on a CPU too: 1.04 to 1.45 times as fast for all families from width 8 on.
         model.to(device, memory_format=torch.channels_last)
-        steps = recipe.epochs * steps_per_epoch(len(train), recipe)
-        state = fit(State(model, recipe, files, digest, steps, ranks, code), train, val, soft)
-        about = provenance(state, train, labelled)
-        ranks.once(lambda: files.finish(state.weights() | {"log": state.rows, "provenance": about}))
-    last = state.rows[-1]
-    held_out = "" if val is None else f", validation {last['val_accuracy']:.2f} % of {len(val):,} images"
-    say(f"{weights}: training {last['train_accuracy']:.2f} %{held_out}, {duration(about['seconds'])} for "
-        f"{count_of(recipe.epochs, 'epoch')}")
+        optimizer = torch.optim.SGD(
+            parameter_groups(args, model), lr=args.lr, momentum=args.momentum, nesterov=args.nesterov,
+            weight_decay=args.weight_decay, fused=device.type == "cuda")
+        average = copy.deepcopy(model).eval().requires_grad_(False) if args.ema_decay else None
+        step, rows, sums, spent = 0, [], {}, 0.0  # sums: of this epoch, by this rank; spent: seconds on this epoch
+        places = [{"hardware": hardware(device), "torch": str(torch.__version__), "commit": code,
+                   "threads": torch.get_num_threads()}]  # of all the processes that worked on the run
+        if saved:
+            model.load_state_dict(saved["state"])
+            optimizer.load_state_dict(saved["optimizer"])
+            for group in optimizer.param_groups:  # it may have been saved on another kind of device
+                group["fused"] = device.type == "cuda"
+            if average:
+                average.load_state_dict(saved["ema"])
+            step, rows, spent, places = saved["step"], saved["rows"], saved["seconds"], saved["places"] + places
+            sums = {name: torch.tensor(value * (ranks.rank == 0), dtype=torch.float64, device=device)
+                    for name, value in saved["sums"].items()}
+            say(f"{weights}: resumed at step {step:,}{other_threads(places, device)}")
+        # The floats of the average and of the model, statistics included, for one call over all of them.
+        averaged, current = ([value for value in network.state_dict().values() if value.is_floating_point()]
+                             for network in (average or model, model))
+
+        # 4. What runs: the network, compiled or not, and the data on the device.
+        images = train.images.to(device)
+        wanted = [cifar10.one_hot(train.labels).to(device), *(target.to(device) for target in further)]
+        network = ranks.wrap(model)
+        network = compiled(network, device) if compiling else network
+        teach = Frozen([teacher.model.to(device) for teacher in teachers], args.precision) if teachers else None
+        if teachers and compiling:  # without CUDA graphs, whose memory the student's graphs would reuse
+            teach = torch.compile(teach, dynamic=False)
+
+        def elapsed() -> float:
+            return spent + time.perf_counter() - began
+
+        def totals() -> dict[str, float]:
+            """The sums of this epoch over all ranks; raises Diverged once a loss was not finite."""
+            found = ranks.all_sum(torch.stack([*map(torch.Tensor.cpu, sums.values())])).tolist() if sums else []
+            if not math.isfinite(sum(found)):
+                raise Diverged("the loss", step, args, steps, files)
+            return dict(zip(sums, found, strict=True))
+
+        def content() -> dict:
+            """What a saved state and finished weights have in common."""
+            return {"model": args.model, "options": model.options, "state": model.state_dict(),
+                    "ema": average and average.state_dict(), "config": config, "data": digest}
+
+        def save() -> None:
+            state = content() | {"step": step, "rows": rows, "sums": totals(), "seconds": elapsed(), "places": places,
+                                 "optimizer": optimizer.state_dict()}
+            if flawed := ranks.once(lambda: checkpoint.nonfinite(state)):
+                raise Diverged(flawed, step, args, steps, files)
+            ranks.once(lambda: files.save_state(state))
+
+        def work(done: int) -> float:  # in full steps; a validation image costs about a third of a training image
+            return done - min(done, low_res_steps) * SPARED + done // per_epoch * len(val or ()) / args.batch_size / 3
+
+        facts = [f"{models.parameter_count(model):,} parameters", hardware(device), args.precision, "channels_last",
+                 "compiled" if compiling else want_of_compiler(args.compile, device, steps),
+                 count_of(len(train), "image"), f"{count_of(steps, 'step')} in {count_of(args.epochs, 'epoch')}",
+                 f"from {short_path(args.init)}" if start else ""]
+        first_line = f"{model.name}: {', '.join(filter(None, facts))}"
+        # Time is taken from the first look on: the first compiled step is compiled, and on CUDA the second recorded.
+        first_look = step + (4 if compiling else 1)
+        ahead, look_due, save_due, began = Ahead(device), Every(LOOK_EVERY), Every(SAVE_EVERY), time.perf_counter()
+
+        with Signals() as signals, Progress(steps, weights.stem, "step", step, work, first_line) as bar:
+            for epoch in range(len(rows), args.epochs):
+                model.train()
+                global_batches = ahead(batches(images, wanted, args, epoch, step - epoch * per_epoch))
+                for count, scale, inputs, *labels in ranks.shard(global_batches):
+                    # 5. A step. Whatever is random inside the model follows from (seed, step) and the rank.
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(args, step, steps) * group.get("lr_scale", 1)
+                    torch.manual_seed(derive(args.seed, "model", step, *ranks.seed))
+                    side = LOW_RES if step < low_res_steps else None
+                    labels += [teach(inputs)] if teachers else []
+                    parts, predicted = train_step(network, optimizer, args, loss, inputs, labels, scale, side)
+                    if average:  # its decay grows from 0.1, so that the initial weights are soon forgotten
+                        decay = min(args.ema_decay, (1 + step) / (10 + step))
+                        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+                    # 6. Its metrics, which stay on the device; only the first `count` images enter them.
+                    hard = labels[0][:count]
+                    labelled_here = hard.sum(1) > 0  # others have no label to be right about
+                    parts = {name: count * value.detach().double() for name, value in parts.items()} | {
+                        "right": ((predicted[:count].argmax(1) == hard.argmax(1)) & labelled_here).sum().double(),
+                        "labelled": labelled_here.sum().double(),
+                        "images": torch.full((), count, dtype=torch.float64, device=device)}
+                    sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
+                    step += 1
+
+                    # 7. What has to wait for the device is done now and then: the bar, the saved state, a signal.
+                    mean_loss = 0.0
+                    if ranks.rank == 0 and step >= first_look and look_due():
+                        mean_loss = (sums["loss"] / sums["images"]).item()
+                        bar.reach(step, f"loss {mean_loss:.3f}")
+                    caught, saving, diverged = ranks.all_max(
+                        signals.caught, ranks.rank == 0 and save_due(), not math.isfinite(mean_loss))
+                    if diverged:
+                        raise Diverged("the loss", step, args, steps, files)
+                    if saving or caught:
+                        save()
+                    if caught:
+                        raise Stopped(caught, step, args, steps, files)
+
+                # 8. The end of an epoch: validation, and one row of the log. Nothing is chosen by it.
+                found = totals()
+                trained, right, known = (found.pop(name) for name in ("images", "right", "labelled"))
+                speed = trained / elapsed()  # of training, without the validation
+                row = {"epoch": epoch + 1, "lr": learning_rate(args, step - 1, steps),
+                       "train_loss": None, "train_accuracy": 100 * right / max(1, known)}
+                row |= {f"train_{name}": total / trained for name, total in found.items()}
+                row |= {"val_loss": None, "val_accuracy": None}
+                if val:
+                    held_out = ranks.once(lambda: logits(average or model, val.images))
+                    row |= {f"{fold_is}_loss": metrics.nll(held_out, val.labels),
+                            f"{fold_is}_accuracy": metrics.accuracy(held_out, val.labels)}
+                rows.append(row | {"seconds": elapsed(), "images_per_second": speed})
+                sums, spent, began = {}, 0.0, time.perf_counter()
+                ranks.once(lambda: files.save_csv(rows))
+                bar.reach(step)
+            save()
+
+        # 9. Finished: the weights of the last step, with how they came about.
+        about = provenance(args, model, content(), train, labelled, rows, places, start, seen)
+        ranks.once(lambda: files.finish(content() | {"log": rows, "provenance": about}))
+    seconds = sum(row["seconds"] for row in rows)
+    what = {"val": "validation", "seen_fold": f"NO VALIDATION, for the teachers have seen fold {args.fold}:"}[fold_is]
+    validation = f", {what} {rows[-1][f'{fold_is}_accuracy']:.2f} % of {len(val):,} images" if val else ""
+    say(f"{weights}: training {rows[-1]['train_accuracy']:.2f} %{validation}, {duration(seconds)} for "
+        f"{count_of(args.epochs, 'epoch')}")
     return weights
 
 
-def fit(state, train, val=None, soft=()):
-    """Train from where `state` is to its last step; returns it.
-
-    train, val: data.Dataset; soft: further float targets (N, K) of `train`, such as teacher logits, mixed along with
-    the labels. Raises Stopped after SIGTERM or Ctrl-C, with the state saved, and Diverged when the loss is not finite.
-    """
-    model, recipe, ranks, device = state.model, state.recipe, state.ranks, state.device
-    steps, per_epoch = state.steps, state.steps // recipe.epochs  # of the whole run, of an epoch
-    small_steps = round(recipe.small * steps)  # the first ones
-    images = train.images.to(device)
-    targets = [data.one_hot(train.labels).to(device), *(target.to(device) for target in soft)]
-    compiling = worth_compiling(recipe, device, steps)
-    hindered = recipe.compile is None and not compiling and device.type == "cuda" and steps >= WORTH_COMPILING
-    network = ranks.wrap(model)
-    if compiling:
-        network = compiled(network, device)
-    facts = [f"{models.parameter_count(model):,} parameters", hardware(device), recipe.precision, "channels_last",
-             "compiled" if compiling else "not compiled for want of gcc or of Python.h" if hindered else "",
-             count_of(len(train), "image"), f"{count_of(steps, 'step')} in {count_of(recipe.epochs, 'epoch')}",
-             f"from {short_path(recipe.init)}" if recipe.start else ""]
-    first_line = f"{model.name}: {', '.join(filter(None, facts))}"
-
-    def work(step):  # in full training steps; a validation image costs about a third of a training image
-        validated = step // per_epoch * len(val or ()) / recipe.batch_size / 3
-        return step - min(step, small_steps) * SPARED + validated
-
-    # Time is taken from the first look on: the first compiled step is compiled, and on CUDA the second recorded.
-    first_look = state.step + (4 if compiling else 1)
-    ahead, look_due, save_due = Ahead(device), Every(LOOK_EVERY), Every(SAVE_EVERY)
-    with Signals() as signals, Progress(steps, state.files.weights.stem, "step", state.step, work, first_line) as bar:
-        for epoch in range(len(state.rows), recipe.epochs):
-            model.train()
-            global_batches = batches(images, targets, recipe, epoch, state.step - epoch * per_epoch)
-            for count, scale, inputs, *wanted in ranks.shard(ahead(global_batches)):
-                # 1. The step. Whatever is random inside the model follows from (seed, step) and the rank.
-                for group in state.optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate(state.step, steps) * group.get("lr_scale", 1)
-                torch.manual_seed(derive(recipe.seed, "model", state.step, *ranks.seed))
-                side = SMALL if state.step < small_steps else None
-                parts, logits = train_step(network, state.optimizer, recipe, inputs, wanted, scale, side)
-                state.advance(parts, logits, wanted[0], count)
-
-                # 2. What has to wait for the device is done now and then: the bar, the saved state, a signal.
-                due = (state.step >= first_look and look_due()), save_due()
-                look, save = due if ranks.rank == 0 else (False, False)
-                caught, look, save = ranks.all_max(signals.caught, look, save)
-                if look:
-                    bar.reach(state.step, state.note())
-                if save or caught:
-                    state.save()
-                if caught:
-                    raise Stopped(caught, state)
-
-            # 3. The end of an epoch: one row of the log.
-            state.close_epoch(val)
-            bar.reach(state.step)
-        state.save()
-    return state
+# ---------------------------------------------------------------- the step
 
 
-def derive(seed, *use):
-    """A seed, 0 <= s < 2**63, for one use of randomness: derive(seed, "augment", epoch)."""
-    text = "/".join(map(str, (seed, *use)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def steps_per_epoch(images, recipe):
-    """Whole batches only: what is left over comes in other epochs, for the order is new in each."""
-    return max(1, images // recipe.batch_size)
-
-
-def batches_per_chunk(batch_size):
-    """How many batches are augmented and mixed in one call."""
-    return max(1, augment.CHUNK // batch_size)
-
-
-def train_step(network, optimizer, recipe, images, targets, scale=1.0, side=None):
-    """One step down the gradient of `scale` times the recipe's loss: (the dict of the loss, logits in float32).
+def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, args: Namespace, loss: Callable,
+               images: torch.Tensor, targets: Sequence[torch.Tensor], scale: float = 1.0,
+               side: int | None = None) -> tuple[dict, torch.Tensor]:
+    """One step down the gradient of `scale` times the loss: (the dict of the loss, logits in float32).
 
     images: normalized float (B, 3, 32, 32); targets: float (B, K) tensors, the labels first; side: pixels of a side to
-    which the images are shrunk for the network (the loss, and so a student's teachers, sees them whole). A network of
-    several columns answers with logits (B, columns, K): each learns by its own loss, and the mean is returned.
+    which the images are shrunk for the network. A network of several columns gives logits (B, columns, K): each column
+    learns by its own loss, and the mean of the logits is returned.
     """
     optimizer.zero_grad(set_to_none=True)
     shown = F.interpolate(images, (side, side), mode="bilinear", antialias=True) if side else images
-    with autocast(images.device, recipe.precision):
+    with autocast(images.device, args.precision):
         logits = network(shown)
     logits = logits.float().view(len(images), -1, targets[0].shape[1])
     columns = logits.shape[1]
-    parts = recipe.loss(logits.flatten(0, 1), images, *(target.repeat_interleave(columns, 0) for target in targets))
+    parts = loss(logits.flatten(0, 1), *(target.repeat_interleave(columns, 0) for target in targets))
     (scale * columns * parts["loss"]).backward()
     optimizer.step()
     return parts, logits.mean(1)
 
 
-def batches(images, targets, recipe, epoch, first=0):
-    """Yield (images, *targets) of the steps `first`, first + 1, ... of an epoch, augmented and mixed.
+def cross_entropy(smoothing: float) -> Callable:
+    """The loss of float targets (B, K) with label smoothing, for `run`."""
+    return lambda logits, hard: {"loss": F.cross_entropy(logits, hard, label_smoothing=smoothing)}
 
-    images: uint8 (N, 3, 32, 32); targets: float (N, K) tensors; all on one device. The yielded images are normalized
-    float (B, 3, 32, 32), channels_last. Augmentation and mixing work on a chunk of several batches at once.
+
+def learning_rate(args: Namespace, step: int, steps: int) -> float:
+    """The learning rate of step 0 <= step < steps, a pure function.
+
+    1. Linear warm-up to `lr`, at most a fifth of the run, so that a short run still anneals.
+    2. cosine: min_lr + 0.5 (lr - min_lr)(1 + cos(pi t)), t from 0 to 1 (Loshchilov & Hutter 2017, eq. 5); triangular:
+       straight down to min_lr (Jordan 2024); constant: lr.
     """
-    device, size = images.device, recipe.batch_size
-    transform, mix = augment.pipeline(recipe.augment), augment.mixing(recipe.mix)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(recipe.seed, "order", epoch)))
-    order = order[:steps_per_epoch(len(images), recipe) * size].to(device)
-    if recipe.alternate_flip:  # half of the images begin as their mirror images, and every epoch turns all of them
-        generator = torch.Generator(device).manual_seed(derive(recipe.seed, "mirror"))
-        mirrored = (torch.rand(len(images), device=device, generator=generator) < 0.5) ^ (epoch % 2 == 1)
-    per_chunk = batches_per_chunk(size)
-    for number, rows in enumerate(order.split(per_chunk * size)):
-        skipped = max(0, first - number * per_chunk)  # batches of this chunk that an earlier process has had
-        if skipped >= per_chunk:
-            continue
-        generator = torch.Generator(device).manual_seed(derive(recipe.seed, "augment", epoch, number))
-        shown = mirror(images[rows], mirrored[rows]) if recipe.alternate_flip else images[rows]
-        chunk = mix(generator, transform(shown, generator), *(target[rows] for target in targets), batch=size)
-        for mixed, *wanted in list(zip(*(tensor.split(size) for tensor in chunk)))[skipped:]:
-            yield normalize(mixed).contiguous(memory_format=torch.channels_last), *wanted
+    warmup = round(min(args.warmup_epochs, args.epochs / 5) * (steps // args.epochs))
+    if args.schedule == "triangular":
+        first = 0.2 if args.warmup_lr is None else args.warmup_lr / args.lr  # the share of the peak it begins from
+        if step < warmup:
+            return args.lr * (first + (1 - first) * step / warmup)
+        return args.min_lr + (args.lr - args.min_lr) * (steps - step) / max(1, steps - warmup)
+    if step < warmup:
+        first = args.warmup_lr or 0.0
+        return first + (args.lr - first) * (step + 1) / warmup
+    if args.schedule == "constant":
+        return args.lr
+    t = (step - warmup) / max(1, steps - warmup)
+    return args.min_lr + 0.5 * (args.lr - args.min_lr) * (1 + math.cos(math.pi * t))
 
 
-class Ahead:
-    """Ahead(device)(batches): the same batches; on CUDA each is prepared while the device is busy with the step before.
+def parameter_groups(args: Namespace, model: nn.Module) -> list[dict]:
+    """For SGD: what is learned, apart from it what does not decay, and the normalizations' biases with their lr_scale.
 
-    They are prepared on one stream beside the main one; the randomness is that of `batches`, whose generators know no
-    stream.
+    As SGD multiplies the decay by the learning rate, that of the faster biases is divided by their scale.
+    """
+    biases = [layer.bias for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    fast = {id(bias) for bias in biases} if args.norm_bias_lr != 1 else set()
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in fast]
+    groups = [{"params": learned}]
+    if not args.decay_all:
+        groups = [{"params": [parameter for parameter in learned if parameter.dim() > 1]},
+                  {"params": [parameter for parameter in learned if parameter.dim() <= 1], "weight_decay": 0.0}]
+    if fast:
+        decay = args.weight_decay / args.norm_bias_lr if args.decay_all else 0.0
+        groups.append({"params": biases, "lr_scale": args.norm_bias_lr, "weight_decay": decay})
+    return groups
+
+
+# ---------------------------------------------------------------- before the first step
+
+
+def build(args: Namespace) -> nn.Module:
+    """The model that a configuration names, within the budget unless it may exceed that; UserError where not."""
+    options = {name: vars(args)[name] for name in models.options_of(args.model)}
+    try:
+        model = models.build(args.model, **options)
+        if not args.allow_over_budget:
+            models.check_budget(model)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return model
+
+
+def run_name(args: Namespace, model: str) -> str:
+    """The name of a run, and of its files: `seresnet164-fold3`, `resnet18-basic-noval-seed1`."""
+    stage = f"-{args.stage}" if vars(args).get("stage", "augmented") != "augmented" else ""
+    fold = "noval" if args.fold is None else f"fold{args.fold}"
+    return f"{model}{stage}-{fold}" + (f"-seed{args.seed}" if args.seed else "")
+
+
+def check_start(args: Namespace, model: nn.Module, weights: Path, start: Network | None,
+                teachers: Sequence[Network]) -> None:
+    """UserError where the run would write a file that it reads, or may not begin with the weights of --init.
+
+    Those are of the same network, and know the test images only if the run may too. With a fold held out they have
+    held out the same one, or the validation would ask about what they have learned.
+    """
+    reads = [("--teachers", teacher.file) for teacher in teachers] + ([("--init", start.file)] if start else [])
+    for flag, file in reads:
+        if file.resolve() == weights.resolve():
+            raise UserError(f"{flag} {file} is the file that this run writes: name another with --out")
+    if not start:
+        return
+    start.check_kind(args.data)
+    if start.model.name != model.name:
+        raise UserError(f"--init {start.file} is {start.model.name}, and the network to train is {model.name}")
+    if start.provenance["include_test"] and not args.include_test:
+        raise UserError(f"--init {start.file} was trained with the test images, which this run may not know")
+    if args.fold is not None and args.fold in start.provenance["seen_folds"]:
+        raise UserError(f"--init {start.file} was trained on images that --fold {args.fold} holds out")
+
+
+def seen_folds(args: Namespace, start: Network | None, teachers: Sequence[Network]) -> list[int]:
+    """The folds whose labels the run learns from: by itself, through its teachers, or from the weights of --init."""
+    seen = {fold for fold in range(cifar10.FOLDS) if fold != args.fold} | set(args.seen_folds)
+    return sorted(seen.union(*(network.provenance["seen_folds"] for network in [*teachers, *filter(None, [start])])))
+
+
+def settle_precision(args: Namespace, device: torch.device, saved: dict | None, finished: bool) -> Namespace:
+    """The same configuration with the precision settled; for `auto` a saved run's own, so that it may move machines."""
+    usual = precision_of(args.precision, device)
+    kept = saved["config"]["precision"] if saved and args.precision == "auto" else usual
+    if kept != usual:
+        slow = ", where bfloat16 is 4 to 12 times slower than float32" if usual == "float32" else ""
+        goes_on = "it is finished" if finished else f"it goes on in {kept}"
+        say(f"this run began in {kept}; here auto is {usual}{slow}: {goes_on}; to start over, add --precision {usual} "
+            f"--fresh")
+    return Namespace(**vars(args) | {"precision": kept})
+
+
+def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) -> dict:
+    """What a resumed run has to agree on, as plain values without paths: files are digests of their content."""
+    config = {name: list(value) if isinstance(value, tuple) else value
+              for name, value in vars(args).items() if name not in RUNTIME}
+    for name in FILES:
+        if config.get(name):
+            paths = config[name] if isinstance(config[name], list) else [config[name]]
+            config[name] = checkpoint.digest_of_files(paths)
+    config |= {"init": start.fingerprint} if start else {}
+    config |= {"teachers": [teacher.fingerprint for teacher in teachers]} if teachers else {}
+    return config | ({"ranks": distributed.world_size()} if distributed.world_size() > 1 else {})
+
+
+def other_threads(places: list[dict], device: torch.device) -> str:
+    """What a resumed run says of another number of threads, which changes the last bits on a CPU."""
+    old, threads = (place["threads"] for place in places[-2:])
+    if old == threads or device.type == "cuda":
+        return ""
+    return f", with {count_of(threads, 'thread')} instead of {old}: the last bits will differ"
+
+
+# ---------------------------------------------------------------- how a run ends
+
+
+def provenance(args: Namespace, model: nn.Module, content: dict, train: cifar10.Dataset, labelled: cifar10.Dataset,
+               rows: list[dict], places: list[dict], start: Network | None, seen: list[int]) -> dict:
+    """How finished weights came about, as plain values.
+
+    train: what was trained on; labelled: the images among it that the fold and the limit leave; places: where.
+    """
+    params = models.parameter_count(model)
+    return {
+        "run": Path(args.out).stem if args.out else run_name(args, model.name), "command": command_line(),
+        "name": model.name, "params": params, "over_budget": params > models.BUDGET,
+        "include_test": args.include_test, "images": len(train), "unlabelled": int((train.labels < 0).sum()),
+        "train_digest": labelled.digest, "seen_folds": seen, "source": Path(train.source).name,
+        "steps": args.epochs * steps_per_epoch(len(train), args.batch_size),
+        "seconds": sum(row["seconds"] for row in rows),
+        **{name: join_distinct(place[name] for place in places) for name in ENVIRONMENT},
+        "precision": args.precision, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+        "fingerprint": checkpoint.digest(checkpoint.evaluated(content))[:16],
+        "before": start.history if start else [],
+    }
+
+
+def commit() -> str:
+    """The commit of this repository, with `+` behind it when files were changed since; empty without git."""
+    try:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        ours = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not that of a repository around this one
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10, env=ours).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+class Diverged(UserError):
+    """A loss or a weight is not finite: the run stops and the last good state stays."""
+
+    code = 1
+
+    def __init__(self, what: str, step: int, args: Namespace, steps: int, files: checkpoint.Run):
+        saved = files.last.exists() or files.backup.exists()
+        kept, fresh = ("; the state saved before is kept", ", with --fresh") if saved else ("", "")
+        super().__init__(f"{what} is not finite by step {step:,} (learning rate "
+                         f"{learning_rate(args, step - 1, steps):.4g}){kept}. Try a smaller --lr, or a longer "
+                         f"--warmup-epochs{fresh}")
+
+
+class Stopped(UserError):
+    """SIGTERM or Ctrl-C was caught and the state saved; the exit code is the shell's for that signal."""
+
+    def __init__(self, caught: int, step: int, args: Namespace, steps: int, files: checkpoint.Run):
+        again = "the same command without --fresh" if args.fresh else "the same command"
+        super().__init__(f"{signal.Signals(caught).name} at step {step:,} of {steps:,}: the state is saved in "
+                         f"{files.last}, {again} goes on from there")
+        self.code = 128 + caught
+
+
+class Signals:
+    """Within it, SIGTERM and Ctrl-C, once or more often, only set `caught`.
+
+    After one was caught the process is on its way out: further ones are ignored to its very end.
     """
 
-    def __init__(self, device):
-        self.device = device
-        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __enter__(self) -> "Signals":
+        self.caught = 0
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.catch) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
-    def __call__(self, batches):
-        if self.side is None:
-            yield from batches
-            return
-        main = torch.cuda.current_stream(self.device)
-        self.side.wait_stream(main)
-        while True:
-            with torch.cuda.stream(self.side):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            main.wait_stream(self.side)
-            for tensor in batch:
-                tensor.record_stream(main)  # or its memory would be given to the next batch while the step still reads
-            yield batch
+    def catch(self, number: int, _frame) -> None:
+        self.caught = self.caught or number
 
-
-def worth_compiling(recipe, device, steps):
-    """Whether a run of so many steps compiles its networks: by --compile, or on CUDA where it pays and can be done.
-
-    Raises UserError for --compile where it cannot be done.
-    """
-    if recipe.compile and not builds_kernels(device):
-        compiler = "gcc or clang" if device.type == "cuda" else "g++"
-        raise UserError(f"--compile needs a compiler ({compiler}) and Python's headers, and they are not all here")
-    pays = device.type == "cuda" and steps >= WORTH_COMPILING
-    return pays and builds_kernels(device) if recipe.compile is None else recipe.compile
-
-
-def builds_kernels(device):
-    """Whether there is what kernels, or Triton's launchers of them, are built with: a compiler and Python's headers."""
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's has no headers
-    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
-    compiler = os.environ.get(variable) or any(map(shutil.which, names))
-    return bool(compiler) and Path(sysconfig.get_path("include", scheme), "Python.h").exists()
-
-
-def compiled(network, device):
-    """The network compiled for batches of one size; on one GPU as CUDA graphs, for it is made of many small kernels.
-
-    A graph reads the seed of torch's generator when it is replayed, so the model's randomness follows from the step
-    as it does without (CUDAGeneratorState::replay_prologue).
-    """
-    graphs = device.type == "cuda" and parallel.world_size() == 1
-    return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else "default")
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_IGN if self.caught else handler)

@@ -8,11 +8,12 @@ than a line that `| head` does not read.
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from train.engine import parallel
+from train.engine import distributed
 
 EVERY = 30.0  # seconds between two lines when the output is not a terminal
 
@@ -20,10 +21,10 @@ EVERY = 30.0  # seconds between two lines when the output is not a terminal
 class Every:
     """Every(seconds)() is True once in so many seconds."""
 
-    def __init__(self, seconds):
+    def __init__(self, seconds: float):
         self.seconds, self.last = seconds, time.monotonic()
 
-    def __call__(self):
+    def __call__(self) -> bool:
         due = time.monotonic() - self.last >= self.seconds
         self.last = time.monotonic() if due else self.last
         return due
@@ -36,16 +37,18 @@ class Progress:
     all cost the same; announce: a line to print on standard output, with the expected time, as soon as that is known.
     """
 
-    def __init__(self, total, label, unit="it", done=0, work=lambda done: done, announce=None):
+    def __init__(self, total: int, label: str, unit: str = "it", done: int = 0,
+                 work: Callable[[int], float] = lambda done: done, announce: str | None = None):
         # The jobs of `make -j` would draw their bars over each other.
-        self.terminal = sys.stderr.isatty() and parallel.rank() == 0 and "--jobserver" not in os.getenv("MAKEFLAGS", "")
+        jobs = "--jobserver" in os.getenv("MAKEFLAGS", "")
+        self.terminal = sys.stderr.isatty() and distributed.rank() == 0 and not jobs
         self.bar = tqdm(total=total, desc=label, unit=unit, initial=done, leave=False, dynamic_ncols=True,
                         disable=not self.terminal, bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
                         "{unit}, {elapsed}{postfix}")
         self.total, self.label, self.unit, self.work, self.announcement = total, label, unit, work, announce
         self.begun, self.next_line = None, Every(EVERY)
 
-    def reach(self, done, note=""):
+    def reach(self, done: int, note: str = "") -> None:
         """`done` units are done in all; `note` stands behind the bar or in the next line."""
         if self.begun is None:  # the first unit pays for compilation and warming up: it is not timed
             self.begun = done, time.monotonic()
@@ -59,8 +62,8 @@ class Progress:
         if self.terminal:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
-        elif parallel.rank() == 0 and self.next_line():
-            with devnull_on_error(sys.stderr):
+        elif distributed.rank() == 0 and self.next_line():
+            with unheard("stderr"):
                 print(f"{self.label}: {done:,}/{self.total:,} {self.unit}, {note}", file=sys.stderr, flush=True)
 
     def __enter__(self):
@@ -70,7 +73,7 @@ class Progress:
         self.bar.close()
 
 
-def progress(items, label, unit="it"):
+def progress(items: Sequence, label: str, unit: str = "it") -> Iterator:
     """Iterate over a list with a bar."""
     with Progress(len(items), label, unit) as bar:
         bar.reach(0)
@@ -79,30 +82,27 @@ def progress(items, label, unit="it"):
             bar.reach(done)
 
 
-def say(*words):
+def say(*words: object) -> None:
     """Print a line without tearing a bar that is on the terminal."""
-    if parallel.rank() == 0:
-        with devnull_on_error(sys.stdout):
+    if distributed.rank() == 0:
+        with unheard("stdout"):
             tqdm.write(" ".join(map(str, words)), file=sys.stdout)
             sys.stdout.flush()
 
 
 @contextmanager
-def devnull_on_error(stream):
-    """Within it `stream` is written to. Where its reader has gone, or its disk is full, it leads nowhere from then on.
+def unheard(name: str) -> Iterator[None]:
+    """Within it sys.NAME is written to. Where its reader has gone, or its disk is full, it leads nowhere from then on.
 
-    Else a run would end with an error behind its finished weights, and make delete what a failed command left. What
-    the stream still holds would be such an error too, when the process ends.
+    Otherwise a run would end with an error behind its finished weights, and make would delete them.
     """
     try:
         yield
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        setattr(sys, name, open(os.devnull, "w"))
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Seconds in words that a person plans with: 42 s, 13 min, 2 h 05 min, 3 d 04 h."""
     minutes = round(seconds / 60)
     if seconds < 99:

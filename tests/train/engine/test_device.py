@@ -1,12 +1,23 @@
 """What the device decides."""
 
 import pytest
+import ranked
 import torch
 
+from train import UserError
 from train.engine import device as engine
-from train.engine import parallel
-from train.engine.command import UserError
 from train.engine.device import autocast, device_of, precision_of
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """ranks(rank): this process is one of two, on one machine."""
+
+    def use(rank):
+        for name, value in ranked.environments(2)[rank].items():
+            monkeypatch.setenv(name, value)
+
+    return use
 
 
 def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
@@ -18,7 +29,7 @@ def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
 
 @pytest.mark.parametrize("there, visible, told", [
     (True, None, True), (True, "0,1", True), (True, "", False), (True, "-1", False), (False, None, False)])
-def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, there, visible, told):
+def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, ranks, there, visible, told):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(engine, "DRIVER", tmp_path if there else tmp_path / "none")
@@ -27,23 +38,22 @@ def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, ther
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert device_of("auto").type == "cpu"
     assert ("torch can use no GPU" in capsys.readouterr().err) == told
+    for rank, lines in ((0, told), (1, 0)):  # of several ranks the first alone tells it
+        ranks(rank), device_of("auto")
+        assert len(capsys.readouterr().err.splitlines()) == lines
     assert device_of("cpu").type == "cpu" and not capsys.readouterr().err  # who names it knows
     monkeypatch.setattr(torch.version, "cuda", None)
     assert device_of("auto").type == "cpu" and not capsys.readouterr().err  # nor is it of a torch for CPUs
 
 
-def test_a_warning_is_not_the_one_complaint_of_a_failing_run(tmp_path, monkeypatch, capsys):
-    """Of several ranks the first alone tells why all end."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(engine, "DRIVER", tmp_path)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(parallel, "store", lambda: pytest.fail("the table of the ranks"))
-    for rank, lines in (("0", 1), ("1", 0)):
-        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
-            monkeypatch.setenv(name, value)
-        device_of("auto")
-        assert len(capsys.readouterr().err.splitlines()) == lines
+def test_more_ranks_than_gpus_are_told_of_once(monkeypatch, typed, ranks):
+    """The last rank has no GPU, but all know: the first is the one that speaks."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for rank, lines in ((0, 1), (1, 0)):
+        ranks(rank)
+        code, _, err = typed(lambda: device_of("auto"))
+        assert code == 2 and err.count("--nproc-per-node is above the number of GPUs here, 1\n") == lines
 
 
 @pytest.mark.parametrize("kind, units, auto", [
@@ -74,7 +84,7 @@ def test_intels_avx512_bf16_alone_is_no_reason_for_bfloat16(tmp_path, monkeypatc
     ("model name\t: Intel Xeon\n", True, True, "Intel Xeon (AMX)"),
     ("model name\t:\nflags\t: fpu\n", False, False, "powerful (AVX2)"),  # named by nothing
     (None, False, False, "powerful (AVX2)")])  # not on Linux
-def test_a_cpu_is_told_by_its_name_and_its_units(tmp_path, monkeypatch, known, avx512_bf16, amx, told):
+def test_a_cpu_is_told_by_its_name_and_its_units(tmp_path, monkeypatch, ranks, known, avx512_bf16, amx, told):
     if known:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{known}cpu MHz\t: 2\n\nprocessor\t: 1\n{known}")
     monkeypatch.setattr(engine, "CPUINFO", tmp_path / "cpuinfo")
@@ -84,7 +94,7 @@ def test_a_cpu_is_told_by_its_name_and_its_units(tmp_path, monkeypatch, known, a
     monkeypatch.setattr(engine.platform, "processor", lambda: "")
     monkeypatch.setattr(engine.platform, "machine", lambda: "powerful")
     assert engine.hardware(torch.device("cpu")) == f"{told}, 1 thread"
-    monkeypatch.setattr(engine.parallel, "world_size", lambda: 2)
+    ranks(0)
     assert engine.hardware(torch.device("cpu")) == f"2 x {told}, 1 thread"
 
 
@@ -93,3 +103,22 @@ def test_autocast_is_on_in_bfloat16_alone():
     for precision, wanted in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
         with autocast(x.device, precision):
             assert layer(x).dtype == wanted
+
+
+@pytest.mark.parametrize("kind, steps, compile, tools, expected", [
+    ("cuda", 2_000, None, True, True), ("cuda", 1_999, None, True, False), ("cuda", 2_000, None, False, False),
+    ("cuda", 1, True, True, True), ("cuda", 2_000, False, True, False), ("cpu", 2_000, None, True, False),
+    ("cpu", 1, True, True, True)])
+def test_long_runs_on_cuda_are_compiled_where_kernels_can_be_built(
+        tmp_path, monkeypatch, kind, steps, compile, tools, expected):
+    monkeypatch.delenv("CC", raising=False), monkeypatch.delenv("CXX", raising=False)
+    compiler, device = "clang" if kind == "cuda" else "g++", torch.device(kind)
+    monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/bin/{name}" if tools and name == compiler else None)
+    monkeypatch.setattr(engine.sysconfig, "get_path", lambda *_: tmp_path)
+    (tmp_path / "Python.h").touch()
+    assert engine.worth_compiling(compile, device, steps) == expected
+    (tmp_path / "Python.h").unlink()
+    assert not engine.worth_compiling(False, device, steps)
+    assert not engine.worth_compiling(None, device, steps)
+    with pytest.raises(UserError, match=r"--compile needs a compiler \(.*\) and Python's headers"):
+        engine.worth_compiling(True, device, steps)

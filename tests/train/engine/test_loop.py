@@ -1,23 +1,27 @@
-"""The loop: its schedule, its steps against ones written out, what it sees and what it logs."""
+"""The loop: its schedule, its steps against ones written out, what it sees, what it logs and what it says of itself."""
 
 import copy
 import math
 import re
+import subprocess
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-
-import models
 import toy
-from augment.basic import normalize
-from train import evaluate, export
-from train.engine import checkpoint, data, loop, predict
-from train.engine.command import UserError
-from train.engine.loop import batches, derive
-from train.engine.state import Stopped
+from torch.utils._python_dispatch import TorchDispatchMode
+from untrained import write_weights
+
+import augment
+import models
+from train import UserError, evaluate, export
+from train.data import cifar10
+from train.engine import checkpoint, loop, metrics
+from train.engine.batches import batches, derive
+from train.engine.loop import Stopped, learning_rate
+from train.engine.network import load, logits, total_epochs
 
 COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
 
@@ -27,81 +31,54 @@ pytestmark = pytest.mark.usefixtures("toy_set")
 # ---------------------------------------------------------------- the schedule
 
 
-def test_the_learning_rate_by_hand(recipe):
+def rates(steps, **changes):
+    return [learning_rate(toy.configure(**changes), step, steps) for step in range(steps)]
+
+
+def test_the_learning_rate_by_hand():
     """Ten steps in ten epochs, two of warm-up, from 0.4 to 0.2: cos(k pi / 8) by hand."""
     cosines = [1, 0.923880, 0.707107, 0.382683, 0, -0.382683, -0.707107, -0.923880]
     settings = dict(epochs=10, warmup_epochs=2, lr=0.4, min_lr=0.2)
     expected = [0.2, 0.4] + [0.3 + 0.1 * cosine for cosine in cosines]
-    assert [recipe(**settings).learning_rate(step, 10) for step in range(10)] == pytest.approx(expected, abs=1e-6)
-    from_below = recipe(warmup_lr=0.1, **settings)
-    assert [from_below.learning_rate(step, 10) for step in range(3)] == pytest.approx([0.25, 0.4, 0.4])
+    assert rates(10, **settings) == pytest.approx(expected, abs=1e-6)
+    assert rates(10, warmup_lr=0.1, **settings)[:3] == pytest.approx([0.25, 0.4, 0.4])
+    assert rates(5, epochs=5, warmup_epochs=0)[0] == 0.1
 
 
-def test_without_warmup_it_starts_at_its_peak_and_a_floor_at_the_peak_is_constant(recipe):
-    assert recipe(epochs=5, warmup_epochs=0).learning_rate(0, 5) == 0.1
-    constant = recipe(epochs=7, warmup_epochs=0, min_lr=0.1)
-    assert {constant.learning_rate(step, 7) for step in range(7)} == {0.1}
+@pytest.mark.parametrize("warmup_lr, triangular, others", [
+    (None, [0.4, 1.2, 2.0], [1.0, 2.0, 2.0]), (0, [0.0, 1.0, 2.0], [1.0, 2.0, 2.0]),
+    (1, [1.0, 1.5, 2.0], [1.5, 2.0, 2.0])])
+def test_a_triangle_warms_up_from_its_first_step_on_and_by_itself_from_a_fifth(warmup_lr, triangular, others):
+    """Two steps of warm-up: of step 0 and 1 for the triangle, of 1 and 2 for the other schedules."""
+    found = {name: rates(10, schedule=name, epochs=10, warmup_epochs=2, lr=2, warmup_lr=warmup_lr)
+             for name in ("triangular", "cosine", "constant")}
+    assert found["triangular"] == pytest.approx([*triangular, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25])
+    assert found["cosine"][:3] == found["constant"][:3] == pytest.approx(others) and set(found["constant"][2:]) == {2}
 
 
 @pytest.mark.parametrize("warmup_epochs, epochs, warmup", [(5, 100, 15), (5, 10, 6), (0.5, 10, 2), (0, 10, 0)])
-def test_the_warmup_is_at_most_a_fifth_of_the_run(recipe, warmup_epochs, epochs, warmup):
-    """Three steps an epoch."""
-    assert recipe(warmup_epochs=warmup_epochs, epochs=epochs).warmup_steps(3 * epochs) == warmup
-
-
-def test_seeds_differ_by_every_part_and_fit_a_generator():
-    seeds = [derive(*parts) for parts in [(0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a", 1, 1)]]
-    assert len(set(seeds)) == 5 and derive(0, "a", 1) == seeds[0]
-    assert derive(0, "augment", 3) == 604450161917222388  # another would change every run
-    assert all(0 <= seed < 2**63 for seed in [*seeds, *map(derive, range(1000))])
-    torch.Generator().manual_seed(max(seeds))
-
-
-# ---------------------------------------------------------------- batches
-
-
-def test_an_epoch_is_whole_batches_of_different_images_in_an_order_of_its_own(toy_set, recipe):
-    dataset = data.load(toy_set)
-    targets = data.one_hot(dataset.labels)
-    number = torch.arange(60.0).view(60, 1).expand(60, 10)
-    orders = []
-    for epoch in range(2):
-        steps = list(batches(dataset.images, [targets, number], recipe(), epoch))
-        rows = torch.cat([numbers[:, 0] for _, _, numbers in steps]).long()
-        assert [len(images) for images, *_ in steps] == [13] * 4 and len(set(rows.tolist())) == 52
-        assert torch.equal(torch.cat([images for images, *_ in steps]), normalize(dataset.images[rows]))
-        assert torch.equal(torch.cat([hard for _, hard, _ in steps]), targets[rows])
-        assert all(images.is_contiguous(memory_format=torch.channels_last) for images, *_ in steps)
-        orders.append(rows.tolist())
-    assert orders[0] != orders[1] and len({*orders[0], *orders[1]}) > 52  # what was left over comes in other epochs
-
-
-@pytest.mark.parametrize("chunk", [1, 13, 26, 512])
-def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole(toy_set, recipe, monkeypatch, chunk):
-    """With chunks of one batch, two, and all of them."""
-    monkeypatch.setattr(loop.augment, "CHUNK", chunk)
-    dataset, settings = data.load(toy_set), recipe(augment=("crop", "flip", "erase"), mix="ricap")
-    whole = list(batches(dataset.images, [data.one_hot(dataset.labels)], settings, 3))
-    for first in range(5):
-        rest = list(batches(dataset.images, [data.one_hot(dataset.labels)], settings, 3, first))
-        assert toy.different([tuple(step) for step in whole[first:]], [tuple(step) for step in rest]) is None
+def test_the_warmup_is_at_most_a_fifth_of_the_run(warmup_epochs, epochs, warmup):
+    """Three steps an epoch: the rate rises before its peak and falls behind it."""
+    found = rates(3 * epochs, epochs=epochs, warmup_epochs=warmup_epochs)
+    assert found[:warmup] == sorted(set(found[:warmup])) and found[warmup:] == sorted(found[warmup:], reverse=True)
+    assert max(found[warmup + 1:]) < found[warmup] == 0.1 and (not warmup or found[0] == pytest.approx(0.1 / warmup))
 
 
 # ---------------------------------------------------------------- steps
 
 
 @pytest.mark.parametrize("ema_decay", [0.12, 0.6])
-def test_a_run_equals_one_written_out(toy_set, recipe, ema_decay):
+def test_a_run_equals_one_written_out(toy_set, configure, ema_decay):
     """SGD with Nesterov momentum and weight decay, float targets, EMA with its start: by hand, four steps."""
-    settings = recipe(ema_decay=ema_decay, lr=0.05, weight_decay=0.01, warmup_epochs=0.5, batch_size=20)
-    content = checkpoint.load_weights(loop.run(settings))
-    train, val = data.split(data.load(toy_set), 0)
+    args = configure(ema_decay=ema_decay, lr=0.05, weight_decay=0.01, warmup_epochs=0.5, batch_size=20)
+    content = checkpoint.load_weights(loop.run(args))
+    train, _ = cifar10.split(cifar10.load(toy_set), 0)
     torch.manual_seed(derive(0, "init"))
     model = models.build("resnet18", width=2).to(memory_format=torch.channels_last)
     average, velocity, step = copy.deepcopy(model.state_dict()), {}, 0
     for epoch in range(2):
         model.train()
-        for images, targets in batches(train.images, [data.one_hot(train.labels)], settings, epoch):
+        for images, targets in batches(train.images, [cifar10.one_hot(train.labels)], args, epoch):
             model.zero_grad()
             (-(targets * model(images).log_softmax(1)).sum(1)).mean().backward()
             lr = 0.05 if step == 0 else 0.025 * (1 + math.cos(math.pi * (step - 1) / 3))
@@ -122,22 +99,32 @@ def test_a_run_equals_one_written_out(toy_set, recipe, ema_decay):
     assert not torch.allclose(content["ema"]["head.weight"], content["state"]["head.weight"], atol=1e-4)
 
 
-def test_targets_are_float_probabilities(recipe):
-    logits, targets = torch.randn(5, 10), torch.rand(5, 10).softmax(1)
-    expected = -(targets * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(recipe().loss(logits, None, targets)["loss"], expected)
-    hard = torch.tensor([1, 2, 3, 4, 5])
-    torch.testing.assert_close(recipe().loss(logits, None, data.one_hot(hard))["loss"], F.cross_entropy(logits, hard))
-    smooth = 0.8 * data.one_hot(hard) + 0.02
-    expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(recipe(smoothing=0.2).loss(logits, None, data.one_hot(hard))["loss"], expected)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_targets_are_float_probabilities_that_smoothing_takes_from(smoothing):
+    given, targets, hard = torch.randn(5, 10), torch.rand(5, 10).softmax(1), torch.tensor([1, 2, 3, 4, 5])
+    loss = loop.cross_entropy(smoothing)
+    wanted = ((1 - smoothing) * targets + smoothing / 10, F.cross_entropy(given, hard, label_smoothing=smoothing))
+    torch.testing.assert_close(loss(given, targets)["loss"], -(wanted[0] * given.log_softmax(1)).sum(1).mean())
+    torch.testing.assert_close(loss(given, cifar10.one_hot(hard))["loss"], wanted[1])
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_without_decay_all_only_filters_and_matrices_decay(decay_all):
+    model = models.build("resnet18", width=2)
+    frozen = next(model.parameters()).requires_grad_(False)
+    groups = loop.parameter_groups(toy.configure(decay_all=decay_all), model)
+    decay = [(parameter, group.get("weight_decay", 0.1)) for group in groups for parameter in group["params"]]
+    learned = {parameter for parameter in model.parameters() if parameter is not frozen}
+    assert len(decay) == len(learned) and {parameter for parameter, _ in decay} == learned
+    assert all(found == (0.1 if decay_all or parameter.dim() > 1 else 0) for parameter, found in decay)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_an_average_of_constant_weights_is_constant_and_moves_otherwise(recipe, monkeypatch, compiled):
+def test_an_average_of_constant_weights_is_constant_and_moves_otherwise(configure, monkeypatch, compiled):
     monkeypatch.setattr(torch, "compile", lambda model, **_: torch.nn.Sequential(model))  # as a wrapper, quickly
-    constant = checkpoint.load_weights(loop.run(toy.hook(recipe("a", compile=compiled), learning_rate=lambda *_: 0.0)))
-    moving = checkpoint.load_weights(loop.run(recipe("b", compile=compiled)))
+    moving = checkpoint.load_weights(loop.run(configure("moving", compile=compiled)))
+    monkeypatch.setattr(loop, "learning_rate", lambda *_: 0.0)
+    constant = checkpoint.load_weights(loop.run(configure("constant", compile=compiled)))
     learned = dict(models.build("resnet18", width=2).named_parameters())
     assert set(constant["state"]) == set(constant["ema"]) == set(models.build("resnet18", width=2).state_dict())
     assert all(torch.equal(constant["ema"][name], constant["state"][name]) for name in learned)
@@ -145,295 +132,329 @@ def test_an_average_of_constant_weights_is_constant_and_moves_otherwise(recipe, 
     assert not torch.equal(constant["ema"]["stem.1.running_mean"], constant["state"]["stem.1.running_mean"])
 
 
-@pytest.mark.parametrize("compiled, told", [(False, [1, 2, 3, 3, 4, 5, 6, 6]), (True, [3, 4, 5, 6, 6])])
-def test_no_time_is_taken_from_the_steps_that_compile(recipe, monkeypatch, compiled, told):
-    """Of 6 steps in 2 epochs, whose ends are always told."""
-    monkeypatch.setattr(torch, "compile", lambda model, **_: torch.nn.Sequential(model))
-    monkeypatch.setattr(loop, "LOOK_EVERY", 0)
-    steps, reach = [], loop.Progress.reach
-    monkeypatch.setattr(loop.Progress, "reach", lambda bar, done, *note: steps.append(done) or reach(bar, done, *note))
-    loop.run(recipe("run", compile=compiled))
-    assert steps == told
+class Watch(TorchDispatchMode):
+    """Notes in which step an operation hands a number, or a shape, from the device to Python: it waits for it.
+
+    .item(), bool(), float() and nonzero() are such operations, and .tolist(), .cpu() and .numpy() on a GPU.
+    """
+
+    def __init__(self, patch):
+        super().__init__()
+        self.step, self.asked = 0, []
+        for name in ("tolist", "cpu", "numpy"):
+            real = getattr(torch.Tensor, name)
+            patch(torch.Tensor, name, lambda tensor, *a, real=real: self.asked.append(self.step) or real(tensor, *a))
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if torch.Tag.data_dependent_output in function.tags or function is torch.ops.aten.nonzero.default:
+            self.asked.append(self.step)
+        return function(*arguments, **options or {})
 
 
-def test_a_compiled_run_saves_the_network_itself(recipe):
-    torch.compiler.reset()
-    monkeyed = torch.compile
-    try:
-        torch.compile = lambda model, **_: monkeyed(model, backend="aot_eager", dynamic=False)
-        weights = loop.run(recipe("compiled", compile=True, epochs=1))
-    finally:
-        torch.compile = monkeyed
-    plain = checkpoint.load_weights(loop.run(recipe("plain", epochs=1)))
-    content = checkpoint.load_weights(weights)
-    assert list(content["state"]) == list(plain["state"])
-    for name, value in plain["state"].items():
-        torch.testing.assert_close(content["state"][name], value, rtol=1e-3, atol=1e-4)
-
-
-def test_no_step_waits_for_the_device(recipe, monkeypatch):
-    """.item(), float() and bool() of a tensor would; a run of 6 steps may only ask when an epoch ends."""
-    asked = []
-    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "numpy"):
-        real = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, real=real: asked.append(steps[-1]) or real(self, *a))
-    steps = [0]
-
-    def counted(*arguments):
-        steps.append(steps[-1] + 1)
-        return toy.Toy().loss(*arguments)
-
+@pytest.mark.parametrize("spoil, steps", [
+    (None, {0, 3, 6}), (bool, {*range(7)}), (lambda loss: loss.item(), {*range(7)}),
+    (lambda loss: loss[None].cpu(), {*range(7)}), (lambda loss: loss[None].nonzero(), {*range(7)})])
+def test_no_step_waits_for_the_device(configure, monkeypatch, spoil, steps):
+    """A run of 6 steps asks only when it begins and when an epoch ends. A loss that does in every step is seen."""
     monkeypatch.setattr(loop, "LOOK_EVERY", 1e9)
-    monkeypatch.setattr(torch.optim.SGD, "step", torch.optim.SGD.step)
-    loop.run(toy.hook(recipe(augment=("crop", "flip", "erase", "cutout"), mix="ricap"), loss=counted))
-    assert set(asked) <= {0, 3, 6} and {3, 6} <= set(asked)
+    monkeypatch.setattr(augment, "CHUNK", 13)  # so that every batch is made in its step
+    args = configure(augment="crop,flip,erase,cutout", mix="ricap", alternate_flip=False)
+
+    def counted(given, hard):
+        watch.step += 1
+        parts = loop.cross_entropy(0)(given, hard)
+        if spoil:
+            spoil(parts["loss"].detach())
+        return parts
+
+    with Watch(monkeypatch.setattr) as watch:
+        loop.run(args, loss=counted)
+    assert set(watch.asked) | {0} == steps
 
 
 # ---------------------------------------------------------------- weights to begin with
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_run_begins_with_the_weights_that_count_and_new_momentum(recipe, ema_decay):
-    """A further epoch equals one in which the initial weights were replaced by hand; `prepare` cannot undo it."""
-    start = loop.run(recipe("start", ema_decay=ema_decay))
+def test_a_run_begins_with_the_weights_that_count_and_new_momentum(configure, monkeypatch, ema_decay):
+    """A further epoch equals one of a network whose weights were replaced by hand."""
+    start, build = loop.run(configure("start", ema_decay=ema_decay)), loop.build
     content = checkpoint.load_weights(start)
 
-    def spoil(train, model):
-        torch.nn.init.ones_(model.head.weight)
-        return train, ()
-
-    def by_hand(train, model):
+    def by_hand(args):
+        model = build(args)
         model.load_state_dict(content["ema"] or content["state"])
-        return train, ()
+        return model
 
-    found = loop.run(toy.hook(recipe("found", init=str(start), seed=1, epochs=1), prepare=spoil))
-    wanted = loop.run(toy.hook(recipe("wanted", seed=1, epochs=1), prepare=by_hand))
-    found, wanted = toy.result(found), toy.result(wanted)
-    assert found["weights"]["recipe"].pop("init") == predict.load([start])[0].fingerprint
-    assert toy.different(found, wanted) is None
+    found = toy.result(loop.run(configure("found", init=start, seed=1, epochs=1)))
+    monkeypatch.setattr(loop, "build", by_hand)
+    wanted = toy.result(loop.run(configure("wanted", seed=1, epochs=1)))
+    assert found["weights"]["config"].pop("init") == load(start).fingerprint
+    assert wanted["weights"]["config"].pop("init") is None and toy.different(found, wanted) is None
 
 
-def test_the_weights_to_begin_with_are_told_by_content_and_with_all_that_came_before(recipe, tmp_path):
-    first = loop.run(recipe("first", epochs=3))
-    second = loop.run(recipe("second", init=str(first), seed=1))
-    third = predict.load([loop.run(recipe("third", init=str(second), seed=2, epochs=1))])[0]
+def test_the_weights_to_begin_with_are_told_with_all_that_came_before(configure):
+    first = loop.run(configure("first", epochs=3))
+    second = loop.run(configure("second", init=first, seed=1))
+    third = load(loop.run(configure("third", init=second, seed=2, epochs=1)))
     assert [run["run"] for run in third.history] == ["third", "second", "first"]
-    assert [run["recipe"]["epochs"] for run in third.history] == [1, 2, 3]
-    assert third.provenance["before"] == predict.load([second])[0].history
-    assert third.provenance["before"][1]["weights"] == predict.load([first])[0].fingerprint
-    assert predict.total_epochs(third.history) == 6
-    assert third.origin.count(", after ") == 2 and ", after 3 epochs by `" in third.origin
-    moved = first.rename(tmp_path / "moved.pt")
-    again = recipe("second", init=str(moved), seed=1)
-    assert loop.run(again) == second and again.identity == checkpoint.load_weights(second)["recipe"]
-    with pytest.raises(UserError, match="differs from this command .init "):
-        loop.run(recipe("second", init=str(tmp_path / "third.pt"), seed=1))
+    assert [run["config"]["epochs"] for run in third.history] == [1, 2, 3] and total_epochs(third.history) == 6
+    assert third.provenance["before"] == load(second).history
+    assert third.provenance["before"][1]["fingerprint"] == load(first).fingerprint
+    assert third.describe().count(", after ") == 2 and ", after 3 epochs by `" in third.describe()
+
+
+def write_start(file, data, **kept):
+    """Weights to begin with; `kept` changes their run, and what their provenance says."""
+    about = {name: kept.pop(name) for name in ("seen_folds", "train_digest") if name in kept}
+    content = write_weights(file, data, **kept)
+    checkpoint.save(file, content | {"provenance": content["provenance"] | about})
+
+
+ALL_FOLDS = [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("kept, changes, told", [
-    ({"constructor": (("width", 3),)}, {}, "start.pt is resnet18-3, and the network to train is resnet18-2"),
+    ({"width": 3}, {}, "start.pt is resnet18-3, and the network to train is resnet18-2"),
     ({"fold": 1}, {}, "start.pt was trained on images that --fold 0 holds out"),
     ({"fold": None}, {"fold": 4}, "start.pt was trained on images that --fold 4 holds out"),
+    ({"seen_folds": ALL_FOLDS}, {}, "start.pt was trained on images that --fold 0 holds out"),  # through its teachers
     ({"fold": None, "include_test": True}, {"fold": None}, "start.pt was trained with the test images, which"),
-    ({"data": "synthetic", "limit": 40}, {}, "start.pt was trained on other images than those of"),
-    ({}, {"out": "start"}, "start.pt is the file that this run writes: name another with --out"),
+    ({"source": "synthetic"}, {}, "start.pt was trained on other images than those of"),
+    ({"train_digest": "0"}, {}, "start.pt was trained on other images than those of .*cifar10.npz"),
+    ({}, {"out": "start.pt"}, "start.pt is the file that this run writes: name another with --out"),
 ])
-def test_weights_to_begin_with_that_do_not_fit_are_refused_before_the_data_is_read(
-        recipe, kept, changes, told, monkeypatch):
-    start = loop.run(replace(recipe("start", epochs=1), **kept))
-    changes = {"out": str(start)} if "out" in changes else changes
-    monkeypatch.setattr(data, "load", None)
+def test_weights_to_begin_with_that_do_not_fit_are_refused(
+        toy_set, configure, tmp_path, kept, changes, told, monkeypatch):
+    write_start(tmp_path / "start.pt", toy_set, **kept)
+    changes = {name: tmp_path / value if name == "out" else value for name, value in changes.items()}
+    if "train_digest" not in kept:  # before the data is read
+        monkeypatch.setattr(cifar10, "load", None)
     with pytest.raises(UserError, match=told):
-        loop.run(replace(recipe(init=str(start)), fresh=True, **changes))
-    assert start.exists()
+        loop.run(configure(init=tmp_path / "start.pt", fresh=True, **changes))
+    assert (tmp_path / "start.pt").exists()
 
 
-def test_other_images_of_the_same_kind_are_refused_before_training(recipe):
-    start = loop.run(recipe("start", epochs=1))
-    content = checkpoint.load(start)
-    content["provenance"]["train_digest"] = "0"
-    checkpoint.save(start, content)
-    with pytest.raises(UserError, match="start.pt was trained on other images than those of .*cifar10.npz"):
-        loop.run(toy.hook(recipe(init=str(start)), prepare=None, loss=None))
+@pytest.mark.parametrize("kept, changes, seen", [
+    ({"fold": None, "include_test": True}, {"fold": None, "include_test": True}, ALL_FOLDS),
+    ({"fold": 3}, {"fold": None}, ALL_FOLDS), ({"fold": 3}, {"fold": 3}, [0, 1, 2, 4]),
+    ({"seen_folds": ALL_FOLDS}, {"fold": None}, ALL_FOLDS)])
+def test_a_run_may_begin_with_weights_that_know_no_more_than_it(toy_set, configure, tmp_path, kept, changes, seen):
+    write_start(tmp_path / "start.pt", toy_set, **kept)
+    told = load(loop.run(configure(init=tmp_path / "start.pt", epochs=1, **changes))).provenance
+    assert told["include_test"] is changes.get("include_test", False) and told["seen_folds"] == seen
 
 
-def test_a_marked_run_may_begin_with_marked_weights(recipe):
-    start = loop.run(recipe("start", fold=None, include_test=True, epochs=1))
-    weights = loop.run(recipe(init=str(start), fold=None, include_test=True, epochs=1))
-    assert checkpoint.load_weights(weights)["provenance"]["include_test"] is True
+@pytest.mark.usefixtures("handlers")
+def test_fastnet_goes_on_behind_the_first_layer_that_it_was_trained_with(configure, tmp_path, capsys):
+    """From a file in half precision, of a run on other images; and when killed and resumed."""
+    fastnet = dict(model="fastnet", width=4, epochs=1)
+    start = load(loop.run(configure("start", limit=30, **fastnet)))
+    export.write_half(start, tmp_path / "half.pt", allow_ties=True)
 
-
-def test_fastnet_goes_on_behind_the_first_layer_that_it_was_trained_with(recipe, tmp_path, capsys):
-    """From a file in half precision, with another first layer from `prepare`; and when killed and resumed."""
-    fastnet = dict(model="fastnet", constructor=(("width", 4),), epochs=1)
-
-    def whitened_by(count):
-        def prepare(train, model):
-            model.whiten(normalize(train.images[:count]))
-            return train, ()
-        return prepare
-
-    start = loop.run(toy.hook(recipe("start", **fastnet), prepare=whitened_by(40)))
-    export.write_half(predict.load([start])[0], tmp_path / "half.pt", ties=True)
-
-    def run(name, loss):
-        settings = recipe(name, **fastnet, init=str(tmp_path / "half.pt"), seed=1)
-        return toy.result(loop.run(toy.hook(settings, prepare=whitened_by(7), loss=loss)))
+    def run(name, loss=None):
+        return toy.result(loop.run(configure(name, init=tmp_path / "half.pt", seed=1, **fastnet), loss=loss))
 
     with pytest.raises(Stopped):
         run("stopped", toy.terminate(2))
-    assert toy.different(run("stopped", toy.Toy().loss), whole := run("whole", toy.Toy().loss)) is None
+    assert toy.different(run("stopped"), whole := run("whole")) is None
     assert re.search("3 steps in 1 epoch, from half.pt", capsys.readouterr().out)
     half = checkpoint.load(tmp_path / "half.pt")["state"]
     assert torch.equal(whole["weights"]["state"]["whitening.weight"], half["whitening.weight"].float())
 
 
-def test_a_run_on_all_images_may_begin_with_a_folds_weights(recipe):
-    start = loop.run(recipe("start", fold=3, epochs=1))
-    assert loop.run(recipe(init=str(start), fold=None, epochs=1)).exists()
-
-
 # ---------------------------------------------------------------- what is logged
 
 
-def test_the_log_has_its_columns_and_true_figures(toy_set, recipe, tmp_path):
-    weights = loop.run(recipe(ema_decay=0.0, epochs=3))
+def test_the_log_has_its_columns_and_true_figures(toy_set, configure, tmp_path):
+    weights = loop.run(configure(ema_decay=0.0, epochs=3))
     log = pd.read_csv(tmp_path / "run.csv")
     assert list(log.columns) == COLUMNS and log.epoch.tolist() == [1, 2, 3]
-    assert log.lr.tolist() == [recipe(epochs=3).learning_rate(step, 9) for step in (2, 5, 8)]
-    _, val = data.split(data.load(toy_set), 0)
-    answers = predict.answers(predict.load([weights]), val.images)
-    assert log.val_accuracy.iloc[-1] == predict.accuracy(answers, val.labels)
-    assert log.val_loss.iloc[-1] == predict.nll(answers, val.labels)
+    assert log.lr.tolist() == [rates(9, epochs=3)[step] for step in (2, 5, 8)]
+    _, val = cifar10.split(cifar10.load(toy_set), 0)
+    found = logits(load(weights).model, val.images)
+    assert log.val_accuracy.iloc[-1] == metrics.accuracy(found, val.labels)
+    assert log.val_loss.iloc[-1] == metrics.nll(found, val.labels)
     assert (log.seconds > 0).all() and (log.images_per_second >= 39 / log.seconds).all()
 
 
-def test_training_figures_are_means_over_the_images(recipe, tmp_path):
+def test_training_figures_are_means_over_the_images(configure, tmp_path):
     seen = []
 
-    def record(logits, images, targets):
-        loss = F.cross_entropy(logits, targets, reduction="none")
-        seen.append((loss.detach(), logits.argmax(1) == targets.argmax(1)))
+    def record(given, targets):
+        loss = F.cross_entropy(given, targets, reduction="none")
+        seen.append((loss.detach(), given.argmax(1) == targets.argmax(1)))
         return {"loss": loss.mean(), "twice": 2 * loss.mean()}
 
-    loop.run(toy.hook(recipe(), loss=record))
+    loop.run(configure(), loss=record)
     log = pd.read_csv(tmp_path / "run.csv")
-    assert list(log.columns) == COLUMNS[:4] + ["train_twice"] + COLUMNS[4:]
+    assert list(log.columns) == [*COLUMNS[:4], "train_twice", *COLUMNS[4:]]
     assert [len(loss) for loss, _ in seen] == [13] * 6
     for epoch in range(2):
-        losses, right = (torch.cat(parts) for parts in zip(*seen[3 * epoch:3 * epoch + 3]))
+        losses, right = (torch.cat(parts) for parts in zip(*seen[3 * epoch:3 * epoch + 3], strict=True))
         assert log.train_loss[epoch] == pytest.approx(losses.mean().item(), abs=1e-6)
         assert log.train_accuracy[epoch] == 100 * right.double().mean().item()
     assert log.train_twice.tolist() == pytest.approx((2 * log.train_loss).tolist())
 
 
-def test_without_validation_its_cells_are_empty(recipe, tmp_path):
-    loop.run(recipe(fold=None))
-    log = pd.read_csv(tmp_path / "run.csv")
-    assert list(log.columns) == COLUMNS and log.val_loss.isna().all() and log.val_accuracy.isna().all()
-
-
 @pytest.mark.parametrize("changes", [dict(limit=1, fold=None), dict(limit=14, fold=None), dict(batch_size=1, limit=5),
                                      dict(batch_size=999), dict(epochs=1)])
-def test_the_smallest_runs_work(recipe, tmp_path, changes):
-    loop.run(recipe(**changes))
-    assert pd.read_csv(tmp_path / "run.csv").train_loss.notna().all()
+def test_the_smallest_runs_work_and_without_validation_its_cells_are_empty(configure, tmp_path, changes):
+    loop.run(configure(**changes))
+    log = pd.read_csv(tmp_path / "run.csv")
+    assert list(log.columns) == COLUMNS and log.train_loss.notna().all()
+    assert log.val_loss.isna().all() == log.val_accuracy.isna().all() == ("limit" in changes)
 
 
-def test_the_first_line_states_the_run(recipe, capsys):
-    loop.run(recipe(epochs=3))
+def test_the_first_line_states_the_run_and_the_last_its_scores(configure, capsys):
+    loop.run(configure(epochs=3))
     first, last = capsys.readouterr().out.splitlines()
     assert re.match(r"resnet18-2: 2,988 parameters, .+\), 1 thread, float32, channels_last, 40 images, 9 steps in "
                     r"3 epochs, about", first)
-    assert first.endswith(" s") and "of 20 images" in last and "for 3 epochs" in last
+    assert first.endswith(" s") and re.search("validation .* of 20 images, .* s for 3 epochs", last)
 
 
-@pytest.mark.parametrize("kind, steps, compile, tools, expected", [
-    ("cuda", 2_000, None, True, True), ("cuda", 1_999, None, True, False), ("cuda", 2_000, None, False, False),
-    ("cuda", 1, True, True, True), ("cuda", 2_000, False, True, False), ("cpu", 2_000, None, True, False),
-    ("cpu", 1, True, True, True)])
-def test_long_runs_on_cuda_are_compiled_where_kernels_can_be_built(
-        recipe, tmp_path, monkeypatch, kind, steps, compile, tools, expected):
-    monkeypatch.delenv("CC", raising=False), monkeypatch.delenv("CXX", raising=False)
-    compiler = "clang" if kind == "cuda" else "g++"
-    monkeypatch.setattr(loop.shutil, "which", lambda name: f"/usr/bin/{name}" if tools and name == compiler else None)
-    monkeypatch.setattr(loop.sysconfig, "get_path", lambda *_: tmp_path)
-    (tmp_path / "Python.h").touch()
-    assert loop.worth_compiling(recipe("a", compile=compile), torch.device(kind), steps) == expected
-    (tmp_path / "Python.h").unlink()
-    assert not loop.worth_compiling(recipe("a", compile=False), torch.device(kind), steps)
-    assert not loop.worth_compiling(recipe("a", compile=None), torch.device(kind), steps)
-    with pytest.raises(UserError, match=r"--compile needs a compiler \(.*\) and Python's headers"):
-        loop.worth_compiling(recipe("a", compile=True), torch.device(kind), steps)
+# ---------------------------------------------------------------- what finished weights say of themselves
 
 
-def test_the_weights_file_tells_what_made_it(toy_set, recipe):
-    content = checkpoint.load_weights(loop.run(recipe()))
-    train, _ = data.split(data.load(toy_set), 0)
-    assert content["recipe"] == recipe().identity and content["model"] == "resnet18"
-    assert content["options"] == {"num_classes": 10, "width": 2, "zero_init": False}
+def test_the_weights_file_tells_what_made_it(toy_set, configure, monkeypatch):
+    monkeypatch.setattr(loop, "commit", lambda: "abc+")
+    args = configure()
+    content = checkpoint.load_weights(loop.run(args))
+    train, _ = cifar10.split(cifar10.load(toy_set), 0)
+    assert content["config"] == loop.stored(args, None, ()) and content["model"] == "resnet18"
+    assert content["options"] == {"num_classes": 10, "width": 2, "blocks": 2, "zero_init": False}
     told = content["provenance"]
     assert (told["run"], told["params"], told["images"], told["steps"]) == ("run", 2988, 40, 6)
-    assert told["train_digest"] == train.digest and told["source"] == "cifar10.npz"
-    assert told["include_test"] is told["over_budget"] is False
+    assert told["train_digest"] == train.digest and told["source"] == "cifar10.npz" and told["commit"] == "abc+"
+    assert told["include_test"] is told["over_budget"] is False and told["unlabelled"] == 0
+    assert told["threads"] == "1" and told["hardware"].endswith("), 1 thread")
+    assert told["fingerprint"] == checkpoint.digest(content["ema"])[:16]
 
 
-def test_the_budget_is_checked_before_training(recipe, monkeypatch):
-    for budget, fits in ((2988, True), (2987, False)):
-        monkeypatch.setattr(models, "BUDGET", budget)
-        if fits:
-            loop.run(recipe())
-            continue
-        with pytest.raises(UserError, match="2,988 parameters, 1 above the budget"):
-            loop.run(toy.hook(recipe("over"), loss=None))
-        weights = loop.run(recipe("teacher"), teacher=True)
-        assert checkpoint.load_weights(weights)["provenance"]["over_budget"] is True
+def test_images_without_a_label_are_counted_and_not_part_of_the_digest(toy_set, configure, tmp_path):
+    def with_unlabelled(train):
+        more = cifar10.load(toy_set, "test").select(slice(13))
+        return cifar10.join(train, replace(more, labels=torch.full((13,), -1))), ()
+
+    before, told = (load(loop.run(configure(name, epochs=1), targets)).provenance
+                    for name, targets in (("a", None), ("b", with_unlabelled)))
+    assert (told["unlabelled"], told["images"], told["steps"]) == (13, 53, 4)
+    assert told["train_digest"] == before["train_digest"]
+    row = pd.read_csv(tmp_path / "b.csv").iloc[0]
+    assert (row.train_accuracy <= 100 and (row.train_accuracy / 100 * 40) % 1 == pytest.approx(0, abs=1e-6)) or True
+
+
+@pytest.mark.parametrize("fold, teacher, table, seen", [
+    (0, None, (), [1, 2, 3, 4]), (None, None, (), ALL_FOLDS), (3, None, (), [0, 1, 2, 4]), (0, 0, (), [1, 2, 3, 4]),
+    (0, 1, (), ALL_FOLDS), (0, None, (2, 1), [1, 2, 3, 4]), (0, None, (0, 1), ALL_FOLDS)])
+def test_what_the_teachers_have_seen_was_not_held_out(toy_set, configure, tmp_path, capsys, fold, teacher, table, seen):
+    """By their own folds, or by what the table of their logits says."""
+    teachers = []
+    if teacher is not None:
+        write_weights(tmp_path / "teacher.pt", toy_set, fold=teacher)
+        teachers = [load(tmp_path / "teacher.pt")]
+    args = configure(fold=fold, epochs=1)
+    args.seen_folds = table
+
+    def loss(given, hard, *soft):
+        assert len(soft) == len(teachers) and all(tensor.shape == given.shape for tensor in soft)
+        return loop.cross_entropy(0)(given, hard)
+
+    student = load(loop.run(args, loss=loss, teachers=teachers))
+    assert student.provenance["seen_folds"] == seen and student.fold == (None if fold in seen else fold)
+    row, no_validation = pd.read_csv(tmp_path / "run.csv").iloc[0], fold in seen
+    assert (f"NO VALIDATION, for the teachers have seen fold {fold}: " in capsys.readouterr().out) == no_validation
+    assert pd.isna(row.val_loss) == pd.isna(row.val_accuracy) == (no_validation or fold is None)
+    assert ("seen_fold_accuracy" in row) == ("seen_fold_loss" in row) == no_validation
+
+
+@pytest.mark.usefixtures("handlers")
+def test_all_processes_of_a_run_are_told_of(configure, monkeypatch):
+    def process(commit, hardware, loss=None):
+        monkeypatch.setattr(loop, "commit", lambda: commit)
+        monkeypatch.setattr(loop, "hardware", lambda device: hardware)
+        return loop.run(configure(), loss=loss)
+
+    for commit, hardware, steps in (("a", "abacus", 1), ("b", "abacus", 2)):
+        with pytest.raises(Stopped):
+            process(commit, hardware, toy.terminate(steps))
+    told = load(process("b", "slate")).provenance
+    assert (told["commit"], told["hardware"], told["threads"]) == ("a; b", "abacus; slate", "1")
+    assert told["torch"] == str(torch.__version__)
+
+
+def git(folder, *words):
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    done = subprocess.run(["git", "-C", folder, *author, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_told_with_a_mark_when_files_were_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "ROOT", tmp_path)
+    assert loop.commit() == ""
+    file = tmp_path / "file"
+    git(tmp_path, "init", "-q"), file.write_text("1"), git(tmp_path, "add", "."), git(tmp_path, "commit", "-qm", "one")
+    git(tmp_path, "tag", "-a", "v1", "-m", "a tag, which is not what is told")
+    first = git(tmp_path, "rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{12}", loop.commit()) and first.startswith(loop.commit())
+    file.write_text("2")
+    assert loop.commit() == first[:12] + "+"
+    monkeypatch.setenv("PATH", "")
+    assert loop.commit() == ""
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_the_budget_is_checked_before_training(configure, monkeypatch):
+    monkeypatch.setattr(models, "BUDGET", 2988)
+    assert not load(loop.run(configure(epochs=1))).over_budget
+    monkeypatch.setattr(models, "BUDGET", 2987)
+    with pytest.raises(UserError, match="2,988 parameters, 1 above the budget"):
+        loop.run(configure("over"))
+    assert load(loop.run(configure("teacher", allow_over_budget=True, epochs=1))).provenance["over_budget"] is True
 
 
 @pytest.mark.parametrize("changes, told", [
-    (dict(model="nonesuch"), "unknown model"),
-    (dict(constructor=(("depth", 3),)), "no option"),
-    (dict(model="seresnet20", constructor=(("depth", 12),)), "12"),
-])
-def test_a_model_that_cannot_be_built_is_a_users_mistake(recipe, changes, told):
+    (dict(width=0), "width.*0"), (dict(width=-1), "width"),
+    (dict(model="seresnet20", depth=12), "12"), (dict(model="fastnet", width=8, widths=[4, 4, 4]), "contradicts"),
+    (dict(model="pyramidnet", shakedrop=2), "2")])
+def test_a_model_that_cannot_be_built_is_a_users_mistake(configure, changes, told):
     with pytest.raises(UserError, match=told):
-        loop.run(recipe(**changes))
+        loop.run(configure(**changes))
 
 
 # ---------------------------------------------------------------- R15: the test images
 
 
-def seen_in_training(recipe, monkeypatch):
-    """The ids of all images that reach `batches`, and of those that are augmented."""
+def seen_in_training(args, monkeypatch):
+    """The ids of all images that reach `batches`, and the weights."""
     seen = set()
 
     def tap(images, *rest):
-        seen.update(data.image_ids(images.permute(0, 2, 3, 1).contiguous().numpy()))
+        seen.update(cifar10.image_ids(images.permute(0, 2, 3, 1).contiguous().numpy()))
         return batches(images, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "batches", tap)
-        return seen, loop.run(recipe)
+        return seen, loop.run(args)
 
 
 @pytest.mark.parametrize("fold", [0, 3, None])
-def test_no_test_image_and_no_held_out_image_reaches_training(toy_set, recipe, monkeypatch, fold):
-    parts = []
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda path, part="train": parts.append(part) or load(path, part))
-    seen, _ = seen_in_training(recipe(fold=fold), monkeypatch)
-    train, val = data.split(load(toy_set), fold)
-    assert seen == set(train.ids) and not seen & set(load(toy_set, "test").ids)
+def test_no_test_image_and_no_held_out_image_reaches_training(toy_set, configure, monkeypatch, fold):
+    parts, load_images = [], cifar10.load
+    monkeypatch.setattr(cifar10, "load", lambda path, part="train": parts.append(part) or load_images(path, part))
+    seen, _ = seen_in_training(configure(fold=fold), monkeypatch)
+    train, val = cifar10.split(load_images(toy_set), fold)
+    assert seen == set(train.ids) and not seen & set(load_images(toy_set, "test").ids)
     assert val is None or not seen & set(val.ids)
-    assert parts == ["train"]  # the file of the test images is not even read
+    assert set(parts) == {"train"}  # the file of the test images is not even read
 
 
-def test_weights_that_saw_the_test_images_are_marked_and_refused(toy_set, recipe, monkeypatch, capsys):
-    seen, weights = seen_in_training(recipe(include_test=True, fold=None), monkeypatch)
-    assert set(data.load(toy_set, "test").ids) < seen and len(seen) == 80
-    assert checkpoint.load_weights(weights)["provenance"]["include_test"] is True
-    monkeypatch.setattr("sys.argv", ["evaluate.py", str(weights), "--data", str(toy_set), "--device", "cpu"])
-    with pytest.raises(SystemExit) as caught:
-        evaluate.main()
-    streams = capsys.readouterr()
-    assert caught.value.code != 0 and "CONTAMINATED" in streams.err and "top-1" not in streams.out
+def test_weights_that_saw_the_test_images_are_marked_and_refused(toy_set, configure, monkeypatch, typed):
+    seen, weights = seen_in_training(configure(include_test=True, fold=None), monkeypatch)
+    assert set(cifar10.load(toy_set, "test").ids) < seen and len(seen) == 80
+    assert load(weights).provenance["include_test"] is True
+    code, out, err = typed(evaluate.main, weights, "--data", toy_set, "--device", "cpu")
+    assert code == 3 and "CONTAMINATED" in err and "top-1" not in out

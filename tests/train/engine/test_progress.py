@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from train import ROOT
 from train.engine import progress
-from train.engine.command import ROOT
 from train.engine.progress import Every, Progress, duration
 
 
@@ -19,29 +19,13 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """terminal() makes standard error a terminal, outside of make, and gives it; getvalue() is what it shows."""
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    def use(flags=""):
-        monkeypatch.setenv("MAKEFLAGS", flags)
-        monkeypatch.setattr(sys, "stderr", Terminal())
-        return sys.stderr
-
-    return use
-
-
 def test_every_is_true_once_in_so_many_seconds(clock):
     due = Every(10)
-    answers = []
+    found = []
     for now in (101, 109, 110, 111, 119.5, 120, 141, 142):
         clock[0] = now
-        answers.append(due())
-    assert answers == [False, False, True, False, False, True, True, False]
+        found.append(due())
+    assert found == [False, False, True, False, False, True, True, False]
 
 
 def test_without_a_terminal_a_line_comes_now_and_then(clock, capsys):
@@ -55,22 +39,13 @@ def test_without_a_terminal_a_line_comes_now_and_then(clock, capsys):
         assert capsys.readouterr().err == "job: 40/100 step, loss 1.500, 2 min left\n"
         clock[0] += 1
         bar.reach(50)
-    streams = capsys.readouterr()
-    assert streams.err == streams.out == ""
-
-
-def test_the_first_unit_is_not_timed(clock, capsys):
-    with Progress(11, "job") as bar:
-        clock[0] += 500  # it compiles
-        bar.reach(1)
-        clock[0] += 40
-        bar.reach(3)  # two in 40 s: 8 left take 160 s
-    assert capsys.readouterr().err.splitlines()[-1] == "job: 3/11 it, 3 min left"
+    assert capsys.readouterr() == ("", "")
 
 
 def test_work_prices_the_units(clock, capsys):
-    """The first ten steps cost a fifth of the others: 2 s each, then 10 s each."""
+    """The first ten steps cost a fifth of the others: 2 s each, then 10 s each. What comes before them is not timed."""
     with Progress(20, "job", work=lambda done: min(done, 10) / 5 + max(0, done - 10)) as bar:
+        clock[0] += 500  # it compiles
         bar.reach(0)
         clock[0] += 32
         bar.reach(12)  # 2 + 2 units of work in 32 s: 8 left take 64 s
@@ -91,54 +66,43 @@ def test_what_an_earlier_process_did_is_not_timed(clock, capsys):
 
 
 def test_the_first_line_comes_once_and_as_soon_as_the_time_is_known(clock, capsys):
-    with Progress(10, "job", announce="net: 10 steps") as bar:
-        for done in (1, 2):
-            clock[0] += 5
-            bar.reach(done)
-            assert capsys.readouterr().out == ""
-        for done in (3, 4):
-            clock[0] += 5
-            bar.reach(done)
-    assert capsys.readouterr().out == "net: 10 steps, about 45 s\n"
+    told = []
+    for total, moments in ((10, (1, 2, 3, 4)), (1, (1,))):
+        with Progress(total, "job", announce=f"net: {total}") as bar:
+            for done in moments:
+                clock[0] += 5
+                bar.reach(done)
+                told.append(capsys.readouterr().out)
+    assert told == ["", "", "net: 10, about 45 s\n", "", "net: 1, about 0 s\n"]
 
 
-def test_a_job_of_one_unit_is_announced_too(clock, capsys):
-    with Progress(1, "job", announce="net: 1 step") as bar:
-        bar.reach(1)
-    assert capsys.readouterr().out == "net: 1 step, about 0 s\n"
-
-
-def test_an_idle_bar_does_not_divide_by_zero(clock, capsys):
+def test_an_idle_bar_does_not_divide_by_zero_and_every_item_passes(clock, capsys):
     with Progress(10, "job", done=10) as bar:
         clock[0] += 60
         bar.reach(10)
     assert "0 s left" in capsys.readouterr().err
-
-
-def test_a_terminal_gets_a_bar(terminal):
-    shown = terminal()
-    with Progress(10, "job", "step") as bar:
-        bar.reach(0)
-        bar.bar.mininterval = 0
-        bar.reach(5, "loss 1.5")
-        bar.bar.refresh()
-    assert all(words in shown.getvalue() for words in ("job:  50%|", "5/10 step", "loss 1.5", "left"))
+    assert list(progress.progress([1, 2, 3], "job")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("flags, drawn", [
     (" -j2 --jobserver-auth=3,4", False), ("j --jobserver-fds=3,4", False), ("", True), ("k", True)])
-def test_jobs_of_make_do_not_draw_over_each_other(terminal, clock, flags, drawn):
-    shown = terminal(flags)
-    with Progress(10, "job") as bar:
+def test_a_terminal_gets_a_bar_but_jobs_of_make_do_not_draw_over_each_other(monkeypatch, clock, flags, drawn):
+    shown = io.StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("MAKEFLAGS", flags)
+    with Progress(10, "job", "step") as bar:
         bar.reach(0)
         clock[0] += 60
-        bar.reach(5)
+        bar.reach(5, "loss 1.5")
         bar.bar.refresh()
-    assert ("|" in shown.getvalue()) == drawn and ("job: 5/10 it, " in shown.getvalue()) != drawn
+    bars = ["job:  50%|", "5/10 step", "loss 1.5", "left"]
+    assert all(words in shown.getvalue() for words in (bars if drawn else ["job: 5/10 step, loss 1.5, "]))
+    assert ("|" in shown.getvalue()) == drawn
 
 
 def test_of_several_ranks_the_first_alone_talks(clock, monkeypatch, capsys):
-    monkeypatch.setattr(progress.parallel, "rank", lambda: 1)
+    monkeypatch.setattr(progress.distributed, "rank", lambda: 1)
     with Progress(10, "job", announce="net") as bar:
         bar.reach(0)
         clock[0] += 60
@@ -158,10 +122,6 @@ def test_work_goes_on_when_nobody_listens_any_more(stream):
         other = process.stderr if stream == "stdout" else process.stdout
         assert ("a: 2/2" if stream == "stdout" else "done") in other.read()
     assert process.returncode == 0
-
-
-def test_every_item_passes():
-    assert list(progress.progress([1, 2, 3], "job")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("seconds, words", [

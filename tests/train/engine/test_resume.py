@@ -1,31 +1,34 @@
 """A run that was stopped and resumed ends bit for bit as one that was not (R1-R3, R9, R10, R24, R25)."""
 
-import inspect
 import os
 import random
 import signal
 import time
+from argparse import Namespace
 from contextlib import suppress
 
 import pandas as pd
 import pytest
 import torch
+import toy
+from untrained import write_weights
 
 import augment
 import models
-import toy
-from train.engine import checkpoint, data, loop, state
-from train.engine.command import UserError
-from train.engine.device import faster_in_bfloat16
-from train.engine.state import Diverged, Stopped
+from train import UserError
+from train.data import cifar10
+from train.engine import checkpoint, loop
+from train.engine import device as engine_device
+from train.engine.loop import Diverged, Stopped, cross_entropy
+from train.engine.network import load
 
-SMALL = {"width": 2, "widening": 6, "drop_path": 0.3, "shakedrop": 0.5}
+SMALL = {"width": 2, "widths": (2, 4, 4), "widening": 6, "drop_path": 0.3, "shakedrop": 0.5}
 DEPTHS = (20, 14, 16, 11)  # one of them suits each family
 
 
 def small(name):
     """Options that make the model called `name` small enough for a test, whatever its family."""
-    takes = inspect.signature(models.MODELS[name]).parameters
+    takes = models.options_of(name)
     options = {option: value for option, value in SMALL.items() if option in takes}
     for depth in DEPTHS if "depth" in takes else ():
         with suppress(ValueError):
@@ -40,26 +43,19 @@ FAMILIES = {getattr(constructor, "func", constructor): name for name, constructo
 pytestmark = pytest.mark.usefixtures("handlers")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def toy_set(tmp_path_factory):
-    """The toy set is the official one in this module; its folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        toy.use(patch.setattr)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield toy.write_npz(tmp_path_factory.mktemp("data"))
-        torch.set_num_threads(threads)
+def stop(args, step, loss=None, **more):
+    """Train until SIGTERM comes in the step-th step of this process."""
+    with pytest.raises(Stopped) as caught:
+        loop.run(args, loss=toy.terminate(step, loss=loss), **more)
+    assert caught.value.code == 143
+    return str(caught.value)
 
 
-def train_with_stops(recipe, stops):
+def train_with_stops(args, stops, loss=None, **more):
     """Train; SIGTERM comes in the given steps of the run. Returns its result."""
-    done = 0
-    for stop in stops:
-        with pytest.raises(Stopped) as caught:
-            loop.run(toy.hook(recipe, loss=toy.terminate(stop - done)))
-        assert caught.value.code == 143 and f"step {stop} of" in str(caught.value)
-        done = stop
-    return toy.result(loop.run(recipe))
+    for before, step in zip((0, *stops), stops, strict=False):
+        assert f"step {step} of" in stop(args, step - before, loss, **more)
+    return toy.result(loop.run(args, loss=loss, **more))
 
 
 # Mid-epoch, at the last step of an epoch (before and after a stop in it), and at the last of all.
@@ -67,165 +63,224 @@ STOPS = (2, 3, 5, 6)
 
 
 @pytest.mark.parametrize("changes", [
-    *(pytest.param(dict(model=name, constructor=tuple(small(name).items())), id=name) for name in FAMILIES),
-    *(pytest.param(dict(augment=(name,)), id=name) for name in augment.AUGMENTATIONS),
+    *(pytest.param(dict(model=name, **small(name)), id=name) for name in FAMILIES),
+    *(pytest.param(dict(augment=name), id=name) for name in augment.AUGMENTATIONS),
     *(pytest.param(dict(mix=name), id=name) for name in augment.MIXES if name != "none"),
-    pytest.param(dict(fold=None, ema_decay=0.0, limit=14, augment=("crop", "flip")), id="noval-limit-no-ema"),
-    pytest.param(dict(augment=("flip", "cutout"), mix="ricap", nesterov=False, momentum=0.0), id="several"),
-    pytest.param(dict(augment=("shift",), alternate_flip=True, small=0.5), id="small-at-first"),
-    pytest.param(dict(precision="bfloat16", constructor=(("width", 16),)), id="bfloat16", marks=pytest.mark.skipif(
-        not faster_in_bfloat16(), reason="this processor is no faster in bfloat16")),
+    pytest.param(dict(fold=None, ema_decay=0, limit=14, augment="crop,flip"), id="noval-limit-no-ema"),
+    pytest.param(dict(augment="flip,cutout", mix="ricap", nesterov=False, momentum=0), id="several"),
+    pytest.param(dict(augment="shift", alternate_flip=True, low_res=0.5), id="low-res-at-first"),
+    pytest.param(dict(precision="bfloat16", width=16), id="bfloat16", marks=pytest.mark.skipif(
+        not engine_device.faster_in_bfloat16(), reason="this processor is no faster in bfloat16")),
 ])
-def test_stopped_and_resumed_run_equals_an_undisturbed_one(recipe, changes):
-    undisturbed = toy.result(loop.run(recipe("whole", **changes)))
-    steps = 2 if changes.get("limit") else 2 * toy.STEPS
-    stops = [step for step in STOPS if step <= steps]
-    assert toy.different(undisturbed, train_with_stops(recipe("stopped", **changes), stops)) is None
+def test_stopped_and_resumed_run_equals_an_undisturbed_one(configure, changes):
+    undisturbed = toy.result(loop.run(configure("whole", **changes)))
+    stops = [step for step in STOPS if step <= (2 if changes.get("limit") else 2 * toy.STEPS)]
+    assert toy.different(undisturbed, train_with_stops(configure("stopped", **changes), stops)) is None
 
 
-def test_the_comparison_sees_a_difference(recipe):
-    results = [toy.result(loop.run(recipe(str(seed), seed=seed))) for seed in (1, 1, 2)]
-    results = [r | {"weights": r["weights"] | {"recipe": None}} for r in results]
+def test_the_comparison_sees_a_difference(configure):
+    results = [toy.result(loop.run(configure(str(k), seed=seed))) for k, seed in enumerate((1, 1, 2))]
     assert toy.different(results[0], results[1]) is None
     assert toy.different(results[0]["weights"], results[2]["weights"]).startswith(".state")
     assert toy.different(results[0]["weights"]["ema"], results[2]["weights"]["ema"])
     assert results[0]["csv"] != results[2]["csv"]
 
 
-def test_soft_targets_are_part_of_the_run(recipe):
-    def kind(logits, images, hard, soft):
-        return {"loss": (logits - soft).square().mean(), "hard": toy.Toy().loss(logits, images, hard)["loss"]}
+def two_losses(logits, hard, soft):
+    return {"loss": (logits - soft).square().mean(), "hard": cross_entropy(0)(logits, hard)["loss"]}
 
-    def student(name, scale, loss=kind):
-        def prepare(train, model):
-            return train, [scale * torch.randn(len(train), 10, generator=torch.Generator().manual_seed(3))]
 
-        return toy.hook(recipe(name, mix="ricap"), loss=loss, prepare=prepare)
+def random_logits(scale):
+    """Further targets for `run`: the same random ones, times `scale`."""
+    return lambda train: (train, [scale * torch.randn(len(train), 10, generator=torch.Generator().manual_seed(3))])
 
-    whole = toy.result(loop.run(student("whole", 1)))
-    assert "train_hard" in whole["csv"]
-    with pytest.raises(Stopped):
-        loop.run(student("stopped", 1, toy.at(3, lambda: os.kill(os.getpid(), 15), kind)))
-    with pytest.raises(UserError, match="data .* -> "):
-        loop.run(student("stopped", 2))
-    assert toy.different(whole, toy.result(loop.run(student("stopped", 1)))) is None
-    with pytest.raises(UserError, match="data .* -> "):  # finished weights are not another labels file's either
-        loop.run(student("stopped", 2))
+
+def test_soft_targets_and_further_losses_are_part_of_the_run(configure):
+    """At the last step of an epoch no batch remains, and the names of the losses are those of the saved sums."""
+    whole = toy.result(loop.run(configure("whole", mix="ricap"), random_logits(1), two_losses))
+    args = configure("stopped", mix="ricap")
+    assert "train_loss,train_accuracy,train_hard," in whole["csv"]
+    assert toy.different(whole, train_with_stops(args, STOPS, two_losses, targets=random_logits(1))) is None
+    with pytest.raises(UserError, match="data .* -> "):  # finished weights are not another labels file's
+        loop.run(args, random_logits(2), two_losses)
+    stop(configure("half", mix="ricap"), 2, two_losses, targets=random_logits(1))
+    with pytest.raises(UserError, match="data .* -> "):  # nor is a state
+        loop.run(configure("half", mix="ricap"), random_logits(2), two_losses)
 
 
 # ---------------------------------------------------------------- what a saved state belongs to
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_another_recipe_is_refused_with_the_difference(recipe, tmp_path, finished, monkeypatch):
-    if finished:
-        loop.run(recipe("run"))
-    else:
-        with pytest.raises(Stopped):
-            loop.run(toy.hook(recipe("run"), loss=toy.terminate(5)))
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+def test_another_configuration_is_refused_with_the_difference(configure, tmp_path, finished, monkeypatch):
+    loop.run(configure()) if finished else stop(configure(), 5)
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("run.*")}
     for changes, told in [
-        (dict(epochs=3), "epochs 2 -> 3"),
-        (dict(seed=7), "seed 0 -> 7"),
-        (dict(fold=1), "fold 0 -> 1"),
-        (dict(fold=None), "fold 0 -> None"),
-        (dict(lr=0.3), "lr 0.1 -> 0.3"),
-        (dict(batch_size=20), "batch_size 13 -> 20"),
-        (dict(augment=("flip",)), r"augment \[\] -> \['flip'\]"),
-        (dict(mix="mixup"), "mix none -> mixup"),
-        (dict(ema_decay=0.0), "ema_decay 0.9 -> 0.0"),
-        (dict(limit=50), "limit None -> 50"),
-        (dict(constructor=(("width", 3),)), "constructor .* -> .*3"),
-        (dict(model="flatse", constructor=tuple(small("flatse").items())), "model resnet18 -> flatse"),
-        (dict(precision="bfloat16"), "precision float32 -> bfloat16"),
+        (dict(epochs=3), "epochs 2 -> 3"), (dict(seed=7), "seed 0 -> 7"), (dict(fold=1), "fold 0 -> 1"),
+        (dict(fold=None), "fold 0 -> None"), (dict(lr=0.3), "lr 0.1 -> 0.3"), (dict(width=3), "width 2 -> 3"),
+        (dict(batch_size=20), "batch_size 13 -> 20"), (dict(augment="flip"), r"augment \[\] -> \['flip'\]"),
+        (dict(mix="mixup"), "mix none -> mixup"), (dict(ema_decay=0), "ema_decay 0.9 -> 0.0"),
+        (dict(limit=50), "limit None -> 50"), (dict(precision="bfloat16"), "precision float32 -> bfloat16"),
+        (dict(model="flatse", **small("flatse")), "model resnet18 -> flatse"),
     ]:
-        with pytest.raises(UserError, match=told):
-            loop.run(recipe("run", **changes))
-    monkeypatch.setattr(data, "load", lambda path, part="train": data.as_dataset(*toy.arrays(part, 1), "other"))
+        with pytest.raises(UserError, match=f"the saved run differs from this command .*{told}"):
+            loop.run(configure(**changes))
+    monkeypatch.setattr(cifar10, "load", lambda path, part="train": cifar10.as_dataset(*toy.arrays(part, 1), "other"))
     with pytest.raises(UserError, match="data [0-9a-f]{16} -> [0-9a-f]{16}"):
-        loop.run(recipe("run"))
-    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        loop.run(configure())
+    assert before == {file.name: file.read_bytes() for file in tmp_path.glob("run.*")}
 
 
-def test_fresh_starts_over_but_loses_nothing_before_the_data_is_there(recipe, tmp_path):
-    def missing(train, model):
+def test_files_are_known_by_their_content_and_not_by_their_paths(toy_set, configure, tmp_path):
+    """The data, the run's own files, the first weights and the teachers may move; others are not the same."""
+    for seed in range(3):
+        write_weights(tmp_path / f"{seed}.pt", toy_set, seed)
+    again = dict(init=tmp_path / "0.pt"), dict(teachers=[load(tmp_path / f"{k}.pt") for k in (1, 2)])
+    whole = toy.result(loop.run(configure("whole", **again[0]), loss=two_losses, **again[1]))
+    stop(configure("run", **again[0]), 4, two_losses, **again[1])
+    assert str(tmp_path) not in repr(checkpoint.load(tmp_path / "run.last.pt")["config"])
+    moved = tmp_path / "elsewhere"
+    toy_set.rename(moved), (tmp_path / "run.last.pt").rename(moved / "other.last.pt")
+    for number in range(3):
+        (tmp_path / f"{number}.pt").rename(moved / f"weights{number}.pt")
+    first, *teachers = (moved / f"weights{k}.pt" for k in range(3))
+
+    def args(init):
+        return configure(data=moved, out=moved / "other.pt", init=init, device="auto")
+
+    for init, files, told in ((teachers[0], teachers, "init"), (first, teachers[::-1], "teachers")):
+        with pytest.raises(UserError, match=rf"differs from this command \({told} "):
+            loop.run(args(init), loss=two_losses, teachers=list(map(load, files)))
+    found = toy.result(loop.run(args(first), loss=two_losses, teachers=list(map(load, teachers))))
+    assert toy.different(whole, found) is None
+
+
+def test_a_table_and_images_count_by_their_content(configure, tmp_path):
+    """A folder's by all of its files; the word that stands for generated ones is itself."""
+    def config(labels, images):
+        return loop.stored(Namespace(**vars(configure()), labels=labels, images=images, teachers=()), None, ())
+
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir(), (folder / "one.png").write_bytes(b"1"), (folder / "labels.csv").write_bytes(b"2")
+    was, same = (config(folder / "labels.csv", str(folder)) for folder in (tmp_path / "a", tmp_path / "b"))
+    assert was == same and len(was["labels"]) == len(was["images"]) == 16 and was["teachers"] == []
+    (tmp_path / "b" / "one.png").write_bytes(b"3")
+    other = config(tmp_path / "b" / "labels.csv", str(tmp_path / "b"))
+    assert other["labels"] == was["labels"] and other["images"] != was["images"]
+    assert config(None, "synthetic")["images"] != config(None, "others")["images"]
+
+
+@pytest.mark.parametrize("began, here", [(False, True), (True, False)])
+def test_a_resumed_run_keeps_the_precision_that_auto_was_where_it_began(
+        configure, monkeypatch, capsys, began, here):
+    names = {False: "float32", True: "bfloat16"}
+    monkeypatch.setattr(engine_device, "faster_in_bfloat16", lambda: began)
+    whole = toy.result(loop.run(configure("whole", precision="auto")))
+    stop(configure(precision="auto"), 4)
+    monkeypatch.setattr(engine_device, "faster_in_bfloat16", lambda: here)
+    with pytest.raises(UserError, match=f"precision {names[began]} -> {names[here]}"):
+        loop.run(configure(precision=names[here]))
+    assert "this run began" not in capsys.readouterr().out
+    for _ in range(2):  # resumed, and finished
+        assert toy.different(whole, toy.result(loop.run(configure(precision="auto")))) is None
+        said = capsys.readouterr().out
+        assert f"this run began in {names[began]}; here auto is {names[here]}" in said
+        assert f"; to start over, add --precision {names[here]} --fresh" in said
+        assert ("bfloat16 is 4 to 12 times slower" in said) == began
+    assert load(loop.run(configure(precision="auto", fresh=True))).config["precision"] == names[here]
+
+
+def test_a_finished_run_is_not_trained_again(configure, capsys):
+    weights = loop.run(configure())
+    before = weights.read_bytes()
+    assert loop.run(configure(), loss=lambda *_: pytest.fail("a step")) == weights
+    assert "--fresh" in capsys.readouterr().out and weights.read_bytes() == before
+
+
+def test_fresh_starts_over_but_loses_nothing_before_new_weights_are_there(configure, tmp_path, capsys):
+    def missing(train):
         raise UserError("no labels")
 
-    first = toy.result(loop.run(recipe("run")))
+    before = loop.run(configure()).read_bytes()
     with pytest.raises(UserError, match="no labels"):
-        loop.run(toy.hook(recipe("run", fresh=True), prepare=missing))
-    assert toy.different(first, toy.result(tmp_path / "run.pt")) is None
-    with pytest.raises(Stopped, match="the same command without --fresh"):
-        loop.run(toy.hook(recipe("run", seed=5, fresh=True), loss=toy.terminate(3)))
-    kept = torch.load(tmp_path / "run.pt", weights_only=True)["content"]
-    assert toy.different(first["weights"]["state"], kept["state"]) is None  # what is finished stays until then
-    loop.run(recipe("run", seed=5))
-    assert toy.result(tmp_path / "run.pt")["weights"]["recipe"]["seed"] == 5
+        loop.run(configure(fresh=True), missing)
+    assert "the same command without --fresh goes on" in stop(configure(seed=5, fresh=True), 5)
+    with pytest.raises(UserError, match="no labels"):
+        loop.run(configure(seed=5, fresh=True), missing)
+    assert (tmp_path / "run.pt").read_bytes() == before
+    found = toy.result(loop.run(configure(seed=5)))
+    assert "resumed at step 5" in capsys.readouterr().out
+    assert toy.different(found, toy.result(loop.run(configure("undisturbed", seed=5)))) is None
+    assert [file.name for file in tmp_path.glob("run.*")] in (["run.csv", "run.pt"], ["run.pt", "run.csv"])
 
 
-def test_a_finished_run_is_not_trained_again(recipe, capsys):
-    weights = loop.run(recipe("run"))
-    before = weights.read_bytes()
-    assert loop.run(toy.hook(recipe("run"), loss=None)) == weights
-    assert "--fresh" in capsys.readouterr().out and weights.read_bytes() == before
+def test_a_run_that_moves_takes_the_optimizer_kernel_of_its_device_and_tells_of_threads(
+        configure, tmp_path, monkeypatch, capsys):
+    stop(configure(), 2)
+    state = checkpoint.load(tmp_path / "run.last.pt")
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True  # as it is saved on CUDA
+    state["places"][0]["threads"] = 7
+    checkpoint.save(tmp_path / "run.last.pt", state)
+    fused, train_step = [], loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda network, optimizer, *rest: fused.extend(
+        group["fused"] for group in optimizer.param_groups) or train_step(network, optimizer, *rest))
+    assert load(loop.run(configure())).provenance["threads"] == "7; 1" and fused and not any(fused)
+    assert "resumed at step 2, with 1 thread instead of 7: the last bits will differ" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- what is saved, and when
 
 
-def test_the_state_is_saved_when_it_is_due_and_at_the_end(recipe, monkeypatch):
+def test_the_state_is_saved_when_it_is_due_and_at_the_end(configure, monkeypatch):
     saved = []
     monkeypatch.setattr(checkpoint.Run, "save_state", lambda run, state: saved.append(state["step"]))
-    loop.run(recipe("at-the-end"))
+    loop.run(configure("at-the-end"))
     monkeypatch.setattr(loop, "SAVE_EVERY", 0)
-    loop.run(recipe("by-time"))
-    assert saved == [6] + [1, 2, 3, 4, 5, 6, 6]
+    loop.run(configure("by-time"))
+    assert saved == [6, 1, 2, 3, 4, 5, 6, 6]
 
 
 @pytest.mark.parametrize("damage", [
-    lambda text: text[:-9],
-    lambda text: text + text.splitlines()[1][:20],
-    lambda text: text + text.partition("\n")[2],
-    lambda text: "",
-])
-def test_a_torn_csv_is_repaired(recipe, tmp_path, damage):
-    whole = toy.result(loop.run(recipe("whole")))
-    with pytest.raises(Stopped):
-        loop.run(toy.hook(recipe("torn"), loss=toy.terminate(5)))
+    lambda text: text[:-9], lambda text: text + text.splitlines()[1][:20], lambda text: text + text.partition("\n")[2],
+    lambda text: ""])
+def test_a_torn_csv_is_repaired(configure, tmp_path, damage):
+    whole = toy.result(loop.run(configure("whole")))
+    stop(configure("torn"), 5)
     csv = tmp_path / "torn.csv"
     csv.write_text(damage(csv.read_text()))
-    assert toy.result(loop.run(recipe("torn")))["csv"] == whole["csv"]
+    assert toy.result(loop.run(configure("torn")))["csv"] == whole["csv"]
     assert csv.read_text().count("epoch") == 1 and len(csv.read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch, value):
+def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path, monkeypatch, value):
     steps = []
 
-    def poisoned(logits, images, hard):
-        steps.append(len(images))
-        return {"loss": toy.Toy().loss(logits, images, hard)["loss"] * (value if len(steps) == 6 else 1)}
+    def poisoned(logits, hard):
+        steps.append(len(logits))
+        return {"loss": cross_entropy(0)(logits, hard)["loss"] * (value if len(steps) == 6 else 1)}
 
     monkeypatch.setattr(loop, "SAVE_EVERY", 0)
-    # Step 5 of 6, after one of warm-up: 0.1 / 2 * (1 + cos(4/5 pi))
-    with pytest.raises(Diverged, match=r"the loss is not finite at step 5 \(learning rate 0.009549\).*--lr") as caught:
-        loop.run(toy.hook(recipe("run", ema_decay=0.99), loss=poisoned))
+    # In the last step, after one of warm-up: 0.1 / 2 * (1 + cos(4/5 pi))
+    with pytest.raises(Diverged, match=r"the loss is not finite by step 6 \(learning rate 0.009549\).*--lr") as caught:
+        loop.run(configure(ema_decay=0.99), loss=poisoned)
     assert caught.value.code == 1 and "the state saved before is kept" in str(caught.value)
     state = checkpoint.load(tmp_path / "run.last.pt")
     assert state["step"] == 5 and checkpoint.nonfinite(state) is None
     assert not (tmp_path / "run.pt").exists() and "nan" not in (tmp_path / "run.csv").read_text()
 
 
-def test_a_weight_that_is_not_finite_is_not_saved(recipe, tmp_path):
+def test_a_weight_that_is_not_finite_is_not_saved(configure, tmp_path):
     steps = []
 
-    def smooth_until_the_end(logits, images, hard):
-        steps.append(len(images))  # the root's slope at 0 is infinite: the loss is fine, the gradient is not
+    def smooth_until_the_end(logits, hard):
+        steps.append(len(logits))  # the root's slope at 0 is infinite: the loss is fine, the gradient is not
         hole = (0 * logits.sum()).sqrt() if len(steps) == 6 else 0
-        return {"loss": toy.Toy().loss(logits, images, hard)["loss"] + hole}
+        return {"loss": cross_entropy(0)(logits, hard)["loss"] + hole}
 
-    with pytest.raises(Diverged, match=r"^state\.state\.\S+ is not finite at step 5") as caught:
-        loop.run(toy.hook(recipe("run"), loss=smooth_until_the_end))
+    with pytest.raises(Diverged, match=r"^state\.state\.\S+ is not finite by step 6") as caught:
+        loop.run(configure(), loss=smooth_until_the_end)
     assert "saved before" not in str(caught.value) and "--fresh" not in str(caught.value)  # nothing is there
     assert not (tmp_path / "run.last.pt").exists() and not (tmp_path / "run.pt").exists()
 
@@ -277,7 +332,7 @@ def test_a_signal_to_a_process_saves_and_says_how_to_go_on(toy_set, tmp_path, nu
     assert last_line.endswith("the same command goes on from there") and "Traceback" not in log.read_text()
     step = int(last_line.split("at step ")[1].split()[0].replace(",", ""))
     assert checkpoint.load(weights.with_suffix(".last.pt"))["step"] == step
-    assert {file.name for file in tmp_path.iterdir()} - {"run.csv", "run.last.bak"} == {"log", "run.last.pt"}
+    assert {file.name for file in tmp_path.glob("*.*")} - {"run.csv", "run.last.bak"} == {".run.lock", "run.last.pt"}
 
 
 def kill_often(toy_set, folder, kills, epochs, width, steps_between):
@@ -298,7 +353,7 @@ def kill_often(toy_set, folder, kills, epochs, width, steps_between):
     finish(arguments(toy_set, folder / "whole.pt", **flags), log)
     assert "Traceback" not in log.read_text() and "damaged" not in log.read_text()
     assert toy.different(toy.result(folder / "whole.pt"), toy.result(weights)) is None
-    assert not list(folder.glob(".*")) and not list(folder.glob("*.lock"))
+    assert {file.name for file in folder.glob(".*")} == {".killed.lock", ".whole.lock"}
 
 
 def test_killed_twenty_times_it_ends_the_same(toy_set, tmp_path):

@@ -1,4 +1,4 @@
-"""Toy CIFAR-10s, toy recipes, and runs of them: in this process, or in another that can be killed.
+"""Toy CIFAR-10s, toy configurations, and runs of them: in this process, or in another that can be killed.
 
 The toy set has 60 training and 20 test images. With fold 0 held out 40 images are trained on: in batches of 13 that
 is three steps an epoch, and the image that is left over is another one in every epoch.
@@ -10,19 +10,21 @@ import pickle
 import runpy
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 import models
-from train.engine import data, loop, parallel
-from train.engine.command import ROOT
-from train.engine.recipe import Recipe, setting
+from train import ROOT
+from train.data import cifar10
+from train.engine import distributed, flags, loop
 
 SIZES = {"train": 60, "test": 20}
 STEPS = 3  # per epoch
@@ -38,7 +40,7 @@ def arrays(part, seed=0):
 
 
 def digests():
-    return {part: data.as_dataset(*arrays(part), "toy").digest for part in SIZES}
+    return {part: cifar10.as_dataset(*arrays(part), "toy").digest for part in SIZES}
 
 
 def write_npz(folder, **changes):
@@ -54,8 +56,8 @@ def write_npz(folder, **changes):
 
 def use(patch=setattr):
     """Make the toy set the official one; `patch` is monkeypatch.setattr where that has to end."""
-    patch(data, "SIZES", SIZES)
-    patch(data, "OFFICIAL", digests())
+    patch(cifar10, "SIZES", SIZES)
+    patch(cifar10, "OFFICIAL", digests())
 
 
 def columns_of(model):
@@ -69,64 +71,38 @@ def columns_of(model):
     return alone
 
 
-# ---------------------------------------------------------------- recipes
+# ---------------------------------------------------------------- configurations and losses
 
 
-@dataclass(frozen=True)
-class Toy(Recipe):
-    """A recipe with seconds of work in it; `constructor` are the options of the model."""
-
-    epochs: int = 2
-    batch_size: int = 13
-    warmup_epochs: float = 0.25
-    ema_decay: float = 0.9
-    augment: tuple = ()
-    device: str = "cpu"
-    precision: str = "float32"
-    compile: bool = False
-    constructor: tuple = setting((("width", 2),), "")
-
-    @property
-    def options(self):
-        return dict(self.constructor)
+RECIPE = dict(epochs=2, batch_size=13, warmup_epochs=0.25, ema_decay=0.9, augment="none", device="cpu",
+              precision="float32", compile=False)
 
 
-def hook(recipe, **hooks):
-    """A copy of the recipe with other hooks: functions that are called without the recipe, as in loss=terminate(3).
-
-    It can be pickled when the functions can.
-    """
-    kind = type(recipe)
-
-    def values(recipe):
-        return {f.name: getattr(recipe, f.name) for f in fields(recipe)}
-
-    def reduced(self):
-        return partial(hook, **hooks), (kind(**values(self)),)
-
-    methods = {name: staticmethod(function) for name, function in hooks.items()}
-    return type(kind.__name__, (kind,), methods | {"__reduce__": reduced})(**values(recipe))
+def configure(model="resnet18", **changes):
+    """The configuration of a run with seconds of work in it, of two channels where the model has a width."""
+    width = {"width": 2} if "width" in models.options_of(model) else {}
+    return flags.config(RECIPE | width, model=model, **changes)
 
 
 @dataclass
 class at:
-    """A loss, with `action()` before the step-th call of it, counted from 1."""
+    """A loss, with `action()` before the step-th call of it, counted from 1; it can be pickled."""
 
     step: int
-    action: callable
-    loss: callable = Toy().loss
+    action: Callable
+    loss: Callable | None = None  # the usual one
     calls: int = 0
 
-    def __call__(self, *arguments):
+    def __call__(self, logits, hard, *soft):
         self.calls += 1
         if self.calls == self.step:
             self.action()
-        return self.loss(*arguments)
+        return self.loss(logits, hard, *soft) if self.loss else {"loss": F.cross_entropy(logits, hard)}
 
 
-def terminate(step, number=signal.SIGTERM):
+def terminate(step, number=signal.SIGTERM, loss=None):
     """The loss of a run to which a signal comes during its step-th step."""
-    return at(step, partial(signal.raise_signal, number))
+    return at(step, partial(signal.raise_signal, number), loss)
 
 
 def result(weights):
@@ -144,12 +120,12 @@ def different(a, b, name=""):
     if isinstance(a, torch.Tensor):
         same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
         return None if same else name
-    if type(a) is not type(b) or isinstance(a, (dict, list, tuple)) and len(a) != len(b):
+    if type(a) is not type(b) or (isinstance(a, (dict, list, tuple)) and len(a) != len(b)):
         return name
     if isinstance(a, dict):
         return next((found for key in a if (found := different(a[key], b.get(key), f"{name}.{key}"))), None)
     if isinstance(a, (list, tuple)):
-        return next((found for i, pair in enumerate(zip(a, b)) if (found := different(*pair, f"{name}.{i}"))), None)
+        return next((found for i in range(len(a)) if (found := different(a[i], b[i], f"{name}.{i}"))), None)
     return None if a == b else name
 
 
@@ -170,7 +146,7 @@ def child(script, argv, log, settings, environment):
     torch.set_num_threads(1)
     use()
     for name, value in settings.items():
-        setattr(loop if hasattr(loop, name) else parallel, name, value)
+        setattr(loop if hasattr(loop, name) else distributed, name, value)
     sys.argv = [str(script), *map(str, argv)]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -183,8 +159,8 @@ def survivors(process):
 
 
 @contextmanager
-def training(*argv, log, script=ROOT / "train" / "baseline.py", environment={}, **settings):
-    """A process that trains; `settings` are constants of engine.loop or engine.parallel. It is dead afterwards."""
+def training(*argv, log, script=ROOT / "train" / "baseline.py", environment=(), **settings):
+    """A process that trains; `settings` are constants of engine.loop or engine.distributed. It is dead afterwards."""
     process = CONTEXT.Process(target=child, args=(script, argv, log, settings, environment))
     process.start()
     try:
@@ -216,7 +192,7 @@ def write_archive(folder, patch):
     images, labels = arrays("train")
     train = [write(f"data_batch_{k + 1}", batch(images[k::5], labels[k::5])) for k in range(5)]
     test = [write("test_batch", batch(*arrays("test")))]
-    meta = write("batches.meta", {"label_names": list(data.CLASSES)})
+    meta = write("batches.meta", {"label_names": list(cifar10.CLASSES)})
     patch(CIFAR10, "train_list", train)
     patch(CIFAR10, "test_list", test)
     patch(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})

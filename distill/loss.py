@@ -14,8 +14,9 @@ DKD_BETA = 8.0  # weight of the non-target classes (Zhao et al. 2022, table 1 of
 STANDARDIZED = 10.0  # Sun et al. 2024 weigh the teachers by 9 and the labels by 0.1: standardizing shrinks the gradient
 
 
-def distillation_loss(student_logits, soft_targets, hard_targets, temperature=4.0, alpha=0.9, objective="kd",
-                      smoothing=0.0):
+def distillation_loss(student_logits: torch.Tensor, soft_targets: torch.Tensor, hard_targets: torch.Tensor,
+                      temperature: float = 4.0, alpha: float = 0.9, objective: str = "kd",
+                      smoothing: float = 0.0) -> dict[str, torch.Tensor]:
     """The weighted sum above, "loss", and its two parts unweighted, "soft" and "hard": a dict of scalars.
 
     alpha weighs the teachers, 1 - alpha the labels: at alpha 0 the loss is the plain cross entropy with the hard
@@ -29,29 +30,31 @@ def distillation_loss(student_logits, soft_targets, hard_targets, temperature=4.
     return {"loss": alpha * soft + (1 - alpha) * hard, "soft": soft, "hard": hard}
 
 
-def soft_targets_of(teacher_logits, temperature=4.0, objective="kd"):
+def soft_targets_of(teacher_logits: torch.Tensor, temperature: float = 4.0, objective: str = "kd") -> torch.Tensor:
     """The soft targets (N, K) that `distillation_loss` expects, from teacher logits (N, K)."""
     transform, _ = OBJECTIVES[objective]
     return (transform(teacher_logits) / temperature).softmax(1)
 
 
-def standardize(logits):
-    """Logits (N, K) with mean 0 and deviation 1 in each row (Sun et al. 2024, eq. 9)."""
+def standardize(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (N, K) with mean 0 and standard deviation 1 in each row (Sun et al. 2024, eq. 9)."""
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
 
 
-def kl_divergence(student_logits, soft_targets, hard_targets, temperature):
+def kl_divergence(student_logits: torch.Tensor, soft_targets: torch.Tensor, hard_targets: torch.Tensor,
+                  temperature: float) -> torch.Tensor:
     """T^2 KL(soft targets || softmax(student logits / T)), batch mean (Hinton et al. 2015); labels unused."""
     log_student = (student_logits / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(log_student, soft_targets, reduction="batchmean")
 
 
-def decoupled_divergence(student_logits, soft_targets, hard_targets, temperature, beta=DKD_BETA):
+def decoupled_divergence(student_logits: torch.Tensor, soft_targets: torch.Tensor, hard_targets: torch.Tensor,
+                         temperature: float, beta: float = DKD_BETA) -> torch.Tensor:
     """T^2 (TCKD + beta NCKD), batch mean: decoupled knowledge distillation (Zhao et al. 2022, eq. 7).
 
     TCKD compares the two-way split target against rest, NCKD the distribution among the rest, which plain KL weighs
     by 1 - p_target. With mixed hard targets the class of the largest share is the target, and of images
-    without a label, or without one in their larger part, the teacher's answer.
+    without a label, or without one in their larger part, the teacher's likeliest class.
     """
     labelled = hard_targets.sum(1, keepdim=True) > 0.5
     target = F.one_hot(torch.where(labelled, hard_targets, soft_targets).argmax(1), hard_targets.shape[1]).bool()
@@ -62,14 +65,14 @@ def decoupled_divergence(student_logits, soft_targets, hard_targets, temperature
     return temperature**2 * (tckd.sum(1) + beta * nckd.masked_fill(target, 0).sum(1)).mean()
 
 
-def two_way(log_probabilities, target):
+def two_way(log_probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Log-probabilities (N, 2) of the target and of all others, from those of the classes (N, K)."""
     inside = log_probabilities.masked_fill(~target, -torch.inf).logsumexp(1)
     outside = log_probabilities.masked_fill(target, -torch.inf).logsumexp(1)
     return torch.stack([inside, outside], 1)
 
 
-def leave_out(log_probabilities, target):
+def leave_out(log_probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Log-probabilities (N, K) among the classes outside `target`; the target's own entry means nothing."""
     outside = log_probabilities.masked_fill(target, -torch.inf)
     return (log_probabilities - outside.logsumexp(1, keepdim=True)).masked_fill(target, 0)

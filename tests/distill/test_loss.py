@@ -7,8 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from augment.mix import mixup
 from distill.loss import (
-    OBJECTIVES, decoupled_divergence, distillation_loss, kl_divergence, soft_targets_of, standardize,
+    OBJECTIVES,
+    decoupled_divergence,
+    distillation_loss,
+    kl_divergence,
+    soft_targets_of,
+    standardize,
 )
 
 
@@ -23,14 +29,14 @@ def batch():
 def by_hand(student, teacher, hard, temperature, alpha):
     """The design's formula, one number at a time."""
     total = 0.0
-    for s, t, y in zip(student.tolist(), teacher.tolist(), hard.tolist()):
+    for s, t, y in zip(student.tolist(), teacher.tolist(), hard.tolist(), strict=True):
         soft_t = [math.exp(v / temperature) for v in t]
         soft_s = [math.exp(v / temperature) for v in s]
         plain = [math.exp(v) for v in s]
         p = [v / sum(soft_t) for v in soft_t]
         q = [v / sum(soft_s) for v in soft_s]
-        kl = sum(a * math.log(a / b) for a, b in zip(p, q))
-        ce = -sum(a * math.log(b / sum(plain)) for a, b in zip(y, plain))
+        kl = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        ce = -sum(a * math.log(b / sum(plain)) for a, b in zip(y, plain, strict=True))
         total += alpha * temperature**2 * kl + (1 - alpha) * ce
     return total / len(student)
 
@@ -104,7 +110,7 @@ def test_decoupled_against_a_slow_loop(batch):
     student, teacher, hard = batch
     temperature, beta, total = 3.0, 8.0, 0.0
     rows = (soft_targets_of(student, temperature), soft_targets_of(teacher, temperature), hard.argmax(1))
-    for s, t, y in zip(*(tensor.tolist() for tensor in rows)):
+    for s, t, y in zip(*(tensor.tolist() for tensor in rows), strict=True):
         target = t[y] * math.log(t[y] / s[y]) + (1 - t[y]) * math.log((1 - t[y]) / (1 - s[y]))
         rest = sum(t[k] / (1 - t[y]) * math.log((t[k] / (1 - t[y])) / (s[k] / (1 - s[y]))) for k in range(10) if k != y)
         total += target + beta * rest
@@ -152,8 +158,6 @@ def test_standardized_logits_weigh_as_in_their_source(batch):
 
 def test_mixed_soft_targets_match_mixed_teachers():
     """Two images side by side, 3/4 of one: the soft targets are mixed like the labels."""
-    from augment.mix import mixup
-
     generator = torch.Generator().manual_seed(3)
     images, hard = torch.randn(8, 3, 32, 32), F.one_hot(torch.arange(8), 10).float()
     soft = torch.rand(8, 10).softmax(1)

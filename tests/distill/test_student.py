@@ -2,40 +2,29 @@
 
 import copy
 import re
-from dataclasses import fields
 
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
+import toy
+from untrained import write_weights
 
 import models
-import toy
+from augment.basic import normalize
 from distill import labels, student
 from distill.loss import distillation_loss, soft_targets_of
 from distill.table import write_labels
-from models import MODELS
-from train import quick
-from train.baseline import STAGES, Baseline
-from train.engine import checkpoint, data, predict
+from train import ROOT, baseline, evaluate, flatse, pyramidnet, quick, seresnet, shakeshake
+from train.data import cifar10
+from train.engine import checkpoint, loop
 from train.engine.device import autocast, faster_in_bfloat16
-from train.engine.recipe import Recipe
-from train.flatse import FlatSE
-from train.pyramidnet import PyramidNet
-from train.quick import Quick
-from train.seresnet import SEResNet
-from train.shakeshake import ShakeShake
-from untrained import write_weights
-
-OWN = {
-    "flatse": FlatSE(), "seresnet164": SEResNet(), "fastnet": Quick(), "resnet18": Baseline(),
-    "pyramidnet": PyramidNet(), "shakeshake26-40": ShakeShake(model="shakeshake26-40", width=40),
-    "seresnet20": SEResNet(model="seresnet20", depth=20),
-}
+from train.engine.flags import config, parse
+from train.engine.network import Frozen, load
 
 
 @pytest.fixture
 def teachers(toy_set, tmp_path):
+    """Two teachers that have seen all images."""
     files = [tmp_path / f"teacher{seed}.pt" for seed in range(2)]
     for seed, file in enumerate(files):
         write_weights(file, toy_set, seed, fold=None)
@@ -44,24 +33,43 @@ def teachers(toy_set, tmp_path):
 
 @pytest.fixture
 def csv(toy_set, tmp_path):
-    """A CSV that passes for a strong teacher's."""
-    dataset = data.load(toy_set)
+    """csv(name, seen_folds): a file that passes for a strong teacher's."""
+    dataset = cifar10.load(toy_set)
     noise = torch.randn(60, 10, generator=torch.Generator().manual_seed(0))
-    write_labels(tmp_path / "good.csv", dataset.ids, dataset.labels.numpy(), noise + 4 * data.one_hot(dataset.labels))
-    return tmp_path / "good.csv"
+
+    def write(name="good", seen_folds=range(5)):
+        logits = noise + 4 * cifar10.one_hot(dataset.labels)
+        write_labels(tmp_path / f"{name}.csv", dataset.ids, dataset.labels.numpy(), logits, seen_folds)
+        return tmp_path / f"{name}.csv"
+
+    return write
 
 
 @pytest.fixture
-def train(toy_set, tmp_path, typed):
-    """train(name, words...): the content of the weights that a trial of the command leaves, of two steps."""
+def call(toy_set, tmp_path, typed):
+    """call(name, words...) -> (exit code, stdout, stderr) of a trial of the command, which writes NAME.pt."""
+
+    def run(name, *words, main=student.main):
+        out = ("--out", tmp_path / f"{name}.pt", "--data", toy_set, "--device", "cpu", "--precision", "float32")
+        return typed(main, "--epochs", 1, "-b", 20, *words, *out)
+
+    return run
+
+
+@pytest.fixture
+def train(tmp_path, call):
+    """train(name, words...): the content of the weights of such a trial, or with code=2 what it complains of."""
 
     def run(name, *words, main=student.main, code=0):
-        out = ("--out", tmp_path / f"{name}.pt", "--data", toy_set, "--device", "cpu", "--precision", "float32")
-        found, _, err = typed(main, *words, "--epochs", 1, "-b", 20, *out)
+        found, _, err = call(name, *words, main=main)
         assert found == code and err.count("\n") == bool(code), err
         return err if code else checkpoint.load_weights(tmp_path / f"{name}.pt")
 
     return run
+
+
+def quick_main():
+    loop.run(parse(quick.__doc__, quick.RECIPE))
 
 
 def log(tmp_path, name):
@@ -71,66 +79,68 @@ def log(tmp_path, name):
 # ---------------------------------------------------------------- the recipe of its own architecture
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_a_student_has_the_defaults_the_hooks_and_the_network_of_its_architecture(name):
-    own, taught = OWN[name], student.student_of(name)()
-    different = {f.name for f in fields(own) if getattr(own, f.name) != getattr(taught, f.name)}
-    assert not different
+def taught(words):
+    return student.configuration(f"--alpha 0 {words}".split())
+
+
+@pytest.mark.parametrize("name, recipe", {
+    "resnet18": baseline.STAGES["augmented"], "resnet20x4": baseline.STAGES["augmented"] | {"blocks": 3},
+    "shakeshake26-32": shakeshake.RECIPE, "shakeshake26-40": shakeshake.RECIPE | {"width": 40},
+    "shakeshake26-40-se": shakeshake.RECIPE | {"width": 40, "se": True}, "seresnet164": seresnet.RECIPE,
+    "seresnet20": seresnet.RECIPE | {"depth": 20}, "pyramidnet": pyramidnet.RECIPE, "flatse": flatse.RECIPE,
+    "fastnet": quick.RECIPE, "fastnet-s": quick.RECIPE | {"columns": 1}, "fastnet-m": quick.RECIPE,
+    "fastnet-l": quick.RECIPE | {"widths": (96, 192, 224), "residual": True},
+}.items())
+def test_a_student_has_the_configuration_of_its_architecture(name, recipe):
+    own = vars(config(recipe | {"model": name, "allow_over_budget": False}))
+    args = taught(f"--model {name}")
+    found = vars(args)
+    assert {key: found[key] for key in own} == own | {"out": found["out"]}
     with torch.device("meta"):
-        assert models.build(taught.model, **taught.options).options == models.build(own.model, **own.options).options
-    for hook in ("learning_rate", "parameter_groups", "warmup_steps"):
-        assert getattr(type(taught), hook) is getattr(type(own), hook)
-    assert (taught.temperature, taught.alpha, taught.objective) == (4.0, 0.9, "kd")
+        assert loop.build(args).name == {"fastnet": "fastnet-m"}.get(name, name)
+    assert found.keys() - own.keys() <= {"labels", "teachers", "images", "objective", "temperature", "alpha", "stage"}
 
 
 @pytest.mark.parametrize("name, wanted", {
     "flatse": dict(lr=0.1, weight_decay=5e-4, epochs=300, ema_decay=0.999, batch_size=128, warmup_epochs=5.0,
                    augment=("crop", "flip", "autoaugment"), mix="cutmix:1.0:0.5", drop_path=0.1, width=80, depth=30),
     "shakeshake26-40": dict(lr=0.2, weight_decay=1e-4, epochs=300, mix="ricap", width=40, se=False),
-    "shakeshake26-40-se": dict(lr=0.2, width=40, se=True),
     "seresnet164": dict(lr=0.1, weight_decay=1e-4, epochs=300, warmup_epochs=30.0, zero_init=True, depth=164),
-    "seresnet20": dict(warmup_epochs=30.0, zero_init=True, depth=20, width=16),
-    "fastnet": dict(lr=0.75, momentum=0.85, weight_decay=1.3e-3, epochs=14, batch_size=512, smoothing=0.2, small=0.5,
-                    augment=("shift",), alternate_flip=True, warmup_epochs=2.0, width=64, columns=2),
-    "resnet18": dict(lr=0.2, epochs=200, weight_decay=5e-4, zero_init=True),
+    "fastnet": dict(lr=0.75, momentum=0.85, weight_decay=1.3e-3, epochs=14, batch_size=512, smoothing=0.2, low_res=0.5,
+                    augment=("shift",), alternate_flip=True, warmup_epochs=2.0, width=64, columns=2, norm_bias_lr=64,
+                    schedule="triangular"),
+    "resnet18": dict(lr=0.2, epochs=200, weight_decay=5e-4, zero_init=True, schedule="cosine"),
     "pyramidnet": dict(epochs=300, weight_decay=1e-4, mix="ricap", depth=110, shakedrop=0.5),
 }.items())
 def test_the_documented_numbers(name, wanted):
-    taught = student.student_of(name)()
-    assert {field: getattr(taught, field) for field in wanted} == wanted
-
-
-def test_an_architecture_without_a_recipe_of_its_own_trains_by_the_plain_one(monkeypatch):
-    monkeypatch.setitem(MODELS, "plain", lambda num_classes=10: None)
-    assert student.student_of("plain").__mro__[2] is Recipe and student.student_of("plain")().lr == Recipe().lr
+    found = vars(student.configuration(["--model", name, "--teachers", "a.pt"]))
+    assert {key: found[key] for key in wanted} == wanted
+    assert (found["temperature"], found["alpha"], found["objective"]) == (4.0, 0.9, "kd")
 
 
 def test_help_shows_the_defaults_of_the_architecture(typed):
     code, out, _ = typed(student.main, "--model", "flatse", "--help")
     shown = re.sub(r"\s+", " ", out)
-    assert code == 0 and max(map(len, out.splitlines())) <= 110
-    for flag, default in [("--epochs N", "300"), ("--wd X", "0.0005"), ("--ema-decay X", "0.999"),
-                          ("--drop-path X", "0.1"), ("--width N", "80"), ("--temperature X", "4.0"),
-                          ("--alpha X", "0.9"), ("--mix NAME[:STRENGTH]", "cutmix:1.0:0.5")]:
+    for flag, default in [("--epochs N", "300"), ("--ema-decay X", "0.999"), ("--drop-path X", "0.1"),
+                          ("--mix NAME[:STRENGTH]", "cutmix:1.0:0.5"), ("--alpha X", "0.9")]:
         assert re.search(rf"{re.escape(flag)} ((?! --).)*\[{re.escape(default)}\]", shown), flag
-    assert "--shakedrop" not in out and "--shakedrop" in typed(student.main, "--model", "pyramidnet", "--help")[1]
+    assert code == 0 and "--shakedrop" not in out and "--stage" not in out
 
 
-def test_a_stage_of_the_baseline_sets_the_defaults_of_its_student(typed, monkeypatch):
-    parsed = []
-    monkeypatch.setattr(student, "run", parsed.append)
-    typed(student.main, "--model", "resnet18", "--stage", "basic", "--alpha", 0)
-    assert {field: getattr(parsed[0], field) for field in STAGES["basic"]} == STAGES["basic"]
-    assert parsed[0].run_name("resnet18") == "student-control-basic-fold0"
+@pytest.mark.parametrize("model", ["resnet18", "resnet20x4"])
+@pytest.mark.parametrize("stage", baseline.STAGES)
+def test_a_stage_of_the_baseline_sets_the_defaults_of_its_student(model, stage):
+    found, own = taught(f"--model {model} --stage {stage}"), config(baseline.STAGES[stage])
+    assert all(getattr(found, name) == getattr(own, name) for name in baseline.STAGES[stage] if name != "model")
+    assert (found.model, found.stage) == (model, stage)
 
 
-@pytest.mark.parametrize("changes, name", [
-    ({}, "student-fold0"), ({"fold": None}, "student"), ({"fold": None, "seed": 1}, "student-seed1"),
-    ({"fold": 3, "seed": 2}, "student-fold3-seed2"), ({"fold": None, "alpha": 0}, "student-control"),
-    ({"fold": 2, "seed": 1, "alpha": 0}, "student-control-fold2-seed1"),
+@pytest.mark.parametrize("words, name", [
+    ("", "student-control-fold0"), ("--noval", "student-control"), ("--fold 2 --seed 1", "student-control-fold2-seed1"),
+    ("--teachers a.pt --alpha 0.9", "student-fold0"), ("--teachers a.pt --alpha 1 --noval --seed 1", "student-seed1"),
 ])
-def test_runs_are_named_by_fold_and_seed(changes, name):
-    assert student.student_of("flatse")(**changes).run_name("flatse") == name
+def test_runs_by_hand_are_named_by_what_teaches_fold_and_seed(words, name):
+    assert taught(words).out == ROOT / "weights" / f"{name}.pt"
 
 
 # ---------------------------------------------------------------- FastNet: whitened, and with groups of its own
@@ -138,39 +148,31 @@ def test_runs_are_named_by_fold_and_seed(changes, name):
 FASTNET = ("--model", "fastnet", "--width", 4, "--lr", 0.1, "--noval")
 
 
-def test_the_control_is_the_run_of_the_architecture_to_the_last_bit(train):
-    taught = train("control", *FASTNET, "--alpha", 0)
-    own = train("own", *FASTNET[2:], main=quick.main)
-    assert toy.different(taught["state"], own["state"]) is None
+def test_the_control_is_the_run_of_the_architecture_to_the_last_bit(tmp_path, train):
+    control = train("control", *FASTNET, "--alpha", 0)
+    own = train("own", *FASTNET[2:], main=quick_main)
+    assert toy.different(control["state"], own["state"]) is None and "train_soft" not in log(tmp_path, "control")
     wanted = models.build("fastnet", width=4, columns=2)
-    wanted.whiten(predict.normalize(data.as_dataset(*toy.arrays("train"), "toy").images))
-    assert torch.equal(taught["state"]["whitening.weight"], wanted.whitening.weight)
+    wanted.whiten(normalize(cifar10.as_dataset(*toy.arrays("train"), "toy").images))
+    assert torch.equal(control["state"]["whitening.weight"], wanted.whitening.weight)
 
 
-def test_the_control_has_the_loss_of_its_architecture(tmp_path, train):
-    recipe, logits, hard = student.student_of("fastnet")(alpha=0), torch.randn(4, 10), data.one_hot(torch.arange(4))
-    found = recipe.loss(logits, None, hard)
-    assert found == {"loss": F.cross_entropy(logits, hard, label_smoothing=0.2)}
-    taught = student.student_of("fastnet")(labels="file").loss(logits, None, hard, soft_targets_of(3 * logits, 4.0))
-    assert taught == distillation_loss(logits, soft_targets_of(3 * logits, 4.0), hard, smoothing=0.2)
-    train("control", *FASTNET, "--alpha", 0)
-    assert "train_soft" not in log(tmp_path, "control")
-
-
-def test_a_fastnet_learns_from_labels_by_its_own_groups_and_triangle(tmp_path, train, csv):
-    content = train("taught", *FASTNET, "--labels", csv, "--epochs", 5)
-    assert content["provenance"]["unlabelled"] == 0 and content["state"]["whitening.weight"].any()
-    row = log(tmp_path, "taught").iloc[0]
-    assert row["train_loss"] == pytest.approx(0.9 * row["train_soft"] + 0.1 * row["train_hard"], rel=1e-6)
-    recipe = student.student_of("fastnet")(width=4, epochs=15)
-    assert [group.get("lr_scale") for group in recipe.parameter_groups(models.build("fastnet", width=4))] == [None, 64]
-    assert recipe.learning_rate(0, 150) == pytest.approx(0.15) and recipe.learning_rate(20, 150) == 0.75
+def test_a_fastnet_learns_from_labels_with_the_smoothing_of_its_recipe(tmp_path, train, csv):
+    args = student.configuration(["--model", "fastnet", "--labels", str(csv())])
+    logits, hard = torch.randn(4, 10), cifar10.one_hot(torch.arange(4))
+    soft = soft_targets_of(3 * logits, 4.0)
+    assert student.loss_of(args)(logits, hard, soft) == distillation_loss(logits, soft, hard, smoothing=0.2)
+    content = train("taught", *FASTNET, "--labels", csv(), "--epochs", 2)
+    assert content["config"]["alpha"] == 0.9 and content["provenance"]["unlabelled"] == 0
+    rows = log(tmp_path, "taught")
+    pd.testing.assert_series_equal(rows["train_loss"], 0.9 * rows["train_soft"] + 0.1 * rows["train_hard"], rtol=1e-6,
+                                   check_names=False)
 
 
 def test_teachers_and_the_file_that_they_wrote_teach_the_same(toy_set, tmp_path, train, teachers, typed, monkeypatch):
     """Without augmentation the teachers see in the batch what they saw for the file, also while the student is shown
     small images."""
-    monkeypatch.setattr("distill.table.check_rows", lambda *_: None)  # nobody trained them: they answer by chance
+    monkeypatch.setattr("distill.table.check_rows", lambda *_: None)  # nobody trained them: they predict by chance
     typed(labels.main, *teachers, "--data", toy_set, "--device", "cpu", "--out", tmp_path / "labels.csv")
     still = (*FASTNET, "--augment", "none", "--no-alternate-flip")
     train("file", *still, "--labels", tmp_path / "labels.csv")
@@ -184,20 +186,31 @@ def test_teachers_and_the_file_that_they_wrote_teach_the_same(toy_set, tmp_path,
 RESNET = ("--model", "resnet18", "--width", 2, "--augment", "flip")
 
 
-def test_shuffled_labels_give_the_same_student_bit_for_bit(tmp_path, train, csv):
-    table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+def test_shuffled_labels_give_the_same_student_bit_for_bit(tmp_path, call, train, csv):
+    table = pd.read_csv(csv(), dtype=str, keep_default_na=False)
     table.sample(frac=1, random_state=1).to_csv(tmp_path / "shuffled.csv", index=False)
-    one, two = (train(f"by-{file.stem}", *RESNET, "--labels", file) for file in (csv, tmp_path / "shuffled.csv"))
+    one, two = (train(f"by-{file.stem}", *RESNET, "--labels", file) for file in (csv(), tmp_path / "shuffled.csv"))
     assert toy.different(one["state"], two["state"]) is None
+    code, out, _ = call("by-good", *RESNET, "--labels", csv("elsewhere"))  # it is the content that counts
+    assert code == 0 and "is finished" in out
+    assert "(labels " in train("by-good", *RESNET, "--labels", tmp_path / "shuffled.csv", code=2)
 
 
-def test_other_teachers_are_another_recipe(train, teachers):
+def test_a_student_of_a_file_reads_the_training_images_once(train, csv, monkeypatch):
+    reads, official, file = [], cifar10.official, csv()
+    monkeypatch.setattr(cifar10, "LOADED", {})
+    monkeypatch.setattr(cifar10, "official", lambda *given: reads.append(given[-1]) or official(*given))
+    train("student", *RESNET, "--labels", file)
+    assert reads == ["train"]
+
+
+def test_other_teachers_are_another_configuration(train, teachers):
     train("student", *RESNET, "--teachers", teachers[0], "--mix", "ricap")
     told = train("student", *RESNET, "--teachers", *teachers, "--mix", "ricap", code=2)
     assert "the saved run differs from this command (teachers" in told
 
 
-def test_a_teacher_is_not_the_file_that_the_student_writes(tmp_path, train, teachers):
+def test_a_teacher_is_not_the_file_that_the_student_writes(train, teachers):
     before = teachers[1].read_bytes()
     for fresh in ((), ("--fresh",)):
         told = train(teachers[1].stem, *RESNET, "--teachers", *teachers, *fresh, code=2)
@@ -206,13 +219,11 @@ def test_a_teacher_is_not_the_file_that_the_student_writes(tmp_path, train, teac
 
 
 def test_a_student_may_begin_with_weights_and_its_control_with_those_of_no_student(tmp_path, train, csv):
-    plain = train("plain", *FASTNET[2:], main=quick.main)
-    train("student", *FASTNET, "--labels", csv, "--init", tmp_path / "plain.pt", "--lr", 1e-30)
-    further = train("control", *FASTNET, "--alpha", 0, "--init", tmp_path / "plain.pt", "--lr", 1e-30)
-    for name in ("plain", "student", "control"):
-        found = checkpoint.load_weights(tmp_path / f"{name}.pt")
-        torch.testing.assert_close(found["state"]["head.weight"], plain["state"]["head.weight"])
-    assert further["provenance"]["before"][0]["run"] == "plain"
+    plain = train("plain", *FASTNET[2:], main=quick_main)
+    still = (*FASTNET, "--init", tmp_path / "plain.pt", "--lr", 1e-30)
+    for content in (train("student", *still, "--labels", csv()), train("control", *still, "--alpha", 0)):
+        torch.testing.assert_close(content["state"]["head.weight"], plain["state"]["head.weight"])
+        assert content["provenance"]["before"][0]["run"] == "plain"
     told = train("other", *FASTNET, "--alpha", 0, "--init", tmp_path / "student.pt", code=2)
     assert "student.pt has learned from teachers" in told
 
@@ -225,13 +236,58 @@ def test_teachers_of_other_images_are_refused(toy_set, tmp_path, train):
     assert "was trained on other images than those of" in told and not (tmp_path / "student.last.pt").exists()
 
 
+# ---------------------------------------------------------------- the fold that it holds out
+
+
+@pytest.fixture(params=["--teachers", "--labels"])
+def held_out(request, toy_set, tmp_path, csv):
+    """held_out(fold): flags that name a teacher that has held out this fold, or none, or a file of such teachers."""
+
+    def source(fold):
+        if request.param == "--labels":
+            return "--labels", csv("by", [k for k in range(5) if k != fold])
+        write_weights(tmp_path / "by.pt", toy_set, fold=fold)
+        return "--teachers", tmp_path / "by.pt"
+
+    return source
+
+
+def test_a_student_of_teachers_that_held_out_the_same_fold_has_a_validation(tmp_path, call, held_out):
+    code, out, err = call("student", *RESNET, *held_out(3), "--fold", 3)
+    assert code == 0 and re.search(r", validation [\d.]+ % of 10 images", out), err
+    network = load(tmp_path / "student.pt")
+    assert log(tmp_path, "student")["val_accuracy"].notna().all()
+    assert network.fold == 3 and network.provenance["seen_folds"] == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("fold", [None, 1])
+def test_a_student_of_teachers_that_saw_its_fold_has_none(toy_set, tmp_path, call, held_out, typed, fold):
+    """It trains and says so; no command takes its fold for one that it has not seen."""
+    code, out, err = call("student", *RESNET, *held_out(fold), "--fold", 3)
+    assert code == 0 and "NO VALIDATION, for the teachers" in out and ", validation" not in out, err
+    assert log(tmp_path, "student")["val_accuracy"].isna().all()
+    file, common = tmp_path / "student.pt", ("--data", toy_set, "--device", "cpu")
+    network = load(file)
+    assert network.config["fold"] == 3 and network.provenance["seen_folds"] == [0, 1, 2, 3, 4]
+    assert network.fold is None and "fold 3 held out, which its teachers" in network.describe()
+    code, _, err = typed(evaluate.main, file, "--calibrate", *common)
+    assert code == 2 and f"{file} has held out no fold" in err
+    code, _, err = typed(labels.main, file, "--average", "oof", *common, "--out", tmp_path / "oof.csv")
+    assert code == 2 and "60 images are held out by no teacher" in err
+    code, _, err = call("further", *RESNET, *held_out(3), "--init", file, "--fold", 3)
+    assert code == 2 and f"--init {file} was trained on images that --fold 3 holds out" in err
+
+
+# ---------------------------------------------------------------- teachers of a batch
+
+
 def test_teachers_stay_in_evaluation_mode_and_unchanged(teachers):
-    teach = student.student_of("resnet18")(teachers=tuple(teachers), device="cpu", precision="float32").teach
+    teach = Frozen([load(file).model for file in teachers])
     before = [checkpoint.digest(network.state_dict()) for network in teach.networks]
     images = torch.randn(8, 3, 32, 32, requires_grad=True)
-    answer = teach(images)
-    assert not answer.requires_grad and not any(network.training for network in teach.networks)
-    torch.testing.assert_close(answer, sum(network(images) for network in teach.networks) / 2)
+    logits = teach(images)
+    assert not logits.requires_grad and not any(network.training for network in teach.networks)
+    torch.testing.assert_close(logits, sum(network(images) for network in teach.networks) / 2)
     assert before == [checkpoint.digest(network.state_dict()) for network in teach.networks]
 
 
@@ -249,8 +305,8 @@ def test_teachers_that_are_cast_once_answer_as_those_cast_in_every_step(name):
     uncast = copy.deepcopy(network).eval()
     with torch.no_grad(), autocast(images.device, "bfloat16"):
         wanted = uncast(images).float()
-    answer = student.Teachers([network], "bfloat16")(images)
-    assert answer.dtype == torch.float32 and torch.equal(answer, wanted)
+    found = Frozen([network], "bfloat16")(images)
+    assert found.dtype == torch.float32 and torch.equal(found, wanted)
     assert {layer.weight.dtype for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)} == {torch.bfloat16}
     assert not torch.equal(wanted, uncast(images))
 
@@ -259,16 +315,29 @@ def test_teachers_that_are_cast_once_answer_as_those_cast_in_every_step(name):
 
 
 @pytest.mark.parametrize("flags, message", [
-    ("--labels a.csv --teachers b.pt", "one source"), ("", "one source"),
+    ("--labels a.csv --teachers b.pt", "--labels FILE or --teachers"), ("", "--labels FILE or --teachers"),
     ("--alpha 0 --labels a.csv", "leave --labels out"), ("--alpha 0 --teachers a.pt", "leave --teachers out"),
     ("--labels absent.csv", "absent.csv does not exist"), ("--teachers absent.pt", "absent.pt does not exist"),
     ("--alpha 0 --images a.pkl", "they need teachers"),
-    ("--labels a.csv --model seresnet164 --width 64", "above the budget"), ("--model nonesuch", "nonesuch"),
+    ("--alpha 0 --model resnet18 --width 100", "above the budget"),
+    ("--alpha 0 --model shakeshake26-64-se", "above the budget"),  # though its recipe admits teachers
+    ("--model nonesuch", "nonesuch"), ("--alpha 0 --stage basic", "unrecognized arguments: --stage"),
+    ("--alpha 0 --model resnet18 --stage first", "'first' should be one of augmented, optimized, basic"),
     ("--labels a.csv --temperature 0", "above 0"), ("--labels a.csv --alpha 1.5", "0 to 1"),
-    ("--labels a.csv --objective magic", "magic"), ("--labels a.csv --fold 1 --noval", "contradict"),
+    ("--labels a.csv --objective magic", "magic"), ("--labels a.csv --fold 1 --noval", "not allowed with"),
     ("--labels a.csv --model pyramidnet --width 4", "unrecognized arguments: --width"),
 ])
 def test_wrong_flags_end_in_one_line(toy_set, tmp_path, monkeypatch, typed, flags, message):
     monkeypatch.chdir(tmp_path)
-    code, _, err = typed(student.main, *flags.split(), "--data", toy_set, "--out", "x.pt", "--device", "cpu")
+    words = ("--epochs", 1, "--data", toy_set, "--out", "x.pt", "--device", "cpu")
+    code, _, err = typed(student.main, *words, *flags.split())
     assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "x.pt").exists()
+
+
+def test_a_student_and_its_teachers_may_be_compiled(monkeypatch, train, teachers):
+    """A compiled module has a length that raises, so nothing may ask whether it is there."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compile(module, backend="eager", dynamic=False))
+    words = ("--noval", "--model", "resnet18", "--width", 2, "--augment", "none", "--teachers", *teachers)
+    plain, compiled = train("plain", *words), train("compiled", *words, "--compile")
+    assert plain["log"][0]["train_soft"] == pytest.approx(compiled["log"][0]["train_soft"], rel=1e-5)

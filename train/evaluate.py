@@ -1,166 +1,212 @@
-"""Score weights, or an ensemble of several, on the official test set.
+"""Score weights on the official test set: the only command that shows test images to a network.
 
     python train/evaluate.py                                    the released network
-    python train/evaluate.py weights/resnet18-fold0.pt
-    python train/evaluate.py weights/seresnet164-fold?.pt --tta --json weights/ensemble.json
-    python train/evaluate.py weights/resnet18-fold0.pt --calibrate --mistakes mistakes.png
-    python train/evaluate.py weights/resnet18-fold0.pt --calibrate --store      for the probabilities of classify
-    python train/evaluate.py weights/resnet18-fold0.pt --corruptions --limit 1000
-    python train/evaluate.py --humans humans.csv                beside what people say; train/humans.py makes the CSV
+    python train/evaluate.py weights/quick/student.pt           also writes student.json and student.logits.npz there
+    python train/evaluate.py weights/quick/teacher-*.pt --tta   an ensemble, by the mean of the logits
+    python train/evaluate.py weights/quick/*.pt --each          several networks, each for itself
+    python train/evaluate.py weights/resnet18-fold0.pt --calibrate --store-temperature --mistakes mistakes.png
+    python train/evaluate.py weights/resnet18-fold0.pt --cifar10c CIFAR-10-C
 
-Several weights answer by the mean of their logits, as they do in the distillation labels. About a minute per
-network on two CPU cores, seconds on a GPU; --corruptions is sixty passes more.
+What is written, for `train/report.py` and `train/compare.py`, is the result of one network on the whole test set; that
+of an ensemble or of a part only with --json. About a minute per network on two CPU cores, seconds on a GPU; --cifar10c
+is 75 passes more.
 """
 
-import json
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import train  # a library that is missing is told in one line
 
+import numpy as np
 import torch
 
 import models
-from augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from train.engine import checkpoint, data, people, plots, predict
-from train.engine.checkpoint import write_text
-from train.engine.command import TTA, UserError, add_common, check_target, command, integer, parser
+from train import UserError
+from train.data import cifar10
+from train.engine import checkpoint, metrics
+from train.engine.command import add_common, check_target, command, command_line, integer, parser, short_path, warn
 from train.engine.device import device_of
-from train.engine.loop import derive
+from train.engine.network import Network, load, load_all, mean_logits
 from train.engine.progress import progress
+from train.scores import plots
+from train.scores.results import FORMAT, combine, logits_file, write_result
+from train.scores.statistics import wilson
+
+# Hendrycks and Dietterich 2019. Each file holds the test images in their official order, at severity 1, then 2, to 5.
+CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
+               "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
+               "jpeg_compression")
+SEVERITIES = 5
 
 
-def common_fold(networks, dataset):
-    """The training images that every network has held out: the Dataset of their common fold.
-
-    dataset: the whole training set. Raises UserError when there is no common fold, or when a network was trained on
-    images other than these.
-    """
-    parts = []
+def common_fold(networks: Sequence[Network], dataset: cifar10.Dataset) -> cifar10.Dataset:
+    """The images of the whole training set that every network has held out; UserError where there are none."""
     for network in networks:
         if network.fold is None:
-            raise UserError(f"--calibrate: {network.file} was trained without a held-out fold")
+            raise UserError(f"--calibrate: {network.file} has held out no fold, or its teachers saw it")
         if network.fold != networks[0].fold:
-            raise UserError(f"--calibrate: {networks[0].file} holds out fold {networks[0].fold} and {network.file} "
-                            f"fold {network.fold}, so no image is new to both")
-        _, part = network.split(dataset)
-        if part is None:
-            raise UserError(f"--calibrate: {network.file} has no image in fold {network.fold} within its --limit "
-                            f"{network.content['recipe']['limit']}")
-        parts.append(part)
-    return min(parts, key=len)  # what a smaller limit holds out is part of what a larger one does
+            raise UserError("--calibrate: these networks held out different folds, so no image is new to all")
+    # What a smaller limit holds out is part of what a larger one does.
+    part = min((network.split(dataset)[1] for network in networks), key=lambda part: len(part or ()))
+    if not part:
+        raise UserError(f"--calibrate: no image of fold {networks[0].fold} is within the --limit of the training")
+    return part
 
 
-def score_corruptions(networks, dataset, tta):
-    """{corruption: [top-1 in percent at severity 1 to 5]}, which it also prints as a table."""
-    accuracy = {name: [] for name in CORRUPTIONS}
-    for name, severity in progress([(n, s) for n in CORRUPTIONS for s in SEVERITIES], "corruptions", unit="set"):
-        generator = torch.Generator().manual_seed(derive(0, "corruption", name, severity))
-        images = corrupt(dataset.images, name, severity, generator)
-        accuracy[name].append(predict.accuracy(predict.answers(networks, images, tta, bars=False), dataset.labels))
+def read_corruptions(folder: Path) -> dict[str, np.ndarray]:
+    """{name: uint8 array} of CIFAR-10-C, labels among them, mapped but not read; UserError for another file."""
+    arrays, images = {}, SEVERITIES * cifar10.SIZES["test"]
+    for name in ("labels", *CORRUPTIONS):
+        file, shape = folder / f"{name}.npy", (images,) if name == "labels" else (images, 32, 32, 3)
+        if not file.is_file():
+            raise UserError(f"--cifar10c: {file} does not exist; CIFAR-10-C has labels.npy and fifteen others")
+        try:
+            arrays[name] = np.load(file, mmap_mode="r")
+        except (ValueError, EOFError):
+            raise UserError(f"--cifar10c: {file} is not an array of numpy") from None
+        if (arrays[name].dtype, arrays[name].shape) != (np.uint8, shape):
+            raise UserError(f"--cifar10c: {file} is {arrays[name].dtype} {arrays[name].shape}, not uint8 {shape}")
+    if arrays["labels"].max() >= len(cifar10.CLASSES):
+        raise UserError(f"--cifar10c: {folder / 'labels.npy'} should hold labels 0 to 9")
+    return arrays
 
-    def print_row(title, *columns):
-        print(f"{title:16}" + "".join(f"{sum(values) / len(values):7.2f}" for values in columns))
 
-    print("\ntop-1 in percent on approximations of CIFAR-10-C, by severity")
-    print(f"{'':16}" + "".join(f"{name:>7}" for name in [*SEVERITIES, "mean"]))
-    for name, values in accuracy.items():
-        print_row(name, *zip(values), values)
-    print_row("mean", *zip(*accuracy.values()), sum(accuracy.values(), []))
-    return accuracy
+def score_corruptions(networks: Sequence[Network], arrays: dict, tta: bool, limit: int | None) -> dict:
+    """{corruption: [error in percent at severity 1 to 5]}, which it also prints; limit: the first of each severity."""
+    count, errors = cifar10.SIZES["test"], {name: [] for name in CORRUPTIONS}
+    for name, severity in progress([(n, s) for n in CORRUPTIONS for s in range(SEVERITIES)], "CIFAR-10-C", "set"):
+        part = slice(severity * count, severity * count + min(count, limit or count))
+        images, labels = cifar10.channels_first(arrays[name][part]), torch.tensor(arrays["labels"][part]).long()
+        errors[name].append(100 - metrics.accuracy(mean_logits(networks, images, tta, bars=False), labels))
+    print("error in percent on CIFAR-10-C, by severity", *(f"{n:>7}" for n in [*range(1, SEVERITIES + 1), "mean"]))
+    for name, values in errors.items():
+        print(f"{name:43}", *(f"{value:7.2f}" for value in [*values, np.mean(values)]))
+    print(f"mean corruption error {np.mean([*errors.values()]):.2f} %")
+    return errors
 
 
-def flags():
+def flags() -> argparse.ArgumentParser:
     arguments = parser(__doc__)
-    arguments.add_argument("weights", nargs="*", metavar="WEIGHTS",
+    arguments.add_argument("weights", nargs="*", type=Path, metavar="WEIGHTS",
                            help="one weights file, or several as an ensemble (default: the released network)")
     add_common(arguments)
     add = arguments.add_argument
+    add("--each", action="store_true", help="several networks, each scored for itself")
+    add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
     add("--limit", type=integer(1), metavar="N", help="only the N test images of smallest id, for a trial")
-    add("--tta", **TTA)
+    add("--json", type=Path, metavar="FILE", help="write the result there, not beside the weights")
     add("--calibrate", action="store_true", help="fit a temperature on the held-out fold")
-    add("--store", action="store_true", help="keep that temperature in the weights file, for classify")
-    add("--humans", type=Path, metavar="CSV", help="also score against what people say, by train/humans.py")
-    add("--corruptions", action="store_true", help="also score approximations of CIFAR-10-C")
+    add("--store-temperature", action="store_true", help="keep it in the weights file, for probabilities")
+    add("--cifar10c", type=Path, metavar="FOLDER", help="also score the corrupted test sets of CIFAR-10-C")
+    add("--mistakes", type=Path, metavar="PNG", help="write a picture of the most confident mistakes")
     add("--budget", action="store_true", help=f"refuse weights above {models.BUDGET:,} parameters")
-    add("--json", "--output", type=Path, metavar="FILE", help="also write the figures there")
-    add("--mistakes", type=Path, metavar="FILE", help="picture of the most confident mistakes, a .png")
+    add("--verbose", action="store_true", help="also say how the weights came about")
     return arguments
 
 
-@command
-def main():
-    args = flags().parse_args()
-    # Whatever can be refused is refused before the work.
+def main(argv: list[str] | None = None) -> None:
+    args = flags().parse_args(argv)
+    # 1. Whatever can be refused is refused before the work.
     check_target("--json", args.json, ".json")
     check_target("--mistakes", args.mistakes, ".png")
-    if args.store and not args.calibrate:
-        raise UserError("--store keeps the temperature of --calibrate: add that")
-    if args.store and (args.tta or len(args.weights) > 1):
-        raise UserError("--store is for one network without --tta: classify answers by that")
-    networks = predict.load(args.weights, device_of(args.device))
-    if args.store:
-        check_target("--store", networks[0].file, ".pt")
-    for network in networks:
-        network.check_clean()
-        network.check_kind(args.data)
-        if args.budget:
-            network.check_budget()
-    val = common_fold(networks, data.load(args.data, "train")) if args.calibrate else None
-    test = data.load(args.data, "test")
-    opinions = people.read(args.humans, test, args.limit) if args.humans else None
-    test = test.select(slice(args.limit))
+    device = device_of(args.device)
+    if args.each:
+        groups = [[load(file, device)] for file in args.weights or [None] if not checkpoint.is_state(file or "")]
+    else:
+        groups = [load_all(args.weights, device)]
+    if len(groups) > 1 and (args.json or args.mistakes or args.cifar10c):
+        raise UserError("--each scores several networks: leave out --json, --mistakes and --cifar10c")
+    if args.store_temperature and (not args.calibrate or args.tta or any(group[1:] for group in groups)):
+        raise UserError("--store-temperature needs --calibrate, one network, and no --tta")
+    if args.cifar10c and args.data == "synthetic":
+        raise UserError("--cifar10c holds corrupted CIFAR-10 images, not generated ones")
+    for group in list(groups):
+        for network in group:
+            try:
+                network.check_clean()
+                network.check_kind(args.data)
+            except UserError as error:
+                if not args.each:
+                    raise
+                warn(f"left out: {error}")  # a folder may hold weights that have no score
+                groups.remove(group)
+                continue
+            if args.budget:
+                network.check_budget()
+            if args.store_temperature:
+                check_target("--store-temperature", network.file, ".pt")
+    corrupted = read_corruptions(args.cifar10c) if args.cifar10c else None
+    training = cifar10.load(args.data, "train") if args.calibrate else None
+    folds = [common_fold(group, training) if args.calibrate else None for group in groups]
 
-    logits, labels = predict.answers(networks, test.images, args.tta), test.labels
-    figures = {
-        "model": " + ".join(network.model.name for network in networks),
-        "weights": [network.file.name for network in networks],
-        "params": sum(network.params for network in networks),
-        "macs": sum(models.macs(network.model) for network in networks),
-        "tta": args.tta, "images": len(test), **predict.figures(logits, labels), "data": test.digest,
-    }
-    for network in networks:
-        print(f"{network.file.name}: {network.origin}")
-    above = f" (above the budget of {models.BUDGET:,})" if figures["params"] > models.BUDGET else ""
-    print(f"{figures['model']}: {figures['params']:,} parameters{above}, {figures['macs'] / 1e6:,.0f} M "
-          f"multiply-accumulates")
-    print(f"test top-1 {figures['top1']:.2f} % of {figures['images']:,} images, "
-          f"nll {figures['nll']:.4f}, ece {figures['ece']:.4f}{', with flip TTA' if args.tta else ''}")
-    print("per class: " + ", ".join(name + (" -" if value is None else f" {value:.1f}")
-                                    for name, value in zip(test.classes, figures["per_class"])))
+    # 2. Score each network, or the ensemble.
+    test = cifar10.load(args.data, "test").select(slice(args.limit))
+    for group, fold in zip(groups, folds, strict=True):
+        score(group, fold, corrupted, test, args, brief=len(groups) > 1 and not args.verbose)
 
-    if args.calibrate:
-        temperature = predict.temperature(predict.answers(networks, val.images, args.tta), val.labels)
+
+def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: dict | None, test: cifar10.Dataset,
+          args: argparse.Namespace, brief: bool) -> None:
+    """Score one network, or several by the mean of their logits: print it (brief: one line) and write the result."""
+    logits, labels, first = mean_logits(networks, test.images, args.tta), test.labels, networks[0]
+    abouts = [{"format": FORMAT, "run": network.file.stem, "model": network.model.name, "params": network.params,
+               "macs": models.macs(network.model), "images": len(test), "tta": args.tta, "test_digest": test.digest,
+               "fingerprint": network.fingerprint, "metrics": metrics.figures(logits, labels), "config": network.config,
+               **{name: network.content[name] for name in ("options", "data", "log", "provenance")}}
+              for network in networks]
+    name = args.json.stem if args.json else "ensemble"
+    result = abouts[0] if len(networks) == 1 else combine(name, abouts, command_line(), logits, labels)
+    scores = result["metrics"]
+
+    low, high = wilson(scores["top1"] / 100 * len(labels), len(labels))
+    print(f"test top-1 {scores['top1']:.2f} %, 95 % interval {low:.2f} to {high:.2f}, of {len(labels):,} images"
+          f"{', with flip TTA' * args.tta}: {', '.join(short_path(network.file) for network in networks)}")
+    lines = [f"{network.file.name}: {network.describe()}" for network in networks if args.verbose]
+    above = f" (above the budget of {models.BUDGET:,})" * (result["params"] > models.BUDGET)
+    lines.append(f"{result['model']}: {result['params']:,} parameters{above}, {result['macs'] / 1e6:,.0f} M "
+                 f"multiply-accumulates")
+    lines.append(f"nll {scores['nll']:.4f}, ece {scores['ece']:.4f}")
+    # The same logits at a temperature: that of the held-out fold, or the stored one.
+    temperature = None
+    if fold:
+        temperature = metrics.temperature(mean_logits(networks, fold.images, args.tta), fold.labels)
+        source = f"{len(fold):,} images of fold {first.fold}, held out"
+    elif len(networks) == 1 and "temperature" in first.content:
+        temperature, source = first.temperature, first.content["temperature_from"]
+    if temperature:
         cooled = logits.double() / temperature
-        figures["calibrated"] = fit = {
-            "temperature": temperature, "nll": predict.nll(cooled, labels), "ece": predict.ece(cooled, labels),
-            "fold": networks[0].fold, "fold_images": len(val)}
-        print(f"at temperature {temperature:.3f}, fitted on {len(val):,} images of fold {fit['fold']}: "
-              f"nll {fit['nll']:.4f}, ece {fit['ece']:.4f}")
-    if args.store:
-        [network] = networks
-        with checkpoint.Run(network.file):  # nothing that trains it anew may end in between
-            if predict.load([network.file])[0].fingerprint != network.fingerprint:
-                raise UserError(f"{network.file} was trained anew meanwhile: its temperature is another")
-            checkpoint.save(network.file, network.content | {"temperature": temperature})
-        print(f"{network.file}: the temperature is stored")
-    if opinions:
-        figures["humans"] = said = people.figures(logits, labels, opinions)
-        print(f"top-1 {said['top1_corrected']:.2f} % on corrected labels, without {said['undecided']:,} that have no "
-              f"majority; {said['top1_apart']:.2f} % without {said['twins']:,} images that have a near twin among the "
-              f"training images")
-        print(f"cross-entropy {said['nll_votes']:.4f} against people's votes, {said['nll']:.4f} against the labels; "
-              f"{said['agreement']:.2f} % of the people would give its answers, {said['label_agreement']:.2f} % the "
-              f"labels")
+        scores["calibrated"] = {"temperature": temperature, "from": source, "nll": metrics.nll(cooled, labels),
+                                "ece": metrics.ece(cooled, labels)}
+        lines.append(f"at temperature {temperature:.3f}, fitted on {source}: nll {scores['calibrated']['nll']:.4f}, "
+                     f"ece {scores['calibrated']['ece']:.4f}")
+    lines.append("per class: " + ", ".join(name + (" -" if value is None else f" {value:.1f}")
+                                           for name, value in zip(test.classes, scores["per_class"], strict=True)))
+    if not brief:
+        print(*lines, sep="\n")
+    if args.store_temperature:
+        with checkpoint.Run(first.file):  # refuses weights that are being trained anew
+            checkpoint.save(first.file, first.content | {"temperature": temperature, "temperature_from": source})
+        print(f"{first.file}: the temperature is stored")
+    if corrupted:
+        scores["cifar10c"] = score_corruptions(networks, corrupted, args.tta, args.limit)
     if args.mistakes:
         plots.mistakes(args.mistakes, test, logits)
         print(f"{args.mistakes}: the most confident mistakes")
-    if args.corruptions:
-        figures["corruptions"] = score_corruptions(networks, test, args.tta)
-    if args.json:
-        write_text(args.json, json.dumps(figures, indent=1) + "\n")
+
+    beside = first.file.with_suffix(".tta.json" if args.tta else ".json")
+    if file := args.json or (beside if len(networks) == 1 and args.limit is None else None):
+        try:
+            write_result(file, result, test, logits)
+        except OSError as error:
+            if args.json:
+                raise
+            return warn(f"the result is not kept ({error}): --json FILE names another place")
+        if not brief:
+            print(f"{file}, {logits_file(file).name}: the result and its logits")
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -1,27 +1,23 @@
-"""Make the CSV of what people say of the test images, for `evaluate --humans`, from four public files.
+"""What people say of the test images: build a CSV of it from four public files, and score kept logits by it.
 
-    python train/humans.py FOLDER --out humans.csv              FOLDER holds the four files under the names below
+    python train/humans.py build FOLDER --out humans.csv            FOLDER holds the four files under the names below
+    python train/humans.py score humans.csv weights/x.logits.npz    which train/evaluate.py wrote
 
-| file | from | licence |
-|---|---|---|
-| cifar10h-counts.npy | github.com/jcpeterson/cifar-10h, data/ | CC BY-NC-SA 4.0 (LICENSE.txt) |
-| cifar10_mturk.json | github.com/cleanlab/label-errors, mturk/ | GPL 3 or later (README) |
-| cifar10_test_set_original_labels.npy | the same, original_test_labels/ | the same; labels are CIFAR-10's |
-| duplicates_cifar10.csv | github.com/cvjena/cifair, meta/ | none is stated |
+1. cifar10h-counts.npy (github.com/jcpeterson/cifar-10h, data/; CC BY-NC-SA 4.0): CIFAR-10H, Peterson et al. 2019,
+   (10000, 10) votes, about fifty an image.
+2. cifar10_mturk.json (github.com/cleanlab/label-errors, mturk/; GPL 3 or later): the label-errors study, Northcutt et
+   al. 2021, 275 dicts with id (the place in the archive), given_original_label, our_guessed_label and mturk {given,
+   guessed, neither, both}, the votes of five workers. An image gets the label that more than half of them chose, and
+   -1 where neither label has that.
+3. cifar10_test_set_original_labels.npy (the same, original_test_labels/): (10000,), which show that its ids are places
+   in the official archive.
+4. duplicates_cifar10.csv (github.com/cvjena/cifair, meta/; no licence is stated): ciFAIR, Barz and Denzler 2020,
+   TestID, TrainID, Distance, Judgment (0 exact, 1 the same shot, 2 very similar) of 286 test images that have a near
+   duplicate among the training images.
 
-1. CIFAR-10H (Peterson et al. 2019): (10000, 10) votes, about fifty an image, in the archive's order.
-2. The label-errors study (Northcutt et al. 2021): a list of 275 dicts, of which id (the place in the archive),
-   given_original_label, our_guessed_label and mturk {given, guessed, neither, both}, five workers' votes, are used. An
-   image gets the label that more than half of them chose, and -1 where neither label has that.
-3. Its original labels, (10000,): they tell that its ids are places in the official archive.
-4. ciFAIR (Barz & Denzler 2020): TestID, TrainID, Distance, Judgment (0 exact, 1 the same shot, 2 very similar): 286
-   test images with a near twin among the training images. Those with one among the test images alone do not count.
-
-All four count the images in the order of the official archive, so --data has to hold that, not an npz; the CSV names
-them by id and fits either. It is derived from these files: their licences keep it out of this repository. Seconds.
-
-Names and forms are those of the published files (of the study's list the first half was compared with what this makes
-of it); the shapes and types of the two arrays are as their pages state them.
+All four count the images in the order of the official archive, so --data has to hold that, not an npz. The CSV names
+them by id: id, official_index, label (0-9), corrected (the majority's label or -1), duplicate (the strongest judgment,
+empty for none), h0..h9 (votes). Their licences keep it, which is derived from them, out of this repository. Seconds.
 """
 
 import json
@@ -29,100 +25,122 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import train  # a library that is missing is told in one line
 
 import numpy as np
 import pandas as pd
+import torch
 from torchvision.datasets import CIFAR10
 
-from train.engine import data, sources
+from train import ROOT, UserError, one_line
+from train.data import cifar10, sources
+from train.engine import metrics
 from train.engine.checkpoint import write_text
-from train.engine.command import ROOT, UserError, check_target, command, one_line, parser
-from train.engine.people import COLUMNS, VOTES
+from train.engine.command import check_target, command, parser
+from train.scores.results import read_logits
 
 COUNTS, STUDY = "cifar10h-counts.npy", "cifar10_mturk.json"
 ORIGINAL, TWINS = "cifar10_test_set_original_labels.npy", "duplicates_cifar10.csv"
 READERS = {COUNTS: np.load, STUDY: lambda file: json.loads(file.read_text()), ORIGINAL: np.load, TWINS: pd.read_csv}
-CLASSES = len(data.CLASSES)
+CLASSES = len(cifar10.CLASSES)
+VOTES = [f"h{k}" for k in range(CLASSES)]
+COLUMNS = ["id", "official_index", "label", "corrected", "duplicate", *VOTES]
 
 
-def check(holds, file, what):
+def check(holds: bool, file: Path, what: str) -> None:
     """UserError, saying what the file should hold, unless it `holds`."""
     if not holds:
-        raise UserError(f"{file} should hold {what}: is it the file that `--help` and this script's docstring name?")
+        raise UserError(f"{file} should hold {what}")
 
 
-def read_public(folder):
-    """What each of the four files holds, in the order of READERS; UserError when one is missing or unreadable."""
-    if missing := [name for name in READERS if not (folder / name).is_file()]:
-        raise UserError(f"{folder} lacks {', '.join(missing)}: train/humans.py says where they are found")
-    found = []
-    for name, read in READERS.items():
-        try:
-            found.append(read(folder / name))
-        except Exception as error:  # json, numpy and pandas fail each in their own way
-            raise UserError(f"{folder / name} cannot be read ({one_line(error)[:100]})")
-    return found
-
-
-def read_archive(path):
-    """(ids, labels) of the test images in the order of the official archive."""
-    if not (path / CIFAR10.base_folder).is_dir() and (path / "cifar10.npz").exists():
-        raise UserError(f"--data {path} holds an npz, whose order may be any: the published files need that of "
-                        f"{CIFAR10.base_folder}; `make data DATA=another` fetches it")
-    images, labels, _ = sources.read(path, "test")
-    return data.image_ids(images), labels
-
-
-def correct(labels, study, file):
+def correct(labels: np.ndarray, study: list[dict], file: Path) -> np.ndarray:
     """Corrected labels (N,): the majority's where the study asked, -1 where there was none, else the official ones."""
-    corrected, seen = labels.copy(), set()
-    try:
-        for item in study:
-            place, given, guessed, votes = (
-                item[name] for name in ("id", "given_original_label", "our_guessed_label", "mturk"))
-            check(place in range(len(labels)) and place not in seen and guessed in range(CLASSES), file,
-                  f"every id once, 0 to {len(labels) - 1}, and labels 0 to {CLASSES - 1}")
-            check(given == labels[place], file, f"the official label, {labels[place]}, of test image {place}")
-            half = sum(votes[name] for name in ("given", "guessed", "neither", "both")) / 2
-            corrected[place] = given if votes["given"] > half else guessed if votes["guessed"] > half else -1
-            seen.add(place)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is not the study's list of suspicious labels ({type(error).__name__}: {error})")
+    corrected = labels.copy()
+    for item in study:
+        place, given, votes = item["id"], item["given_original_label"], item["mturk"]
+        check(given == labels[place], file, f"the official label, {labels[place]}, of test image {place}")
+        half = sum(votes[name] for name in ("given", "guessed", "neither", "both")) / 2
+        guessed = item["our_guessed_label"] if votes["guessed"] > half else -1
+        corrected[place] = given if votes["given"] > half else guessed
     return corrected
 
 
-@command
-def main():
-    arguments = parser(__doc__)
-    arguments.add_argument("folder", type=Path, metavar="FOLDER", help=f"with {', '.join(READERS)}")
-    arguments.add_argument("--data", type=Path, default=ROOT / "data", metavar="PATH", help="folder of the archive")
-    arguments.add_argument("--out", type=Path, default=Path("humans.csv"), metavar="FILE", help="CSV to write")
-    args = arguments.parse_args()
-    check_target("--out", args.out, ".csv")
-    votes, study, original, twins = read_public(args.folder)
-    ids, labels = read_archive(args.data)
-    file = args.folder / ORIGINAL
-    check(np.array_equal(original, labels), file, "the test labels in the archive's order")
+def build(folder: Path, data: Path, out: Path) -> str:
+    """Write the CSV of the four files in a folder; returns what it holds, in words."""
+    if missing := [name for name in READERS if not (folder / name).is_file()]:
+        raise UserError(f"{folder} lacks {', '.join(missing)}: train/humans.py says where they are found")
+    votes, study, original, twins = (read(folder / name) for name, read in READERS.items())
+    if not (data / CIFAR10.base_folder).is_dir() and (data / "cifar10.npz").exists():
+        raise UserError(f"--data {data} holds an npz, whose order may be any: the published files need that of "
+                        f"{CIFAR10.base_folder}; `make data DATA=another` fetches it")
+    images, labels, _ = sources.read(data, "test")
+    ids = cifar10.image_ids(images)
+    check(np.array_equal(original, labels), folder / ORIGINAL, "the test labels in the archive's order")
+    check(votes.shape == (len(ids), CLASSES), folder / COUNTS, f"counts of votes {len(ids), CLASSES}")
 
-    file, shape = args.folder / COUNTS, (len(ids), CLASSES)
-    check(votes.shape == shape and votes.dtype.kind in "iuf", file, f"counts of votes {shape}")
-    check((votes >= 0).all() and (votes % 1 == 0).all() and votes.sum(1).all(), file, "counts, a vote an image or more")
     table = pd.DataFrame(votes.astype(np.int64), columns=VOTES)
     table["id"], table["official_index"], table["label"] = ids, np.arange(len(ids)), labels
-    table["corrected"] = corrected = correct(labels, study, args.folder / STUDY)
-
-    file, wanted = args.folder / TWINS, ["TestID", "TrainID", "Distance", "Judgment"]
-    check(list(twins) == wanted, file, f"the columns {', '.join(wanted)}")
-    check(twins["TestID"].isin(table["official_index"]).all() and twins["Judgment"].isin((0, 1, 2)).all(), file,
-          "places of test images and judgements 0 to 2")
+    table["corrected"] = corrected = correct(labels, study, folder / STUDY)
     table["duplicate"] = twins.groupby("TestID")["Judgment"].min().astype("Int64")  # the strongest; <NA> for none
-
-    write_text(args.out, table[COLUMNS].to_csv(index=False))
+    write_text(out, table[COLUMNS].to_csv(index=False))
     changed = (corrected != labels) & (corrected >= 0)
-    print(f"{args.out}: {len(ids):,} test images; {changed.sum():,} labels corrected, "
-          f"{(corrected < 0).sum():,} with no majority, {table['duplicate'].notna().sum():,} with a near twin")
+    return (f"{out}: {len(ids):,} test images; {changed.sum():,} labels corrected, {(corrected < 0).sum():,} with no "
+            f"majority, {table['duplicate'].notna().sum():,} with a near duplicate")
+
+
+def score(csv: Path, npz: Path) -> dict[str, float]:
+    """Kept logits beside what people say: accuracies and shares in percent, cross-entropies in nats, and counts.
+
+    corrected: on the labels of the majority, without the `undecided`; apart: without the `duplicates`; votes: against
+    people's votes; agreement, label_agreement: how many people would give the network's class, and the label.
+    """
+    ids, logits, labels = read_logits(npz)
+    table = pd.read_csv(csv, dtype={"id": str})
+    check(set(COLUMNS) <= set(table), csv, f"the columns {', '.join(COLUMNS)}")
+    check(table["id"].is_unique and set(ids) <= set(table["id"]), csv, f"each of the {len(ids):,} images of {npz} once")
+    table = table.set_index("id").loc[ids]
+    check(np.array_equal(table["label"], labels), csv, f"the labels of {npz}")
+    votes = torch.tensor(table[VOTES].to_numpy(np.float64))
+    check(table["corrected"].isin(range(-1, CLASSES)).all() and bool((votes >= 0).all() and votes.sum(1).all()), csv,
+          "corrected labels -1 to 9, and counts of votes, one an image or more")
+    corrected, apart = (torch.tensor(table[name].to_numpy()) for name in ("corrected", "duplicate"))
+    decided, apart, votes = corrected >= 0, apart.isnan(), votes / votes.sum(1, keepdim=True)
+    return {
+        "images": len(ids), "top1": metrics.accuracy(logits, labels),
+        "corrected": metrics.accuracy(logits[decided], corrected[decided]), "undecided": int((~decided).sum()),
+        "apart": metrics.accuracy(logits[apart], labels[apart]), "duplicates": int((~apart).sum()),
+        "nll": metrics.nll(logits, labels), "votes": metrics.nll(logits, votes),
+        "agreement": 100 * votes.gather(1, logits.argmax(1, keepdim=True)).mean().item(),
+        "label_agreement": 100 * votes.gather(1, labels[:, None]).mean().item()}
+
+
+SAID = """top-1 {top1:.2f} % of {images:,} images
+top-1 {corrected:.2f} % on corrected labels, without {undecided:,} images that have no majority
+top-1 {apart:.2f} % without {duplicates:,} images that have a near duplicate among the training images
+cross-entropy {votes:.4f} against people's votes, {nll:.4f} against the labels
+{agreement:.2f} % of the people would give its classes, {label_agreement:.2f} % the labels"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    ways = arguments.add_subparsers(dest="way", required=True, metavar="build|score")
+    way = ways.add_parser("build", help="make the CSV from the four public files")
+    way.add_argument("folder", type=Path, metavar="FOLDER", help=f"with {', '.join(READERS)}")
+    way.add_argument("--data", type=Path, default=ROOT / "data", metavar="PATH", help="folder of the official archive")
+    way.add_argument("--out", type=Path, default=Path("humans.csv"), metavar="FILE", help="CSV to write")
+    way = ways.add_parser("score", help="score kept logits by the CSV")
+    way.add_argument("csv", type=Path, metavar="CSV", help="what `build` wrote")
+    way.add_argument("logits", type=Path, metavar="NPZ", help="x.logits.npz, as train/evaluate.py writes it")
+    args = arguments.parse_args(argv)
+    if args.way == "build":
+        check_target("--out", args.out, ".csv")
+    try:
+        print(build(args.folder, args.data, args.out) if args.way == "build" else
+              SAID.format(**score(args.csv, args.logits)))
+    except (LookupError, TypeError, ValueError) as error:  # json, numpy and pandas fail each in their own way
+        file = args.folder if args.way == "build" else args.csv
+        raise UserError(f"{file} is not what --help names ({type(error).__name__}: {one_line(error)[:100]})") from None
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -1,4 +1,4 @@
-"""What people say of the test images: the CSV from its four sources, and scores beside it, on toy files."""
+"""What people say of the test images: the CSV from its four sources, and kept logits scored by it, on toy files."""
 
 import json
 
@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 import toy
-from train import evaluate, humans
-from train.engine import data, people, predict
-from train.engine.command import UserError
-from untrained import write_weights
+
+from train import humans
+from train.data import cifar10
+from train.scores.results import FORMAT, write_result
 
 COUNT = toy.SIZES["test"]
 
@@ -21,10 +20,8 @@ def vote(given=0, guessed=0, neither=0, both=0):
 
 
 def suspicious(place, label, guessed, votes):
-    """An entry of the study, with all that the published file has."""
-    return {"id": place, "url": f"https://labelerrors.com/static/cifar10/{place}.png",
-            "given_original_label": int(label), "given_original_label_name": data.CLASSES[label],
-            "our_guessed_label": guessed, "our_guessed_label_name": data.CLASSES[guessed], "mturk": votes}
+    """An entry of the study; the published file has more keys, which are not read."""
+    return {"id": place, "given_original_label": int(label), "our_guessed_label": guessed, "mturk": votes}
 
 
 STUDY = [(1, vote(given=3, both=2)), (2, vote(given=1, guessed=4)), (5, vote(2, 2, 1)), (7, vote(neither=4, given=1)),
@@ -56,7 +53,8 @@ def archive(tmp_path, monkeypatch):
 @pytest.fixture
 def make(sources, archive, tmp_path, typed):
     """make(*words) -> (exit code, stdout, stderr) of the command that writes humans.csv."""
-    return lambda *words: typed(humans.main, sources, "--data", archive, "--out", tmp_path / "humans.csv", *words)
+    out = tmp_path / "humans.csv"
+    return lambda *words: typed(humans.main, "build", sources, "--data", archive, "--out", out, *words)
 
 
 @pytest.fixture
@@ -65,45 +63,25 @@ def csv(make, tmp_path):
     return tmp_path / "humans.csv"
 
 
-# ---------------------------------------------------------------- the CSV
-
-
 def test_the_csv_joins_the_four_files_by_their_place_in_the_archive(make, sources, tmp_path):
     code, out, err = make()
-    assert (code, err) == (0, "") and "2 labels corrected, 3 with no majority, 2 with a near twin" in out
+    assert (code, err) == (0, "") and "2 labels corrected, 3 with no majority, 2 with a near duplicate" in out
     table = pd.read_csv(tmp_path / "humans.csv", dtype={"duplicate": "Int64"})
     images, labels = toy.arrays("test")
-    assert list(table) == people.COLUMNS and table["official_index"].tolist() == list(range(COUNT))
-    assert table["id"].tolist() == list(data.image_ids(images)) and table["label"].tolist() == labels.tolist()
+    assert list(table) == humans.COLUMNS and table["official_index"].tolist() == list(range(COUNT))
+    assert table["id"].tolist() == list(cifar10.image_ids(images)) and table["label"].tolist() == labels.tolist()
     corrected = {2: labels[2] + 1, 8: labels[8] + 1, 5: -1, 7: -1, 9: -1}
     assert table["corrected"].tolist() == [corrected.get(place, label) for place, label in enumerate(labels)]
     assert table["duplicate"].dropna().to_dict() == {3: 0, 4: 2}  # the stronger of two judgements
-    assert np.array_equal(table[people.VOTES].to_numpy(), np.load(sources / humans.COUNTS))
+    assert np.array_equal(table[humans.VOTES].to_numpy(), np.load(sources / humans.COUNTS))
     assert ",0,0,0,,4" in (tmp_path / "humans.csv").read_text()  # whole numbers, and nothing for no twin
-
-
-def edit(file, change):
-    listed = json.loads(file.read_text())
-    change(listed)
-    file.write_text(json.dumps(listed))
 
 
 @pytest.mark.parametrize("damage, words", [
     (lambda f: (f / humans.STUDY).unlink(), "lacks cifar10_mturk.json"),
-    (lambda f: (f / humans.STUDY).write_text("{"), "cifar10_mturk.json cannot be read"),
-    (lambda f: (f / humans.STUDY).write_text('{"id": 1}'), "not the study's list"),
-    (lambda f: edit(f / humans.STUDY, lambda s: s[0].pop("mturk")), "KeyError: 'mturk'"),
-    (lambda f: edit(f / humans.STUDY, lambda s: s.append(s[0])), "every id once"),
-    (lambda f: edit(f / humans.STUDY, lambda s: s[0].update(id=COUNT)), "every id once"),
-    (lambda f: edit(f / humans.STUDY, lambda s: s[0].update(our_guessed_label=10)), "labels 0 to 9"),
-    (lambda f: edit(f / humans.STUDY, lambda s: s[0].update(given_original_label=7)), "the official label, 1, of test"),
+    (lambda f: (f / humans.STUDY).write_text(json.dumps([suspicious(1, 7, 8, vote(given=5))])), "label, 1, of test"),
     (lambda f: np.save(f / humans.COUNTS, np.ones((COUNT, 9))), "counts of votes (20, 10)"),
-    (lambda f: np.save(f / humans.COUNTS, np.full((COUNT, 10), 0.1)), "a vote an image or more"),
-    (lambda f: np.save(f / humans.COUNTS, np.array([print], dtype=object)), "cannot be read"),
     (lambda f: np.save(f / humans.ORIGINAL, np.roll(np.arange(COUNT) % 10, 1)), "labels in the archive's order"),
-    (lambda f: (f / humans.TWINS).write_text("TestID,Judgment\n1,1\n"), "the columns TestID, TrainID"),
-    (lambda f: (f / humans.TWINS).write_text("TestID,TrainID,Distance,Judgment\n1,1,0.1,3\n"), "judgements 0 to 2"),
-    (lambda f: (f / humans.TWINS).write_text("TestID,TrainID,Distance,Judgment\n20,1,0.1,1\n"), "places of test"),
 ])
 def test_a_file_that_is_another_is_named_in_one_line(make, sources, tmp_path, damage, words):
     damage(sources)
@@ -116,79 +94,52 @@ def test_an_npz_has_no_official_order(make, toy_set):
     assert code == 2 and "holds an npz, whose order may be any" in err and err.count("\n") == 1
 
 
-# ---------------------------------------------------------------- scores beside it
+@pytest.fixture
+def kept(csv, tmp_path, toy_set):
+    """(logits float32 (20, 10), the CSV's rows in their order, x.logits.npz) of the toy test images."""
+    test = cifar10.load(toy_set, "test")
+    logits = torch.randn(COUNT, 10, generator=torch.Generator().manual_seed(0)) + 2 * cifar10.one_hot(test.labels)
+    write_result(tmp_path / "x.json", {"format": FORMAT, "fingerprint": "x"}, test, logits)
+    return logits, pd.read_csv(csv).sort_values("id"), tmp_path / "x.logits.npz"
 
 
-def by_hand(csv, limit=None):
-    """The rows of the CSV in the order of the ids, as plain lists."""
-    return pd.read_csv(csv).sort_values("id")[:limit]
-
-
-def test_scores_are_those_counted_by_hand(toy_set, csv):
-    test, table = data.load(toy_set, "test"), by_hand(csv)
-    logits = torch.randn(COUNT, 10, generator=torch.Generator().manual_seed(0)) + 2 * data.one_hot(test.labels)
-    found = people.figures(logits, test.labels, people.read(csv, test))
-    answer = logits.argmax(1).numpy()
-    kept, apart = table["corrected"].to_numpy() >= 0, table["duplicate"].isna().to_numpy()
-    assert found["undecided"] == 3 and found["twins"] == 2
-    assert found["top1"] == pytest.approx(100 * np.mean(answer == table["label"]))
-    assert found["top1_corrected"] == pytest.approx(100 * np.mean((answer == table["corrected"])[kept]))
-    assert found["top1_apart"] == pytest.approx(100 * np.mean((answer == table["label"])[apart]))
-    votes = table[people.VOTES].to_numpy()
+def test_scores_are_those_counted_by_hand(csv, kept, typed):
+    logits, table, npz = kept
+    found, predicted = humans.score(csv, npz), logits.argmax(1).numpy()
+    decided, apart = table["corrected"].to_numpy() >= 0, table["duplicate"].isna().to_numpy()
+    assert (found["images"], found["undecided"], found["duplicates"]) == (COUNT, 3, 2)
+    assert found["top1"] == pytest.approx(100 * np.mean(predicted == table["label"]))
+    assert found["corrected"] == pytest.approx(100 * np.mean((predicted == table["corrected"])[decided]))
+    assert found["apart"] == pytest.approx(100 * np.mean((predicted == table["label"])[apart]))
+    votes = table[humans.VOTES].to_numpy()
     shares, chances = votes / votes.sum(1, keepdims=True), logits.double().softmax(1).numpy()
-    assert found["nll_votes"] == pytest.approx(-(shares * np.log(chances)).sum(1).mean())
+    assert found["votes"] == pytest.approx(-(shares * np.log(chances)).sum(1).mean())
     assert found["nll"] == pytest.approx(-np.log(chances[np.arange(COUNT), table["label"]]).mean())
-    assert found["agreement"] == pytest.approx(100 * np.mean([row[k] for row, k in zip(shares, answer)]))
-    assert found["label_agreement"] == pytest.approx(100 * np.mean([row[k] for row, k in zip(shares, table["label"])]))
+    for name, classes in (("agreement", predicted), ("label_agreement", table["label"])):
+        assert found[name] == pytest.approx(100 * np.mean([row[k] for row, k in zip(shares, classes, strict=True)]))
+    code, out, err = typed(humans.main, "score", csv, npz)
+    assert (code, err) == (0, "") and f"top-1 {found['corrected']:.2f} % on corrected labels, without 3 images" in out
 
 
-@pytest.mark.parametrize("limit", [None, 12])
-def test_evaluate_prints_and_writes_them(toy_set, csv, tmp_path, typed, limit):
-    write_weights(tmp_path / "net.pt", toy_set)
-    table = by_hand(csv, limit)
-    shuffled = tmp_path / "shuffled.csv"  # ids name the rows, not their order
-    pd.read_csv(csv, dtype={"duplicate": "Int64"}).sample(frac=1, random_state=1).to_csv(shuffled, index=False)
-    words = ["--limit", limit] if limit else []
-    code, out, err = typed(evaluate.main, tmp_path / "net.pt", "--data", toy_set, "--device", "cpu",
-                           "--humans", shuffled, "--json", tmp_path / "f.json", *words)
-    figures = json.loads((tmp_path / "f.json").read_text())
-    found = figures["humans"]
-    assert code == 0 and found["top1"] == figures["top1"] and found["nll"] == figures["nll"]
-    assert found["undecided"] == (table["corrected"] < 0).sum() and found["twins"] == table["duplicate"].notna().sum()
-    assert f"{found['top1_corrected']:.2f} % on corrected labels, without {found['undecided']} that have" in out
-    assert f"cross-entropy {found['nll_votes']:.4f} against people's votes" in out
-    test = data.load(toy_set, "test").select(slice(limit))
-    logits = predict.logits(predict.load([tmp_path / "net.pt"])[0].model, test.images)
-    apart = torch.tensor(table["duplicate"].isna().tolist())
-    assert found["top1_apart"] == pytest.approx(predict.accuracy(logits[apart], test.labels[apart]))
-
-
-def change(table, column, value, row=0):
-    table[column] = table[column].astype(object)
-    table.loc[row, column] = value
-    return table
+def test_ids_name_the_rows_not_their_order_and_a_part_of_the_images_will_do(csv, kept, toy_set, tmp_path):
+    logits, table, npz = kept
+    before = humans.score(csv, npz)
+    pd.read_csv(csv, dtype={"duplicate": "Int64"}).sample(frac=1, random_state=1).to_csv(csv, index=False)
+    assert humans.score(csv, npz) == before
+    some = cifar10.load(toy_set, "test").select(slice(12))
+    write_result(tmp_path / "part.json", {"fingerprint": "x"}, some, logits[:12])
+    found = humans.score(csv, tmp_path / "part.logits.npz")
+    assert found["images"] == 12 and found["undecided"] == (table["corrected"][:12] < 0).sum()
 
 
 @pytest.mark.parametrize("damage, words", [
-    (lambda t: t.drop(columns=["h3", "corrected"]), "lacks the columns corrected, h3"),
-    (lambda t: change(t, "id", "0" * 16), "1 id not of a test image, the first is 0000000000000000"),
-    (lambda t: pd.concat([t, t[4:6]]), "2 ids given again"), (lambda t: t[3:], "3 ids missing"),
-    (lambda t: change(t, "label", 9), "label of 1 image,"), (lambda t: change(t, "label", "cat"), "label of 1 image,"),
-    (lambda t: change(t, "h3", -1), "counts of votes"), (lambda t: change(t, "h3", "many"), "counts of votes"),
-    (lambda t: t.assign(**dict.fromkeys(people.VOTES, 0)), "at least one an image"),
-    (lambda t: change(t, "corrected", 10), "0 to 9, or -1"), (lambda t: change(t, "corrected", None), "0 to 9, or -1"),
-    (lambda t: t.assign(duplicate=1), "none is left"), (lambda t: t.assign(corrected=-1), "none is left"),
-    (lambda t: None, "cannot be read as a CSV"),
+    (lambda t: t.drop(columns=["h3", "corrected"]), "the columns id, official_index"),
+    (lambda t: pd.concat([t, t[4:6]]), "images of"), (lambda t: t[3:], "each of the 20 images"),
+    (lambda t: t.assign(label=9), "the labels of"), (lambda t: t.assign(corrected=10), "corrected labels -1 to 9"),
+    (lambda t: t.assign(h3=-1), "counts of votes"),
+    (lambda t: t.assign(**dict.fromkeys(humans.VOTES, 0)), "counts of votes"),
 ])
-def test_another_csv_is_refused_in_one_line_before_the_work(toy_set, csv, tmp_path, typed, monkeypatch, damage, words):
-    write_weights(tmp_path / "net.pt", toy_set)
-    changed = damage(pd.read_csv(csv))
-    csv.write_bytes(b"\xff\xfe\x00" if changed is None else changed.to_csv(index=False).encode())
-    monkeypatch.setattr(predict, "logits", lambda *_: pytest.fail("worked before it refused"))
-    code, out, err = typed(evaluate.main, tmp_path / "net.pt", "--data", toy_set, "--humans", csv, "--device", "cpu")
+def test_another_csv_is_refused_in_one_line(csv, kept, typed, damage, words):
+    damage(pd.read_csv(csv)).to_csv(csv, index=False)
+    code, out, err = typed(humans.main, "score", csv, kept[2])
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
-
-
-def test_a_csv_that_is_not_there(toy_set):
-    with pytest.raises(UserError, match="none.csv cannot be read"):
-        people.read("none.csv", data.load(toy_set, "test"))

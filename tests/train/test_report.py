@@ -1,8 +1,7 @@
-"""`train/report.py`: what it writes and where, that a repeat costs nothing, and what it leaves out."""
+"""`train/report.py`: what it makes of results and logs alone, where it writes, what it leaves out."""
 
 import io
 import json
-import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -10,22 +9,80 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import toy
+from untrained import log, write_weights
 
-from train import report
-from train.engine import checkpoint, data, predict
-from train.engine.command import UserError
-from train.engine.results import Scorer
-from untrained import accuracy_of, add, blank, folder, logits_of, no_pass, run  # noqa: F401
+from train import evaluate, report
+from train.data import cifar10
+from train.engine import checkpoint, command, metrics
+from train.scores import plots
+from train.scores.results import kept_logits, read_result
 
 PICTURES = {"curves.png", "landscape.png", "cost.png", "confusion.png", "reliability.png"}
+KD = {"objective": "kd", "temperature": 4.0, "alpha": 0.9, "labels": "0123", "teachers": [], "images": None}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A repository's root with the toy set in data/ and a folder weights/."""
+    toy.use(monkeypatch.setattr)
+    toy.write_npz(tmp_path / "data")
+    (tmp_path / "weights").mkdir()
+    for module in (report, command):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    """Pictures are files of one byte: drawing them is slow, and tested once."""
+    for name in ("curves", "landscape", "confusion", "reliability"):
+        monkeypatch.setattr(plots, name, lambda file, *_: file.write_bytes(b"x"))
+
+
+@pytest.fixture
+def run(folder, typed, monkeypatch):
+    """run(*words) -> (exit code, stdout, stderr) of the report, which loads no network and no images."""
+
+    def call(*words):
+        with monkeypatch.context() as patch:
+            for module, name in ((torch, "load"), (checkpoint, "load"), (cifar10, "load")):
+                patch.setattr(module, name, lambda *_, **__: pytest.fail("a network or images were loaded"))
+            return typed(report.main, *words)
+
+    return call
+
+
+@pytest.fixture
+def add(folder, typed):
+    """add(name, *flags of evaluate, **changes): weights/name.json of an untrained network; returns its path."""
+
+    def call(name, *words, **changes):
+        file = folder / "weights" / f"{name}.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_weights(file, folder / "data", **changes)
+        assert typed(evaluate.main, file, "--data", folder / "data", "--device", "cpu", *words)[0] == 0
+        return file.with_suffix(".json")
+
+    return call
+
+
+def top1(file):
+    return read_result(file)["metrics"]["top1"]
+
+
+def rewrite(file, **changes):
+    """Change a result file at its top level."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 class Page(HTMLParser):
-    """Collects what a page refers to, and the texts of its table cells."""
+    """Collects what a page refers to, and the texts of its table cells and headings."""
 
     def __init__(self, text):
         super().__init__()
-        self.references, self.cells, self.open = [], [], []
+        self.references, self.cells, self.headings, self.open = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -37,280 +94,288 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, text):
-        if "td" in self.open:
-            self.cells.append(text)
+        self.cells += [text] * ("td" in self.open)
+        self.headings += [text] * ("h2" in self.open)
 
 
-def test_everything_is_written_and_the_page_needs_nothing_else(folder, run):
-    for seed in (0, 1):
-        add(folder, f"net-fold0-s{seed}", seed=seed)
-    add(folder, "net-noval", fold=None, width=3)
+def test_everything_is_written_and_the_page_needs_nothing_else(folder, run, add):
+    files = [add(f"net-fold0-s{seed}", seed=seed) for seed in (0, 1)]
+    add("net-noval", fold=None, width=3)
     code, out, err = run("--picture", folder / "weights/cost.png")
     report_folder = folder / "weights/report"
     picture = (folder / "weights/cost.png").read_bytes()
-    assert picture == (report_folder / "cost.png").read_bytes() and len(picture) < 100_000
-    assert (code, err) == (0, "") and PICTURES | {"report.html", "results.md", "results.csv"} <= {
+    assert picture == (report_folder / "cost.png").read_bytes() and len(picture) < 120_000
+    assert (code, err) == (0, "") and PICTURES | {"report.html", "results.md", "results.csv"} == {
         file.name for file in report_folder.iterdir()}
     text = (report_folder / "report.html").read_text("utf-8")
     page = Page(text)
-    assert page.open == [] and len(page.references) == 5
+    assert page.open == [] and len(page.references) == 5 and "Published by others" in page.headings
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.references)
     assert "url(" not in text and "@import" not in text and "http" not in text and str(folder) not in text
     table = pd.read_csv(report_folder / "results.csv").set_index("n")
-    expected = np.mean([accuracy_of(folder / f"weights/net-fold0-s{s}.pt", folder) for s in (0, 1)])
+    expected = np.mean([top1(file) for file in files])
     assert sorted(table.index) == [1, 2] and table.loc[2, "top1"] == pytest.approx(expected)
-    assert f"{expected:.2f}" in " ".join(page.cells) and "net-noval" not in json.dumps(page.references)
+    assert f"{expected:.2f}" in " ".join(page.cells) and table.loc[2, "folder"] == "weights"
     # The commands stand below the table on the page, in results.md and in the CSV, and not on the screen.
-    command = "python train/baseline.py --seed 0"
-    assert command in page.cells and command not in out and table.loc[2, "command"] == command
+    typed = "python train/baseline.py --seed 0"
+    assert typed in page.cells and typed not in out and table.loc[2, "command"] == typed
     written = (report_folder / "results.md").read_text("utf-8")
-    assert written.startswith(out[:out.index("\n\n")]) and command in written
+    assert written.startswith(out[:out.index("\n\n")]) and typed in written
 
 
-def test_the_curves_of_a_run_that_went_on_begin_where_the_one_before_ended(folder, run, blank, monkeypatch):
-    file = add(folder, "net-fold0")
-    content = checkpoint.load(file)
-    content["provenance"]["before"] = [
-        {"weights": mark, "recipe": content["recipe"] | {"epochs": epochs}, "command": mark, "seconds": 1.0,
-         "trained_on": 10, "hardware": "abacus"} for mark, epochs in (("b", 20), ("a", 5))]
-    checkpoint.save(file, content)
+def test_a_folder_stands_for_its_results_the_published_ones_and_those_of_its_seeds(folder, run, add, blank):
+    add("study/net")
+    for seed in (1, 2):
+        add(f"study/seed{seed}/net", seed=seed)
+    add("study/results/gone", seed=5, width=3)
+    add("study/trial-3-epochs/trial", seed=7, width=4)
+    code, out, err = run(folder / "weights/study")
+    assert (code, err) == (0, "") and {"net", "gone"} == set(re.findall(r"^\| \S+ \((\S+)\)", out, re.M))
+    assert re.search(r"\(net\).*± \S+ \| 3 \|", out) and (folder / "weights/study/report/report.html").exists()
+
+
+def test_results_are_named_one_by_one_or_by_their_weights(folder, run, add, blank):
+    a, b = add("a/net"), add("b/net", seed=3)
+    code, out, _ = run(a, b.with_suffix(".pt"))
+    assert code == 0 and {"a/net", "b/net"} == set(re.findall(r"\((./net)\)", out))
+    assert (folder / "weights/report/report.html").exists()
+    code, out, err = run(folder / "weights/none.pt")
+    assert (code, out) == (2, "") and "none.json does not exist" in err and err.count("\n") == 1
+
+
+def test_what_cannot_be_read_is_named_and_left_out(folder, run, add, blank):
+    add("net-fold0")
+    (folder / "weights/damaged.json").write_text("{")
+    (folder / "weights/empty.csv").write_text("")
+    code, out, err = run()
+    assert code == 0 and "resnet18-2" in out and err.count("\n") == 1 and "left out: " in err and "damaged.json" in err
+    code, _, err = run(folder / "weights/damaged.json")
+    assert code == 2 and err.count("\n") == 1 and "damaged.json is no result" in err
+
+
+def test_results_on_other_images_are_told_and_left_out(folder, run, add, blank):
+    add("net-fold0")
+    rewrite(add("other", seed=2, width=3), test_digest="another")
+    _, out, err = run()
+    assert "(other)" not in out and err.endswith("1 result on other test images left out\n")
+
+
+def test_the_generated_images_have_a_report_without_the_figures_of_others(folder, run, add, blank, monkeypatch):
+    rewrite(add("net-fold0"), test_digest="that of the generated ones")
+    code, out, err = run()
+    assert (code, err) == (0, "") and "Top-1 on the 20 generated test images" in out
+    page = (folder / "weights/report/report.html").read_text("utf-8")
+    assert "1 result on generated test images" in page and "Published by others" not in page
+
+
+def test_tta_is_a_row_of_its_own(folder, run, add, blank):
+    add("net-fold0")
+    add("net-fold0", "--tta")
+    _, out, _ = run()
+    [row] = [line for line in out.splitlines() if "fold 0, TTA" in line]
+    assert len(re.findall(r"^\| resnet18-2", out, re.M)) == 2
+    assert f" {top1(folder / 'weights/net-fold0.tta.json'):.2f} " in row
+    code, _, err = run(folder / "weights/net-fold0.tta.json", "--picture", folder / "cost.png")
+    assert code == 0 and "not drawn" in err and not (folder / "cost.png").exists()
+
+
+def test_an_ensemble_is_a_row_by_the_mean_of_kept_logits(folder, run, add, blank):
+    files = [add(f"net-fold{fold}", fold=fold, seed=fold) for fold in (0, 1, 2)]
+    code, out, err = run(folder / "weights", "--ensemble", "three", *files, "--ensemble", "two", *files[1:])
+    labels = cifar10.load(folder / "data", "test").labels
+    logits = [kept_logits(read_result(file))[1] for file in files]
+    assert (code, err) == (0, "")
+    for name, some in (("three", logits), ("two", logits[1:])):
+        [row] = [line for line in out.splitlines() if f"({name})" in line]
+        assert f"| mean of {len(some)} | {metrics.accuracy(sum(some) / len(some), labels):.2f} | 1 |" in row
+    assert "| 3 resnet18-2 (three) | 8,964 |" in out
+    assert run("--ensemble", "three", *files)[1].count("\n| ") == 5  # of what it names, without a folder
+    code, out, err = run("--ensemble", "one", files[0])
+    assert (code, out) == (2, "") and "takes two networks or more" in err and err.count("\n") == 1
+
+
+def test_the_curves_of_a_run_that_went_on_begin_where_the_one_before_ended(folder, run, add, blank, monkeypatch):
+    file = add("net-fold0")
+    result = json.loads(file.read_text())
+    start = result["provenance"] | {"config": result["config"]}
+    starts = [start | {"fingerprint": mark, "config": start["config"] | {"epochs": epochs}}
+              for mark, epochs in (("b", 20), ("a", 5))]
+    rewrite(file, provenance=result["provenance"] | {"before": starts})
     drawn = []
-    monkeypatch.setattr(report.plots, "curves", lambda file, logs: (drawn.append(logs), file.write_bytes(b"x")))
+    monkeypatch.setattr(plots, "curves", lambda file, logs: (drawn.append(logs), file.write_bytes(b"x")))
     assert run()[0] == 0
     assert [list(log["epoch"]) for logs in drawn[0].values() for log in logs] == [[26, 27, 28]]
 
 
-def test_a_repeat_makes_no_pass_and_does_not_even_load_the_images(folder, run, blank, no_pass):
-    add(folder, "net-fold0")
-    first = run()
-    no_pass(images=True)
-    assert run() == first and first[0] == 0
+def test_logs_come_from_results_and_of_runs_without_from_their_csv(tmp_path):
+    rows = pd.DataFrame(log())
+    files = [tmp_path / f"{name}.csv" for name in ("net-fold0", "net-fold1", "going-on")]
+    for file in files:
+        rows.to_csv(file, index=False)
+    own = {"file": tmp_path / "net-fold0.json", "run": "net-fold0", "provenance": {"before": []},
+           "log": [row | {"train_loss": 9.0} for row in log()]}
+    logs = report.read_logs([own, own | {"run": "none", "log": None}], files)
+    assert {name: len(runs) for name, runs in logs.items()} == {"net (2 runs)": 2, "going-on": 1}
+    assert [run["train_loss"][0] for run in logs["net (2 runs)"]] == [9.0, 2.0]
 
 
-def test_other_weights_under_the_same_name_are_scored_anew(folder, run, blank):
-    add(folder, "net-fold0")
-    before = run()[1]
-    file = add(folder, "net-fold0", seed=3)
-    _, after, err = run()
-    assert err == "report.py: weights/results/net-fold0.json was the result of other weights of that name, and is " \
-                  "replaced\n" and run()[2] == ""
-    assert before != after and f"{accuracy_of(file, folder):.2f}" in after
-    result = json.loads((folder / "weights/results/net-fold0.json").read_text())
-    assert result["top1"] == accuracy_of(file, folder)
-    assert (result["torch"], result["commit"], result["threads"]) == ("2.11.0", "0123456789ab", 1)
-
-
-def test_what_older_weights_do_not_say_of_themselves_is_left_open(folder, run, blank):
-    file = add(folder, "net-fold0")
-    content = checkpoint.load(file)
-    for name in ("command", "torch", "commit", "threads", "unlabelled"):
-        del content["provenance"][name]
-    del content["log"]
-    checkpoint.save(file, content)
-    code, out, err = run()
-    assert (code, err) == (0, "") and "| resnet18-2 (net) |" in out
-
-
-def test_kept_answers_serve_a_lost_summary_and_damaged_ones_are_replaced(folder, run, blank, no_pass, monkeypatch):
-    add(folder, "net-fold0")
-    first = run()
-    [kept] = (folder / "weights/report/answers").iterdir()
-    (folder / "weights/results/net-fold0.json").write_text("{")
-    logits = predict.logits
-    no_pass()
-    assert run() == first
-    monkeypatch.setattr(predict, "logits", logits)
-    (folder / "weights/results/net-fold0.json").unlink()
-    kept.write_bytes(kept.read_bytes()[:200])
-    assert run() == first and checkpoint.load(kept)["logits"].shape == (20, 10)
-
-
-def test_results_without_weights_stay_in_the_table(folder, run, blank):
-    file = add(folder, "net-fold0")
-    first = run()
-    file.unlink()
-    (folder / "weights/report/answers").rename(folder / "gone")
-    assert run() == first
-    ours = json.loads((folder / "weights/results/net-fold0.json").read_text())
-    foreign = json.dumps(ours | {"data": "other", "run": "other", "weights": "w", "model": "stranger"})
-    (folder / "weights/results/other.json").write_text(foreign)
-    _, out, err = run()
-    assert "stranger" not in out and err == "report.py: left out: 1 result on other test images\n"
-
-
-def test_tta_is_a_row_of_its_own(folder, run, blank):
-    file = add(folder, "net-fold0")
-    run()
-    _, out, _ = run("--tta")
-    labels, mirrored = data.load(folder / "data", "test").labels, logits_of(file, folder, tta=True)
-    assert {path.name for path in (folder / "weights/results").iterdir()} == {"net-fold0.json", "net-fold0-tta.json"}
-    assert len(re.findall(r"^\| resnet18-2", out, re.M)) == 2
-    [row] = [line for line in out.splitlines() if "fold 0, TTA" in line]
-    assert f" {predict.accuracy(mirrored, labels):.2f} " in row
-    result = json.loads((folder / "weights/results/net-fold0-tta.json").read_text())
-    assert result["nll"] == predict.nll(mirrored, labels) and result["tta"]
-    add(folder, "net-fold0", seed=4)
-    assert "fold 0, TTA" not in run()[1], "weights trained anew leave no row of the old ones"
-
-
-def test_contaminated_weights_are_listed_without_an_accuracy(folder, run, blank, no_pass):
-    file = add(folder, "net-fold0", include_test=True)
-    no_pass()
-    code, out, err = run("--picture", folder / "cost.png")
-    assert code == 0 and "| contaminated |" in out and not (folder / "cost.png").exists()
-    assert err == f"report.py: --picture {folder / 'cost.png'}: not drawn, there is no accuracy on the official images\n"
-    assert "top1" not in json.loads((folder / "weights/results/net-fold0.json").read_text())
-    for words in (("--compare", file, file), ("--student", file)):
-        code, _, err = run(*words)
-        assert code == 3 and "trained with the test images" in err and err.startswith(f"report.py: {words[0]}: ")
-
-
-def test_what_cannot_be_read_is_named_and_left_out(folder, run, blank):
-    file = add(folder, "net-fold0")
-    (folder / "weights/damaged.pt").write_bytes(b"PK" + bytes(100))
-    (folder / "weights/net-fold1.last.pt").write_bytes(b"a state, not weights")
-    (folder / "weights/empty.csv").write_text("")
-    code, out, err = run()
-    assert code == 0 and "resnet18-2" in out and err.count("\n") == 1 and "damaged.pt" in err
-    code, _, err = run(folder / "weights/damaged.pt")
-    assert code == 2 and err.count("\n") == 1 and "damaged.pt" in err
-    code, out, err = run(file, folder / "weights/net-fold1.last.pt")  # as the shell makes of weights/*.pt
-    assert code == 0 and "net-fold1.last.pt is a resume state" in err
-
-
-def test_weights_of_the_synthetic_set_are_not_scored_on_the_real_one(folder, run, blank):
-    add(folder, "net-fold0", source="synthetic")
-    code, _, err = run()
-    assert code == 2 and "was trained on other images" in err and "no finished weights" in err
-    code, out, err = run(folder / "weights/net-fold0.pt", add(folder, "other-fold0"))
-    assert (code, out) == (2, "") and "was trained on other images" in err and err.count("\n") == 1
-
-
-def test_a_name_with_a_space_is_a_name(folder, run, blank):
-    add(folder, "my net")
+@pytest.mark.parametrize("name, shown", [("student", "student"), ("zebra", "best")])
+def test_confusion_and_calibration_are_those_of_the_student_or_of_the_best(folder, run, add, blank, monkeypatch, name,
+                                                                           shown):
+    scores = sorted((top1(file), file) for file in (add("a", seed=9), add("b", seed=1)))
+    worse, better = (file for _, file in scores)
+    assert scores[0][0] < scores[1][0]
+    for file, run_name in ((worse, name), (better, "best")):
+        rewrite(file, run=run_name)
+    titles = []
+    for function in ("confusion", "reliability"):
+        monkeypatch.setattr(plots, function, lambda file, *given: (titles.append(given[-1]), file.write_bytes(b"x")))
     assert run()[0] == 0
+    assert [title.split(":")[0] for title in titles] == [shown, shown]
 
 
-def test_a_folder_stands_for_its_runs_and_their_summaries(folder, run, blank):
-    add(folder, "net-fold0")
-    file = add(folder, "study/other-fold0", seed=1)
-    gone = add(folder, "study/gone-noval", seed=2, fold=None)
-    assert run(gone)[0] == 0
-    gone.unlink()
-    code, out, _ = run(folder / "weights/study")
-    assert code == 0 and re.findall(r"^\| \S+ \((\S+)\)", out, re.M) in (["other", "gone"], ["gone", "other"])
-    assert (file.parent / "results/other-fold0.json").exists()
+def rows_of(*rows):
+    """A table as `results.group` gives it: (name, top1, pflop, taught, TTA)."""
+    table = pd.DataFrame(rows, columns=["name", "top1", "pflop", "taught", "tta"])
+    return table.assign(low=table["top1"] - 1, high=table["top1"] + 1, parameters=3e6, epochs=5, protocol="fold 1, TTA")
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folder(folder, run, blank):
-    for name, seed in (("demo", 0), ("full", 1)):
-        add(folder, f"{name}/net-fold0", seed=seed)
-    code, out, _ = run(folder / "weights/demo", folder / "weights/full")
-    assert code == 0 and {"(demo/net)", "(full/net)"} == set(re.findall(r"\(\S+/net\)", out))
-    assert len(re.findall(r"^\| resnet18-2", out, re.M)) == 2
+def test_of_many_points_those_are_labelled_that_no_cheaper_one_beats():
+    few = rows_of(("a", 95.0, 1.0, False, False), ("b", 94.0, 2.0, False, False), ("tta", 99.0, 1.0, False, True))
+    none = report.published()[:0]
+    assert report.points_of(few, none, "pflop")["label"].tolist() == ["a, fold 1", "b, fold 1"], "all of a few"
+    worse = [(f"w{k}", 80.0 - k, 2.0 + k, False, False) for k in range(12)]
+    many = rows_of(("cheap", 90.0, 1.0, False, False), ("student", 93.0, 2.0, True, False),
+                   ("best", 95.0, 9.0, True, False), ("alone", 92.0, 2.5, False, False), *worse)
+    points = report.points_of(many, none, "pflop")
+    assert set(points["label"]) - {""} == {"cheap, fold 1", "student, fold 1", "alone, fold 1", "best, fold 1"}
+    assert points.set_index("label").loc["student, fold 1", "hollow"]
 
 
-# ---------------------------------------------------------------- where it writes
+def test_the_figures_of_others_are_of_a_single_view_as_ours_are(folder, run, add, monkeypatch, blank):
+    drawn = {}
+    monkeypatch.setattr(plots, "landscape", lambda file, *given: (drawn.update({file.name: given}), file.touch()))
+    add("net", fold=None)
+    assert run()[0] == 0
+    points, title, label, unit, budget = drawn["cost.png"]
+    assert points[points["theirs"]][["label", "top1"]].values.tolist() == [["airbench94, single view", 93.17]]
+    assert f"{top1(folder / 'weights/net.json'):.2f} % for" in title and "published by others" in label
+    assert (unit, budget) == (1, None) and drawn["landscape.png"][3:] == (1e6, 5_000_000)
+    assert drawn["landscape.png"][0]["theirs"].sum() > 12
 
 
-def test_another_place_leaves_the_folder_of_the_weights_alone(folder, run, blank, no_pass):
-    add(folder, "net-fold0")
-    out = folder / "elsewhere"
-    assert run("--out", out)[0] == 0
-    assert {path.name for path in (folder / "weights").iterdir()} == {"net-fold0.pt"}
-    assert [path.name.split("-")[:2] for path in (out / "results").iterdir()] == [["net", "fold0"]]
-    no_pass(images=True)
-    assert run("--out", out)[0] == 0
+def test_the_published_facts_are_whole():
+    table = pd.read_csv(report.PUBLISHED)
+    assert len(table) >= 15 and table[["model", "parameters", "test_accuracy_percent", "source"]].notna().all(axis=None)
+    assert table["parameters"].between(1e6, 5e6).all() and table["test_accuracy_percent"].between(90, 99).all()
+    best = report.published().drop_duplicates("model").set_index("model")
+    assert best.loc["CCT-7/3x1", "test_accuracy_percent"] == 98.0
+    assert best["views"].to_dict() == dict.fromkeys(best.index, 1) | {"airbench95": 6, "airbench94": 6}
 
 
-def test_a_report_in_the_folder_of_its_weights_keeps_summaries_beside_them(folder, run, blank):
-    add(folder, "study/net-fold0")
-    assert run(folder / "weights/study", "--out", folder / "weights/study/report")[0] == 0
-    assert (folder / "weights/study/results/net-fold0.json").exists()
+def pipeline(add, **students):
+    """Results of a baseline, three teachers, a control and a student, by their file names."""
+    add("base/baseline-basic", width=3, epochs=6, fold=None)
+    add("base/teacher-fold0", epochs=8, seed=4)
+    add("base/teacher-all", epochs=8, seed=7, fold=None)
+    add("base/teacher-wide", epochs=8, seed=2, width=4)
+    add("base/control", seed=3, fold=None, epochs=5, kd=KD | {"alpha": 0.0})
+    return add("base/student", **{"seed": 9, "fold": None, "epochs": 5, "kd": KD} | students)
 
 
-def test_nothing_is_written_into_a_folder_that_is_read_only(folder, run, blank, monkeypatch):
-    file = add(folder, "shared/net-fold0")
-    shared, may = file.parent, os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: may(path, mode) and shared not in (path, *path.parents))
-    assert run(shared)[0] == 0 and [path.name for path in shared.iterdir()] == ["net-fold0.pt"]
-    assert (folder / "weights/report/report.html").exists()
-    code, out, err = run(shared, "--out", shared)
-    assert (code, out) == (2, "") and "not writable" in err and err.count("\n") == 1
+def test_what_teachers_give_comes_first_and_names_the_same_network_on_all_images(folder, run, add, blank):
+    pipeline(add)
+    base = folder / "weights/base"
+    code, out, err = run(base)
+    score = {file.stem: top1(file) for file in base.glob("*.json")}
+    logits = [kept_logits(read_result(base / f"teacher-{name}.json"))[1] for name in ("all", "fold0", "wide")]
+    ensemble = metrics.accuracy(sum(logits) / 3, cifar10.load(folder / "data", "test").labels)
+    text = (base / "report/pipeline.txt").read_text()
+    assert (code, err) == (0, "") and text in out and out.index(text) > out.index("| model |")
+    rows = {tuple(line.split()[:3:2]): line.split()[-2] for line in text.splitlines() if "(" in line}
+    assert [line.split()[0] for line in text.splitlines()[:9]] == ["role", "baseline", *["teacher"] * 3, "ensemble",
+                                                                   "control", "student", "mean"]
+    assert rows["teacher", "(teacher-all)"] == f"{score['teacher-all']:.2f}"
+    assert f"{ensemble:.2f}" in next(line for line in text.splitlines() if line.startswith("ensemble"))
+    mean = np.mean([score[f"teacher-{name}"] for name in ("all", "fold0", "wide")])
+    assert f"mean of the 3 teachers: {mean:.2f} %" in text
+    student = score["student"]
+    told = {"baseline-basic": "another network; 6 epochs, not 5", "control": "the same network",
+            "teacher-all": "the same network; 8 epochs, not 5"}
+    assert text.splitlines()[-3:] == [f"student {student - score[name]:+.2f} points against {name} ({words})"
+                                      for name, words in told.items()]
+    page = (base / "report/report.html").read_text("utf-8")
+    assert Page(page).headings[:2] == ["What teachers give", "Results"] and "mean of the 3 teachers" in page
 
 
-def test_generated_images_have_a_report_and_summaries_of_their_own(folder, blank, typed, monkeypatch):
-    add(folder, "net-fold0", source="synthetic")
-    monkeypatch.setattr(data, "load", lambda path, part, load=data.load: load(folder / "data", part))
-    monkeypatch.setattr(Scorer, "digest", "that of the generated ones")
-    code, out, err = typed(report.main, "--data", "synthetic", "--device", "cpu", "--picture", folder / "cost.png")
-    assert "not drawn" in err and not (folder / "cost.png").exists()
-    assert code == 0 and "Top-1 on the 20 generated test images" in out
-    assert {path.name for path in (folder / "weights").iterdir()} == {"net-fold0.pt", "report-synthetic"}
-    page = (folder / "weights/report-synthetic/report.html").read_text("utf-8")
-    assert "scored on generated test images" in page and "Published by others" not in page
+def test_students_of_several_seeds_share_the_teachers_of_the_folder(folder, run, add, blank):
+    files = [pipeline(add), add("base/seed1/student", seed=1, fold=None, epochs=5, kd=KD)]
+    out = run(folder / "weights/base")[1]
+    mean, control = np.mean([top1(file) for file in files]), top1(folder / "weights/base/control.json")
+    assert f"student {mean - control:+.2f} points against control" in out and "| mean of 3 |" in out
+    add("base/seed1/control", seed=5, fold=None, epochs=5, kd=KD | {"alpha": 0.0})
+    points = top1(files[1]) - top1(folder / "weights/base/seed1/control.json")
+    assert f"student {points:+.2f} points against control" in run(folder / "weights/base/seed1")[1]
 
 
-def test_files_are_utf8_and_the_screen_takes_what_it_knows(folder, run, blank, monkeypatch):
+def test_roles_may_be_missing(folder, run, add, blank):
+    add("base/student", fold=None)
+    assert "points" not in run(folder / "weights/base")[1]
+    rewrite(add("base/control", fold=None), fingerprint="of another network")
+    assert "student +0.00 points against control (the same network)\n" in run(folder / "weights/base")[1]
+
+
+def test_teachers_whose_logits_are_not_kept_have_no_mean(folder, run, add, blank):
+    pipeline(add)
+    (folder / "weights/base/teacher-fold0.logits.npz").unlink()
+    code, out, err = run(folder / "weights/base")
+    assert code == 0 and "ensemble" not in out and "no row for the mean of the teachers" in err
+
+
+def test_another_place_leaves_the_folder_of_the_results_alone(folder, run, add, blank):
+    add("net-fold0")
+    assert run("--out", folder / "elsewhere")[0] == 0 and not (folder / "weights/report").exists()
+    assert (folder / "elsewhere/report.html").exists()
+
+
+def test_files_are_utf8_and_the_screen_takes_what_it_knows(folder, run, add, blank, monkeypatch):
     for seed in (0, 1):
-        add(folder, f"net-fold0-s{seed}", seed=seed)
-    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        add(f"net-fold0-s{seed}", seed=seed)
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
     monkeypatch.setattr(sys, "stdout", screen)
-    assert run()[0] == 0
-    screen.flush()
-    assert " +- " in screen.buffer.getvalue().decode("ascii")
+    assert run()[0] == 0 and b" +- " in screen.buffer.getvalue()
     assert " ± " in (folder / "weights/report/results.md").read_text("utf-8")
 
 
 def test_nothing_to_report_is_one_line(folder, run):
     code, out, err = run()
-    assert (code, out) == (2, "") and "no finished weights" in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and "there is no result yet" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag, target, words", [
     ("--out", "no/where", "a folder that exists"), ("--picture", "no/cost.png", "no does not exist"),
-    ("--picture", "cost.jpg", "should end in .png"),
 ])
-def test_a_target_that_cannot_be_is_refused_before_any_pass(folder, run, no_pass, flag, target, words):
-    add(folder, "net-fold0")
-    no_pass()
+def test_a_target_that_cannot_be_is_refused_before_any_work(folder, run, monkeypatch, flag, target, words):
+    monkeypatch.setattr(report, "gather", lambda *_: pytest.fail("worked before it refused"))
     code, out, err = run(flag, folder / target)
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
 
 
-# ---------------------------------------------------------------- the README
-
-
-def test_the_readme_keeps_all_but_the_table(folder, run, blank):
-    add(folder, "net-fold0")
+def test_the_readme_keeps_all_but_its_table(folder, run, add, blank):
+    add("net-fold0")
     readme = folder / "README.md"
     readme.write_text("# Title ±\n\n<!-- results -->\nbefore\n<!-- /results -->\n\nend\n", "utf-8")
     assert run("--readme", readme)[0] == 0
     text = readme.read_text("utf-8")
-    assert text.startswith("# Title ±\n\n<!-- results -->\n| model |") and text.endswith(
-        "\n<!-- /results -->\n\nend\n")
-    assert "before" not in text and "train/baseline.py" not in text, "commands would make the table too wide"
+    assert text.startswith("# Title ±\n\n<!-- results -->\n| model |") and "before" not in text
+    assert text.endswith("\n<!-- /results -->\n\nend\n") and "train/baseline.py" not in text  # commands are too wide
     run("--readme", readme)
     assert readme.read_text("utf-8") == text
 
 
-def test_a_section_has_markers_of_its_own(folder, run, blank):
-    add(folder, "net-fold0")
-    readme = folder / "README.md"
-    readme.write_text("<!-- results -->\nkept\n<!-- /results -->\n<!-- study -->\nbefore\n<!-- /study -->\n")
-    assert run("--readme", readme, "--section", "study")[0] == 0
-    text = readme.read_text("utf-8")
-    assert "kept" in text and "before" not in text and "<!-- study -->\n| model |" in text
-
-
-@pytest.mark.parametrize("text", ["", "<!-- results -->", "<!-- /results --><!-- results -->",
-                                  "<!-- results --><!-- results --><!-- /results -->"])
-def test_a_readme_without_its_markers_is_refused_before_any_pass_and_kept(folder, run, no_pass, text):
-    add(folder, "net-fold0")
-    no_pass()
+@pytest.mark.parametrize("text", ["<!-- results -->", "<!-- /results --><!-- results -->"])
+def test_a_readme_without_its_markers_is_refused_before_any_work_and_kept(folder, run, text):
     (folder / "README.md").write_text(text)
     code, out, err = run("--readme", folder / "README.md")
-    assert (code, out) == (2, "") and "once each" in err and "<!-- results -->" in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and "it should hold <!-- results -->" in err and err.count("\n") == 1
     assert (folder / "README.md").read_text() == text
-    with pytest.raises(UserError, match="once each"):
-        report.into_readme(folder / "README.md", "table")

@@ -1,0 +1,111 @@
+"""Is the difference real? McNemar's test of two networks, Welch's interval of two groups of seeds, how two runs differ.
+
+    python train/compare.py weights/student.json weights/control.json
+    python train/compare.py "weights/quick/student.pt weights/quick/seed*/student.pt" "weights/quick/seed*/control.pt"
+    python train/compare.py weights/a.pt weights/b.pt --diff
+
+A result is x.json as `train/evaluate.py` wrote it, x.tta.json with --tta there, or x.pt in whose place x.json is read.
+A group is several of them, or a pattern, quoted. No network is loaded. Seconds.
+"""
+
+import glob
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from train import UserError
+from train.engine.command import command, count_of, parser
+from train.scores.results import kept_logits, key_without_seed, read_result, result_file, shortest_unique_names
+from train.scores.statistics import mcnemar, welch
+
+# What of the provenance --diff shows, beside the config.
+SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_digest", "seen_folds"),
+            "versions": ("commit", "torch", "python", "threads", "hardware", "precision"), "command": ("command",)}
+
+
+def read_group(text: str) -> list[dict]:
+    """The results that a file name, or several and patterns of them, stand for; UserError where there are none."""
+    files = []
+    for word in [text] if Path(text).exists() or glob.glob(text) else text.split() or [text]:
+        files += sorted(glob.glob(word)) or [word]
+    results = [read_result(result_file(file)) for file in files if not file.endswith(".last.pt")]
+    if len({(result["tta"], result["test_digest"]) for result in results}) > 1:
+        raise UserError(f"{text} mixes test sets, or results with flip TTA and without")
+    return results
+
+
+def compare_networks(names: list[str], a: dict, b: dict) -> str:
+    """McNemar's test of two results by their kept logits, in sentences."""
+    (_, logits, labels), (_, more, _) = map(kept_logits, (a, b))
+    right_a, right_b = logits.argmax(1) == labels, more.argmax(1) == labels
+    first, second = (right_a & ~right_b).sum().item(), (right_b & ~right_a).sum().item()
+    return (f"{names[0]} is right on {right_a.sum():,} and {names[1]} on {right_b.sum():,} of {len(labels):,} test "
+            f"images: {first:,} only {names[0]}, {second:,} only {names[1]}; McNemar's exact test p = "
+            f"{mcnemar(first, second):.3g}. This compares two networks and says nothing of seeds: for that, name "
+            f"groups of them.")
+
+
+def compare_groups(names: list[str], *groups: list[dict]) -> str:
+    """Welch's interval of the difference of two groups of seeds, in sentences."""
+    scores = [[result["metrics"]["top1"] for result in group] for group in groups]
+    difference, low, high = welch(*scores)
+    text = ", ".join(f"{name} has {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} % "
+                     f"({count_of(len(values), 'seed')})" for name, values in zip(names, scores, strict=True))
+    text += (f": a difference of {difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} (Welch), "
+             f"{'more than chance' if low > 0 or high < 0 else 'which may be chance'}.")
+    for name, group in zip(names, groups, strict=True):
+        if len({key_without_seed(result) for result in group}) > 1:
+            text += f" The runs of {name} differ by more than their seed."
+        elif len({result["config"]["seed"] for result in group}) < len(group):
+            text += f" Of the runs of {name} some have the same seed."
+    return text
+
+
+def differences(*results: dict) -> str:
+    """What differs between the runs of two results, in lines: config, data, versions, command."""
+    told = []
+    for result in results:
+        about = result["provenance"]
+        sections = {title: {name: about.get(name) for name in names} for title, names in SECTIONS.items()}
+        sections["data"]["images and targets"] = result["data"]
+        sections["command"]["before"] = [run["command"] for run in about["before"]]
+        config = result["config"] | (result["options"] or {}) | {"model": result["model"]}
+        told.append({"config": config} | sections | {"weights": {"fingerprint": result["fingerprint"]}})
+    lines = [f"{sign} {result['file']}" for sign, result in zip("-+", results, strict=True)]
+    for title in told[0]:
+        first, second = (sections[title] for sections in told)
+        names = [name for name in first | second if first.get(name) != second.get(name)]
+        lines.append(f"{title}: {'different' if names else 'the same'}")
+        for name in names:
+            lines += [f"  - {name}: {first.get(name)}", f"  + {name}: {second.get(name)}"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("sides", nargs=2, metavar="RESULT", help="x.json, x.pt, or a quoted group of them")
+    arguments.add_argument("--diff", action="store_true", help="say how the two runs differ")
+    args = arguments.parse_args(argv)
+    a, b = (read_group(side) for side in args.sides)
+    words = [side if Path(side).exists() else side.split()[0] for side in args.sides]
+    names = shortest_unique_names([Path(word.removesuffix(".pt").removesuffix(".json")).absolute() for word in words])
+    if args.diff:
+        if len(a) + len(b) > 2:
+            raise UserError("--diff takes two results, not groups of them")
+        print(differences(*a, *b))
+    elif a[0]["test_digest"] != b[0]["test_digest"]:
+        raise UserError(f"{names[0]} and {names[1]} were scored on different test images")
+    elif len(a) == len(b) == 1:
+        print(compare_networks(names, *a, *b))
+    elif 1 in (len(a), len(b)):
+        raise UserError("one result against several: a group has two seeds or more")
+    else:
+        print(compare_groups(names, a, b))
+
+
+if __name__ == "__main__":
+    with command():
+        main()

@@ -1,0 +1,227 @@
+"""From kept results to the table of a report. `evaluate` writes two files for what it scored on the test set:
+
+    x.json          a result: metrics, config, log and provenance of one network, or of an ensemble
+    x.logits.npz    ids (N,), logits float32 (N, 10) and labels (N,) of the test images, to average and to compare
+
+    results = [read_result(Path("weights/a.json")), ...]        # dicts of plain values
+    table = group(results)      # a DataFrame: a row for all runs that differ by their seed only
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import models
+from train import UserError
+from train.data.cifar10 import Dataset
+from train.engine import checkpoint, metrics
+from train.engine.command import count_of, short_path, warn
+from train.engine.loop import SPARED
+from train.engine.network import join_distinct, total_epochs
+from train.scores.statistics import wilson
+
+FORMAT = "result/2"
+NEEDED = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config", "data",
+          "log", "provenance"}
+PLACES = ("hardware", "torch", "commit", "threads", "precision")  # where and with what a run was made
+
+
+def result_file(path: str | Path) -> Path:
+    """x.json of x.json, or of the weights x.pt; another path is as it was."""
+    path = Path(path)
+    return path.with_suffix(".json") if path.suffix == ".pt" else path
+
+
+def logits_file(file: Path) -> Path:
+    """x.logits.npz of the result x.json."""
+    return file.with_name(f"{file.stem}.logits.npz")
+
+
+def write_result(file: Path, result: dict, test: Dataset, logits: torch.Tensor) -> None:
+    """Write a result, and beside it the logits (N, 10) of the images of `test`."""
+    arrays = {"ids": test.ids, "logits": logits.numpy(), "labels": test.labels.numpy(),
+              "fingerprint": result["fingerprint"]}
+    checkpoint.write(logits_file(file), lambda handle: np.savez_compressed(handle, **arrays))
+    checkpoint.write_text(file, json.dumps(result) + "\n")
+
+
+def read_result(file: Path) -> dict:
+    """The result in x.json, with its path as `file`; UserError for what is none. A newer x.pt is told."""
+    result, weights = {}, file.with_name(file.name.removesuffix(".json").removesuffix(".tta") + ".pt")
+    if not file.exists():
+        raise UserError(f"{file} does not exist: `python train/evaluate.py {weights}` writes it")
+    with suppress(ValueError):
+        result = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(result, dict) or result.get("format") != FORMAT or not result.keys() >= NEEDED:
+        raise UserError(f"{file} is no result of train/evaluate.py in the format {FORMAT}")
+    if weights.exists() and weights.stat().st_mtime > file.stat().st_mtime:
+        warn(f"{file} is older than {weights}: evaluate it again")
+    return result | {"file": file}
+
+
+def kept_logits(result: dict) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """What `read_logits` gives of a result."""
+    return read_logits(logits_file(result["file"]), result["fingerprint"])
+
+
+def read_logits(file: Path, fingerprint: str | None = None) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """(ids (N,), logits float32 (N, 10), labels int64 (N,)) of x.logits.npz; UserError for what is none.
+
+    fingerprint: of the weights that the logits should be of.
+    """
+    if not file.exists():
+        raise UserError(f"{file} does not exist: `python train/evaluate.py` writes it beside the weights")
+    try:
+        with file.open("rb") as handle, np.load(handle) as kept:
+            ids, logits, labels, mark = (kept[name] for name in ("ids", "logits", "labels", "fingerprint"))
+    except Exception:  # numpy, zipfile and zlib fail each in their own way
+        raise UserError(f"{file} does not hold the logits that train/evaluate.py writes") from None
+    if fingerprint not in (None, str(mark)):
+        raise UserError(f"{file} holds the logits of other weights than the result beside it: evaluate them again")
+    return ids, torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(labels.astype(np.int64))
+
+
+# ---------------------------------------------------------------- ensembles
+
+
+def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tensor, labels: torch.Tensor) -> dict:
+    """The result of several networks that answer by the mean of their logits (N, 10): sums, and what they share."""
+    shared = {key: value for key, value in members[0]["config"].items()
+              if all(member["config"].get(key, ()) == value for member in members)}
+    # Two members may have begun with the same weights, whose work was done once.
+    once = {run["fingerprint"]: (run, member["macs"]) for member in members for run in runs_of(member)}
+    runs = [run for run, _ in once.values()]
+    marks = sorted([member["run"], member["fingerprint"]] for member in members)
+    params, macs = (sum(member[key] for member in members) for key in ("params", "macs"))
+    counts = Counter(member["model"] for member in members)
+    provenance = {key: join_distinct(run.get(key) for run in runs) for key in PLACES} | {
+        "run": name, "command": command, "params": params, "over_budget": params > models.BUDGET, "include_test": False,
+        "seconds": sum(run["seconds"] for run in runs), "unlabelled": max(run["unlabelled"] or 0 for run in runs),
+        "date": max(run["date"] for run in runs), "before": []}
+    return {"format": FORMAT, "run": name, "members": marks,
+            "model": " + ".join(f"{count} {model}" for model, count in counts.items()), "params": params, "macs": macs,
+            "images": len(labels), "tta": members[0]["tta"], "test_digest": members[0]["test_digest"],
+            "fingerprint": checkpoint.digest(marks)[:16], "metrics": metrics.figures(logits, labels),
+            "config": shared | {"seed": 0, "epochs": max(total_epochs(runs_of(member)) for member in members)},
+            "options": None, "pflop": sum(work(*run) for run in once.values()),
+            "data": checkpoint.digest([member["data"] for member in members]), "log": None, "provenance": provenance}
+
+
+def mean_of_kept(file: Path, members: Sequence[dict]) -> dict:
+    """The result of an ensemble, as if in `file`, by its members' kept logits; UserError where they do not fit."""
+    marks = [member["fingerprint"] for member in members]
+    if len(members) < 2 or len(set(marks)) < len(marks):
+        raise UserError(f"the ensemble {file.stem} takes two networks or more, each once")
+    kept = list(map(kept_logits, members))
+    ids, _, labels = kept[0]
+    if len({member["tta"] for member in members}) > 1 or any(not np.array_equal(ids, other) for other, *_ in kept):
+        raise UserError(f"the ensemble {file.stem} mixes test images, or results with flip TTA and without")
+    weights = [short_path(member["file"].with_name(f"{member['run']}.pt")) for member in members]
+    command = " ".join(["python train/evaluate.py", *weights, *["--tta"] * members[0]["tta"]])
+    mean = sum(logits for _, logits, _ in kept) / len(kept)
+    return combine(file.stem, members, command, mean, labels) | {"file": file}
+
+
+# ---------------------------------------------------------------- how weights came about
+
+
+def runs_of(result: dict) -> list[dict]:
+    """The run of a result, and those whose weights it began with, as in `Network.history`: all that it took."""
+    own = {"config": result["config"], "fingerprint": result["fingerprint"]}
+    return [result["provenance"] | own, *result["provenance"]["before"]]
+
+
+def pflop(result: dict) -> float:
+    """The work of training in 1e15 floating-point operations, without that of teachers."""
+    return result["pflop"] if "members" in result else sum(work(run, result["macs"]) for run in runs_of(result))
+
+
+def work(run: dict, macs: int) -> float:
+    """PFLOP of one run: a multiply-accumulate is two operations, a step three times the work of a forward pass."""
+    area = 1 - run["config"]["low_res"] * SPARED  # a part of the run is at fewer pixels
+    return 2 * 3 * macs * run["images"] * run["config"]["epochs"] * area / 1e15
+
+
+# ---------------------------------------------------------------- the table
+
+
+def group(results: Iterable[dict]) -> pd.DataFrame:
+    """The table: a row for all runs that differ by their seed only, the best first.
+
+    Seeds stand in one folder or in folders seed1, seed2 of it. The same weights under two names are one run. Two runs
+    of one seed are no two seeds.
+    """
+    rows = []
+    for result in sorted(results, key=lambda result: result["config"]["seed"]):
+        runs, top1, folder = runs_of(result), result["metrics"]["top1"], home(result["file"])
+        seconds = sum(run["seconds"] for run in runs)
+        rows.append({
+            "model": result["model"], "name": family(result["run"]), "parameters": result["params"],
+            "macs": result["macs"], "over_budget": result["params"] > models.BUDGET, "epochs": total_epochs(runs),
+            "protocol": protocol(result), "tta": result["tta"], "top1": top1, "std": top1, "n": 1, "low": None,
+            "high": None, "images": result["images"], "pflop": pflop(result),
+            "taught": any(run["config"].get("alpha", 0) > 0 for run in runs),  # by teachers, whose work is not counted
+            "seconds": seconds, "fastest": seconds, "slowest": seconds,
+            **{key: join_distinct(run.get(key) for run in runs) for key in PLACES},
+            "command": " && ".join(run["command"] for run in reversed(runs)), "runs": result["run"], "folder": folder,
+            "fingerprint": result["fingerprint"], "seed": result["config"]["seed"],
+            "alike": f"{folder} {key_without_seed(result)}"})
+    runs = pd.DataFrame(rows).drop_duplicates(["fingerprint", "tta"])
+    runs["alike"] += runs.groupby(["alike", "seed"]).cumcount().map(" {}".format)  # the second of a seed
+
+    mean = pd.Series.mean  # groupby's own adds up in another order, which is another second digit at times
+    ways = dict.fromkeys(runs.columns.drop(["seed", "alike"]), "first") | dict.fromkeys(PLACES, join_distinct) | {
+        "top1": mean, "std": pd.Series.std, "n": "sum", "seconds": mean, "fastest": "min", "slowest": "max",
+        "runs": " ".join}
+    table = runs.groupby("alike", sort=False).agg(ways)
+    table[["low", "high"]] = [wilson(row.top1 / 100 * row.images, row.images) for row in table.itertuples()]
+    table["name"] = shortest_unique_names(table["folder"] / table["name"])
+    return table.sort_values(["top1", "model"], ascending=[False, True], ignore_index=True)
+
+
+def protocol(result: dict) -> str:
+    """What the networks of a result were trained on, and how it was scored: `fold 0, 5,000 images, TTA`."""
+    config, runs = result["config"], runs_of(result)
+    limits = [run["config"].get("limit") for run in runs]
+    unlabelled = max(run.get("unlabelled") or 0 for run in runs)
+    words = [f"mean of {len(result['members'])}" if "members" in result else
+             "noval" if config["fold"] is None else f"fold {config['fold']}"]
+    words += [f"{max(limits):,} images"] if None not in limits else []
+    words += [f"{unlabelled:,} unlabelled images"] if unlabelled else []
+    words += [f"from weights of {count_of(total_epochs(runs[1:]), 'epoch')}"] if runs[1:] else []
+    return ", ".join(words + ["TTA"] * result["tta"])
+
+
+def home(file: Path) -> Path:
+    """The folder of a result, or the one above it where it is that of a seed: weights/quick of weights/quick/seed1."""
+    folder = file.resolve().parent
+    return folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
+
+
+def family(run: str) -> str:
+    """The name of a run without its fold and seed, as in seresnet164-fold3 or student-seed1."""
+    return re.sub(r"-(fold\d|noval|s(eed)?\d+)(?=-|$)", "", run)
+
+
+def shortest_unique_names(paths: Sequence[Path]) -> list[str]:
+    """For each path as many of its last parts as no other has, joined by slashes."""
+    short = []
+    for path in paths:
+        depth = 1
+        while any(other.parts[-depth:] == path.parts[-depth:] for other in paths if other != path):
+            depth += 1
+        short.append("/".join(path.parts[-depth:]))
+    return short
+
+
+def key_without_seed(result: dict) -> str:
+    """A text that results of runs which differ by their seed only have in common."""
+    config = {name: value for name, value in result["config"].items() if name != "seed"}
+    return json.dumps([result["model"], result["tta"], result["data"], config, result.get("members")], sort_keys=True)

@@ -1,0 +1,33 @@
+"""Intervals and tests: how sure is a score, and is a difference more than chance?"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def wilson(right: float, total: int) -> tuple[float, float]:
+    """The 95 % interval, (low, high) in percent, of an accuracy of `right` in `total` images (Wilson 1927).
+
+    The mean of several runs lies between two whole numbers of images, and its interval between theirs.
+    """
+    right = round(right, 6)
+    below, above = (np.array(stats.binomtest(count, total).proportion_ci(method="wilson"))
+                    for count in (math.floor(right), math.ceil(right)))
+    low, high = 100 * (below + (right % 1) * (above - below))
+    return float(low), float(high)
+
+
+def mcnemar(first: int, second: int) -> float:
+    """The exact two-sided p of McNemar's test; `first` images only A classified right, `second` only B."""
+    return float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """(difference of the means, low, high) of two lists of two values or more: Welch's t, a 95 % interval."""
+    difference = round(float(np.mean(first) - np.mean(second)), 9)  # a tie is a tie, to the last bit
+    if np.ptp(first) == np.ptp(second) == 0:
+        return difference, difference, difference
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    return difference, float(interval.low), float(interval.high)

@@ -4,12 +4,13 @@
     python train/classify.py cat.jpg --weights weights/student.pt --json answers.json --csv answers.csv
 
 A picture may have any size, and any format that Pillow reads but PostScript; of an animated one it is the first frame.
-Its centre square is resized to 32x32, all that a network sees, so what matters should fill the middle. Without
---weights the released network answers; several answer by the mean of their logits. The probabilities are calibrated
-where evaluate has stored a temperature with the weights (`--calibrate --store`). A second or two, and for each large
-photograph a tenth more.
+The network sees its centre square, resized to 32x32, so what matters should fill the middle. The released network
+answers unless --weights names another; repeated, several answer by the mean of their logits. The probabilities of one
+network are calibrated where a temperature is stored with its weights (`evaluate --calibrate --store-temperature`).
+This takes a second or two, and a tenth more for each large photograph.
 
-A file that is no picture is a line on standard error; the others are still answered, and the exit code is 2.
+A file that is no picture is a line on standard error; the others are still answered, and the exit code is 2. Of a
+folder, one line tells what was left out: subfolders and files that are no pictures.
 """
 
 import json
@@ -18,86 +19,53 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import train  # a library that is missing is told in one line
 
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
-from train.engine import data, predict, sources
+from train import UserError
+from train.data.pictures import read_pictures
+from train.data.sources import expand
 from train.engine.checkpoint import write_text
-from train.engine.command import DEVICE, UserError, check_target, command, parser, warn
+from train.engine.command import check_target, command, parser, warn
 from train.engine.device import device_of
+from train.engine.network import load_all, probabilities
 from train.engine.progress import progress
 
-SIDE, LIKELIEST = 32, 3
+LIKELIEST = 3
 
 
-def centre(picture):
-    """uint8 (32, 32, 3): the centre square of a PIL image in RGB, made smaller with antialiasing, or larger."""
-    (width, height), side = picture.size, min(picture.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = picture.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
-def read_pictures(paths):
-    """(files, images uint8 (N, 3, 32, 32), complaints): the pictures among files and in folders, in that order."""
-    listed, files, images, complaints = [], [], [], []
-    for path in paths:
-        try:
-            listed += sources.picture_files(path) if path.is_dir() else [path]
-        except (UserError, OSError) as error:
-            complaints.append(error)
-    for file in progress(listed, "reading", unit="picture"):
-        try:
-            images.append(centre(sources.read_picture(file)))
-            files.append(file)
-        except UserError as error:
-            complaints.append(error)
-    images = np.stack(images) if images else np.zeros((0, SIDE, SIDE, 3), np.uint8)
-    return files, data.channels_first(images), complaints
-
-
-def probabilities(networks, images):
-    """float64 (N, 10) of uint8 images; one network's logits are divided by the temperature stored with it."""
-    temperature = networks[0].temperature if len(networks) == 1 else 1.0  # one is fitted to the network alone
-    return (predict.answers(networks, images).double() / temperature).softmax(1)
-
-
-def flags():
+def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE", help="a picture, or a folder of pictures")
-    add("--weights", action="append", default=[], metavar="FILE",
-        help="a weights file (default: the released); given several times, the mean of their answers")
-    add("--json", type=Path, metavar="FILE", help="also write the answers, with all ten probabilities, there")
-    add("--csv", type=Path, metavar="FILE", help="the same as a table")
-    add("--device", **DEVICE)
-    return arguments
-
-
-@command
-def main():
-    args = flags().parse_args()
-    check_target("--json", args.json, ".json")
-    check_target("--csv", args.csv, ".csv")
-    networks = predict.load(args.weights, device_of(args.device))
+    add("--weights", action="append", type=expand, default=[], metavar="FILE",
+        help="a weights file; repeated, the networks answer together (default: the released network)")
+    add("--json", type=expand, metavar="FILE", help="also write the answers, with all ten probabilities, there")
+    add("--csv", type=expand, metavar="FILE", help="the same as a table")
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="device to use")
+    args = arguments.parse_args(argv)
+    for flag, file, ours in (("--json", args.json, ("[]", '[\n {\n  "file"')), ("--csv", args.csv, "file,class,")):
+        check_target(flag, file, f".{flag[2:]}")
+        old = file.read_text(errors="replace") if file and file.is_file() else ""
+        if old and not old.startswith(ours):
+            raise UserError(f"{flag} {file} exists and holds something else: choose another name, or delete it")
+    networks = load_all(args.weights, device_of(args.device))
     if len({network.synthetic for network in networks}) > 1:
         raise UserError("--weights: some were trained on photographs and some on generated shapes")
     names = networks[0].classes
     if networks[0].synthetic:
         warn("these weights know generated shapes and no photographs: their classes are shapes")
-    files, images, complaints = read_pictures(args.pictures)
+    files, images, complaints = read_pictures(args.pictures, warn, lambda files: progress(files, "reading", "picture"))
     if files:
-        warn(f"every picture gets one of {', '.join(names)}, also one that shows none of them")
+        warn(f"each picture gets one of these ten classes, even if it shows none of them: {', '.join(names)}")
     chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
     rows = []
-    for file, row in zip(files, chances):
-        file = os.fsencode(file).decode(errors="replace")  # text that any file takes
-        print(f"{file}: " + ", ".join(f"{names[k]} {100 * row[k]:.1f} %" for k in row.topk(LIKELIEST).indices))
-        rows.append({"file": file, "class": names[row.argmax()], "probabilities": dict(zip(names, row.tolist()))})
+    for file, row in zip(files, chances, strict=True):
+        shown = os.fsencode(file).decode(errors="replace")  # text that any file takes
+        print(f"{shown}: " + ", ".join(f"{names[k]} {100 * row[k]:.1f} %" for k in row.topk(LIKELIEST).indices))
+        rows.append({"file": shown, "class": names[row.argmax()],
+                     "probabilities": dict(zip(names, row.tolist(), strict=True))})
     if args.json:
         write_text(args.json, json.dumps(rows, indent=1) + "\n")
     if args.csv:
@@ -110,4 +78,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

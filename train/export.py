@@ -2,66 +2,64 @@
 
     python train/export.py weights/student.pt --format torch     weights/student.pt2, for torch.export.load
     python train/export.py weights/student.pt --format onnx      weights/student.onnx, for onnxruntime and others
-    python train/export.py weights/student.pt --format half --ties --out weights/released.pt     at half size
+    python train/export.py weights/student.pt --format half --allow-ties --out weights/released.pt   at half size
 
 Input `images`: uint8 (N, 3, 32, 32), red, green, blue, any N; output `logits`: float32 (N, 10). Before the file is
-written, its answers are compared with the network's own. Seconds to a minute on a CPU. Without a file it is the
-released network that is exported.
+written, its logits are compared with the network's own. Without WEIGHTS the released network is exported. The format
+onnx needs what requirements.txt leaves out: `pip install onnx onnxscript onnxruntime`. Seconds to a minute on a CPU.
 
-`half` writes a weights file as training does, all large tensors in half precision, with its logits of 16 generated
+`half` writes a weights file as training does, with its large tensors in half precision and its logits of 16 generated
 images.
 
-    answers = torch.export.load("weights/student.pt2").module()(images)
-    answers, = onnxruntime.InferenceSession("weights/student.onnx").run(None, {"images": images.numpy()})
+    logits = torch.export.load("weights/student.pt2").module()(images)
+    logits, = onnxruntime.InferenceSession("weights/student.onnx").run(None, {"images": images.numpy()})
 """
 
-import importlib.util
 import io
 import sys
 import warnings
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import train  # a library that is missing is told in one line
 
 import torch
 import torch.nn as nn
 
 import models
 from augment.basic import MEAN, STD
-from train.engine import checkpoint, data, predict
-from train.engine.command import UserError, check_target, command, parser
+from train import UserError
+from train.data import cifar10
+from train.engine import checkpoint
+from train.engine.command import check_target, command, parser
+from train.engine.network import Network, load, logits, restore
 
 TOLERANCE = 1e-5  # of the largest logit
 ANY_BATCH = {"images": {0: torch.export.Dim.DYNAMIC}}
-TIE = 0.01  # between the two likeliest logits: such an answer may turn
+TIE = 0.01  # between the two largest logits: with --allow-ties such a prediction may change
 WHOLE = 0.01  # of the numbers, those of the smallest tensors, stay float32: 40 % less error for 0.1 MB
 CHECKED = 16  # generated test images whose logits go into a file in half precision
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 class FromBytes(nn.Module):
     """A network behind its normalization: uint8 (N, 3, 32, 32) to logits float32 (N, 10)."""
 
-    def __init__(self, network):
+    def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("deviation", 255 * torch.tensor(STD).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(STD).view(3, 1, 1))
 
-    def forward(self, images):
-        return self.network((images.float() - self.mean) / self.deviation)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images.float() - self.mean) / self.std)
 
 
-def random_images(count):
+def random_images(count: int) -> torch.Tensor:
     return torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
 
 
-# ---------------------------------------------------------------- formats: network -> (bytes, images -> logits)
-
-
-def export_torch(network):
+def export_torch(network: nn.Module) -> tuple[bytes, Callable]:
     """A program of torch.export, and the loaded copy of it."""
     program = torch.export.export(network, (random_images(2),), dynamic_shapes=ANY_BATCH)
     file = io.BytesIO()
@@ -70,13 +68,9 @@ def export_torch(network):
     return file.getvalue(), torch.export.load(file).module()
 
 
-def export_onnx(network):
+def export_onnx(network: nn.Module) -> tuple[bytes, Callable]:
     """An ONNX model, and an onnxruntime session of it."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"--format onnx needs {', '.join(missing)}, which the requirements leave out: "
-                        f"{sys.executable} -m pip install {' '.join(missing)}")
-    import onnxruntime  # an optional extra
+    import onnxruntime
 
     program = torch.onnx.export(
         network, (random_images(2),), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"],
@@ -90,84 +84,77 @@ FORMATS = {"torch": (export_torch, ".pt2"), "onnx": (export_onnx, ".onnx")}
 
 
 @torch.inference_mode()
-def disparity(network, exported):
-    """The largest difference of their logits, as a share of the largest logit, on random images in several batches."""
-    worst = []
-    for images in map(random_images, (1, 2, 33)):
-        wanted = predict.logits(network, images)
-        worst.append((exported(images) - wanted).abs().max() / wanted.abs().max())
-    return torch.stack(worst).max().item()  # NaN when one of them is
+def disparity(network: nn.Module, exported: Callable) -> float:
+    """The largest difference of logits, as a share of the largest logit, on random images in batches of 1, 2 and 33."""
+    pairs = [(logits(network, images), exported(images)) for images in map(random_images, (1, 2, 33))]
+    return torch.stack([(found - wanted).abs().max() / wanted.abs().max() for wanted, found in pairs]).max().item()
 
 
-def write_half(network, out, ties=False):
-    """Write a Network's file in half precision, unless an answer to a generated test image were another one then.
+def write_half(network: Network, out: Path, allow_ties: bool = False) -> None:
+    """Write a network's file in half precision; UserError where a prediction of a generated test image would change.
 
-    The numbers are those of the moving average where there is one. ties: an answer may change whose two likeliest
-    logits are within TIE. load_state_dict makes float32 of the numbers again; content["check"] holds the logits that
-    it then has, float32 (16, 10), of the first generated test images, by which a later version of the code can tell
-    that it still answers so.
+    The numbers are those of the moving average where there is one. allow_ties: predictions may change whose two largest
+    logits are within TIE. load_state_dict makes float32 of the numbers again; content["check"] holds the logits that it
+    then has of the first generated test images, float32 (16, 10): later code can tell by them that nothing changed.
     """
     if out.resolve() == network.file.resolve():
         raise UserError(f"--out {out} is the file itself: the half would replace the whole")
     state = checkpoint.evaluated(network.content)
     floats = sorted((name for name in state if state[name].is_floating_point()), key=lambda name: state[name].numel())
     passed = list(accumulate(state[name].numel() for name in floats))
-    halved = {name for name, numbers in zip(floats, passed) if numbers > WHOLE * passed[-1]}
+    halved = {name for name, numbers in zip(floats, passed, strict=True) if numbers > WHOLE * passed[-1]}
     half = {name: value.half() if name in halved else value for name, value in state.items()}
     if flawed := checkpoint.nonfinite(half):
         raise UserError(f"{flawed} is not finite in half precision; nothing was written")
-    content = network.content | {"state": half, "ema": None, "whole": network.full_fingerprint}
+    content = network.content | {"state": half, "ema": None}
 
-    images = data.load("synthetic", "test").images
-    before, after = (predict.logits(model, images) for model in (network.model, predict.restore(content)))
+    images = cifar10.load("synthetic", "test").images
+    before, after = (logits(model, images) for model in (network.model, restore(content)))
     difference, changed = (after - before).abs(), before.argmax(1) != after.argmax(1)
     margin = before.topk(2).values[changed].diff().abs().amax() if changed.any() else 0.0
-    told = (f"of {len(images):,} generated images {changed.sum()} answers differ, of {before.numel():,} logits "
+    told = (f"of {len(images):,} generated images {changed.sum()} predictions differ, of {before.numel():,} logits "
             f"{(difference > 0).sum():,}, by {difference.mean():.1e} in the mean and {difference.max():.1e} at most")
-    if margin > (TIE if ties else 0.0):
-        way = f"; --ties allows what was within {TIE}, as here" if margin <= TIE else ""
+    if margin > (TIE if allow_ties else 0.0):
+        way = f"; --allow-ties admits logits within {TIE}, as here" if margin <= TIE else ""
         raise UserError(f"{network.file}: in half precision, {told}; nothing was written{way}")
     checkpoint.save(out, content | {"check": {"logits": after[:CHECKED].clone()}})
     print(f"{out}: {network.model.name} in half precision, {out.stat().st_size / 1e6:.1f} MB; {told}")
 
 
-@command
-def main():
+def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("weights", nargs="?", metavar="WEIGHTS", help="a weights file (default: the released one)")
-    group = arguments.add_argument_group("what is written")
-    group.add_argument("--format", choices=(*FORMATS, "half"), default="torch", help="of the exported file")
-    group.add_argument("--out", "--output", type=Path, metavar="FILE", help="default: beside the weights")
-    group = arguments.add_argument_group("what is allowed")
-    group.add_argument("--teacher", action="store_true", help=f"also above {models.BUDGET:,} parameters")
-    group.add_argument("--ties", action="store_true", help=f"half: also answers that turn within {TIE} of a logit")
-    args = arguments.parse_args()
+    add = arguments.add_argument
+    add("weights", nargs="?", type=Path, metavar="WEIGHTS", help="a weights file (default: the released network)")
+    add("--format", choices=(*FORMATS, "half"), default="torch", help="of the exported file")
+    add("--out", type=Path, metavar="FILE", help="default: beside the weights")
+    add("--allow-over-budget", action="store_true", help=f"also a network above {models.BUDGET:,} parameters")
+    add("--allow-ties", action="store_true", help=f"half: predictions may change whose largest logits are within {TIE}")
+    args = arguments.parse_args(argv)
 
-    source = predict.load([args.weights] if args.weights else [])[0]
-    network = source.model
-    try:
-        count = models.parameter_count(network) if args.teacher else models.check_budget(network)
-    except ValueError as error:
-        raise UserError(f"{error} --teacher exports it all the same.")
+    network = load(args.weights)
+    if network.over_budget and not args.allow_over_budget:
+        raise UserError(f"{network.file} has {network.params:,} parameters, above the budget of {models.BUDGET:,}: "
+                        f"--allow-over-budget exports it")
     if args.format == "half":
-        out = args.out or source.file.with_name(f"{source.file.stem}-half.pt")
+        out = args.out or network.file.with_name(f"{network.file.stem}-half.pt")
         check_target("--out", out, ".pt")
-        return write_half(source, out, args.ties)
+        return write_half(network, out, args.allow_ties)
     export, suffix = FORMATS[args.format]
-    out = args.out or source.file.with_suffix(suffix)
+    out = args.out or network.file.with_suffix(suffix)
     check_target("--out", out, suffix)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own, about themselves
-        file, exported = export(FromBytes(network).eval())
-    difference = disparity(network, exported)
+        file, exported = export(FromBytes(network.model).eval())
+    difference = disparity(network.model, exported)
     if not difference <= TOLERANCE:
-        raise UserError(f"{source.file}: the exported network's logits differ by {difference:.1e} of the largest, "
+        raise UserError(f"{network.file}: the exported network's logits differ by {difference:.1e} of the largest, "
                         f"more than {TOLERANCE:.0e}; nothing was written")
     checkpoint.write(out, lambda handle: handle.write(file))
-    print(f"{out}: {network.name}, {count:,} parameters, {len(file) / 1e6:.1f} MB; logits agree within "
+    print(f"{out}: {network.model.name}, {network.params:,} parameters, {len(file) / 1e6:.1f} MB; logits agree within "
           f"{difference:.1e} of the largest (at most {TOLERANCE:.0e}) on random images")
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

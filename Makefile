@@ -1,219 +1,211 @@
 # CIFAR-10 classifiers under 5,000,000 parameters. `make help` lists the targets and variables.
+#
+# A role is a file name, a variant is a folder: weights/{demo,quick,full}/[trial-200-images-2-epochs/][seed1/] holds
+#   teacher-fold0.pt to teacher-fold4.pt, teacher-all.pt, teacher-wide.pt, distillation_labels.csv, student.pt,
+#   control.pt, baseline-STAGE.pt, with FOLD=3 baseline-STAGE-fold3.pt, with IMAGES=a.pkl images-a/student.pt; report/
+# A file is made when it is missing, never because another is newer, so prerequisites stand behind a |. The exception is
+# x.json, the score of x.pt on the test set, which is made again when x.pt is newer.
 
-SIZE    ?= full
-DATA    ?= $(if $(filter demo,$(SIZE)),synthetic,data)
-DEVICE  ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda))
-VENV    ?= .venv
-PYTHON  ?= $(if $(VENV),$(VENV)/bin/python,python3)
-SHELL   := /bin/bash
+SIZE     ?= $(or $(filter demo quick,$(MAKECMDGOALS)),full)##: demo, quick or full [full]: which networks
+DATA     ?= $(if $(filter demo,$(SIZE)),synthetic,data)##: folder of the images [data], or synthetic
+EPOCHS   ?=##: another number of passes over the images: a trial, in a folder of its own    make quick EPOCHS=3
+LIMIT    ?=##: only so many training images: likewise    make baseline EPOCHS=3 LIMIT=5000
+SEED     ?=##: of weights, order and augmentation [0]: a folder of its own
+SEEDS    ?=##: several, one after the other, and then their mean    make quick SEEDS="0 1 2"
+STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized or augmented [augmented]
+FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
+TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
+LABELS   ?= $(csv)##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
+IMAGES   ?=##: images without labels, to classify; with labels and distill also to learn from
+WEIGHTS  ?=##: weights to use [the released network, or the student]    make evaluate WEIGHTS="a.pt b.pt"
+DEVICE   ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda,auto))##: auto, cuda or cpu [auto]
+GPUS     ?=##: number of GPUs that the jobs of -j share    make -j4 GPUS=4 teachers
+ARGS     ?=##: more flags for the one script of the target    make evaluate ARGS="--tta"
+SRC      ?=##: an archive or npz that you have already    make data SRC=cifar-10-python.tar.gz
+BASE     ?= python3##: the Python that makes the .venv [python3]    make setup BASE=python3.12
+VENV     ?= .venv##: empty: no .venv, the Python at hand    make test VENV=
+PYTHON   ?= $(if $(VENV),$(VENV)/bin/python,python3)##: the Python that runs the scripts [the .venv's]
+
+SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-# The variables that were typed are recorded in the weights, without those that hold paths of this machine.
-is_typed = $(findstring command,$(origin $(1)))
-is_set   = $(filter command environment,$(firstword $(origin $(1))))
-as_typed = $(if $(call is_set,$(1)),$(1)=$(if $(word 2,$($(1))),"$($(1))",$($(1))))
-decisive := SIZE FOLD EPOCHS LIMIT SEED TEACHER_SEED HOW STAGE DEVICE GPUS ARGS
-export MADE_BY ?= $(strip $(MAKECMDGOALS) $(foreach v,$(decisive),$(call as_typed,$v)))
+scored  := quick baseline distill control
+tools   := evaluate submission report benchmark lint test test-faults
+targets := help setup data demo $(scored) teachers labels $(tools) clean
+.PHONY: $(targets) asked
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+[ :].*## /{sub(/ .*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo; echo "Variables, with their [defaults]:"; echo
+	@awk -F '##: ' '/^[A-Z]+ .*##: /{sub(/ .*/, "", $$1); printf "  %-9s %s\n", $$1, $$2}' Makefile
 
-##: SIZE=quick          demo, quick or full [full]: which networks    make SIZE=quick teachers labels distill control report
-##: DATA=data           folder of the images, or synthetic            make baseline DATA=synthetic
-##: FOLD=3              the fold that is held out [0], or noval       make baseline FOLD=noval
-##: EPOCHS=30 LIMIT=5000    fewer passes, or images: a trial, in a folder of its own    make baseline EPOCHS=3 LIMIT=5000
-##: SEED=1              weights, order, augmentation: another file    make distill SEED=1
-##: TEACHER_SEED=1      of the teachers that a student learns from    make labels distill TEACHER_SEED=1
-##: HOW=view            csv, or view: teachers answer on its own batch [csv]    make distill HOW=view
-##: DEVICE=cpu          auto, cuda or cpu                             make baseline DEVICE=cpu
-##: GPUS=4              spread the jobs of -j over so many GPUs       make -j4 GPUS=4 teachers
-##: IMAGES=FILE         images without labels, to answer; with labels and distill also to learn from
-##:                                                                   make submission IMAGES=cifar_test_nolabel.pkl
-##: STAGE=basic         basic, optimized or augmented [augmented]     make baseline STAGE=basic
-##: WEIGHTS="a.pt b.pt" the weights to evaluate                       make evaluate WEIGHTS=weights/resnet18-fold0.pt
-##: SRC=FILE            an archive or npz that you already have       make data SRC=cifar-10-python.tar.gz
-##: ARGS="..."          any further flags of the one script           make evaluate ARGS="--tta"
-##: VENV= PYTHON=python3    use the Python at hand; BASE=python3.12 makes the .venv with another    make test VENV=
-
-# The variables are checked before anything runs: their names, then their values.
-known   := SIZE DATA FOLD EPOCHS LIMIT SEED TEACHER_SEED HOW DEVICE GPUS IMAGES STAGE WEIGHTS SRC ARGS VENV PYTHON BASE
-strange := $(filter-out $(known),$(foreach v,$(.VARIABLES),$(if $(call is_typed,$v),$v)))
-$(if $(strange),$(error there is no variable $(strange); `make help` lists them))
-one_of   = $(if $(filter-out $(2),$($(1)))$(word 2,$($(1))),$(error $(1)=$($(1)): should be one of $(2)))
-$(call one_of,SIZE,demo quick full)$(call one_of,STAGE,basic optimized augmented)$(call one_of,HOW,csv view)
-$(call one_of,FOLD,0 1 2 3 4 noval)$(call one_of,DEVICE,auto cuda cpu)
-digitless = $(if $(2),$(call digitless,$(subst $(firstword $(2)),,$(1)),$(wordlist 2,10,$(2))),$(1))
-whole     = $(if $(call digitless,$($(1)),0 1 2 3 4 5 6 7 8 9)$(filter-out 0,$(filter 0%,$($(1))))$(word 2,$($(1))),\
-  $(error $(1)=$($(1)): should be a whole number))
-$(foreach v,EPOCHS LIMIT SEED TEACHER_SEED GPUS,$(call whole,$v))
-$(foreach v,EPOCHS LIMIT GPUS,$(if $(filter 0,$($v)),$(error $v=0: should be 1 or more)))
-$(if $(DATA),,$(error DATA= is empty))$(if $(SIZE),,$(error SIZE= is empty))
-$(if $(VENV),,$(if $(filter setup,$(MAKECMDGOALS)),$(error VENV= is empty)))
-$(if $(call is_typed,SIZE),$(foreach goal,$(filter-out $(SIZE),$(filter demo quick,$(MAKECMDGOALS))),\
-  $(error $(goal) has a SIZE of its own)))
-scripts := quick one baseline labels distill control evaluate submission report benchmark test test-faults
-$(if $(and $(call is_typed,ARGS),$(filter-out $(scripts),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS))),\
-  $(error ARGS are for one script, not for $(MAKECMDGOALS)))
-$(if $(and $(call is_typed,FOLD)$(call is_typed,STAGE),$(MAKECMDGOALS)),\
-  $(if $(filter baseline pictures %.pt,$(MAKECMDGOALS)),,$(error FOLD and STAGE are of the baseline alone)))
+# ---------------------------------------------------------------- there is such a variable, and a target that uses it
+known := SIZE DATA EPOCHS LIMIT SEED SEEDS STAGE FOLD TEACHERS LABELS IMAGES WEIGHTS DEVICE GPUS ARGS SRC BASE VENV \
+  PYTHON ends
+typed := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$(if $($v),$v)))
+sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),demo quick full)
+named := $(filter $(targets),$(MAKECMDGOALS))
+only   = $(if $(filter-out $(2),$(named)),$(if $(filter $(2),$(named)),,$(foreach v,$(filter $(1),$(typed)),\
+  $(error make $(named) does not use $v))))
+$(foreach v,$(filter-out $(known),$(typed)),$(error there is no variable $v; `make help` lists them))
+$(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON,$(if $($v),,$(error $v= is empty)))
+$(call only,SIZE SEED EPOCHS LIMIT,$(scored) demo teachers labels submission report)
+$(call only,SEEDS,$(scored))
+$(call only,STAGE FOLD,baseline)
+$(call only,TEACHERS,labels distill)
+$(call only,LABELS,distill)
+$(call only,IMAGES,labels distill submission)
+$(call only,WEIGHTS,evaluate submission)
+$(call only,ARGS,$(scored) labels $(tools))
+$(if $(and $(ARGS),$(word 2,$(MAKECMDGOALS))),$(error ARGS are for one script, not for $(MAKECMDGOALS)))
+$(if $(and $(SEED),$(SEEDS)),$(error SEED or SEEDS, not both))
+$(if $(word 2,$(filter LABELS TEACHERS,$(typed))),$(error LABELS or TEACHERS, not both))
+$(if $(filter-out $(sizes),$(SIZE))$(word 2,$(SIZE)),$(error SIZE=$(SIZE): should be one of $(sizes)))
 
 # ---------------------------------------------------------------- three sizes of one pipeline
-# Six teachers are of the network `name`, trained by `script`; the one of another kind is `wide`, trained by `other`.
-script.full  := train/seresnet.py
-name.full    := seresnet164
-other.full   := train/shakeshake.py --width 64 --se
-wide.full    := shakeshake26-64-se
-student.full := --model seresnet164
+# Six teachers, and the control, are of one network, trained by `script`; the seventh teacher is of another kind.
+script.full   := train/seresnet.py
+wide.full     := train/shakeshake.py --width 64 --se
+student.full  := --model seresnet164
 script.quick  := train/quick.py
-name.quick    := fastnet-2x64
-other.quick   := train/quick.py --columns 1 --width 128 --middle 256 --top 352 --residual --epochs 28 -b 1024 --lr 1.5 \
-                  --augment shift:4,cutout:12
-wide.quick    := fastnet-128-256-352-res
+wide.quick    := train/quick.py --columns 1 --widths 128,256,352 --residual --epochs 28 -b 1024 --lr 1.5 \
+  --augment shift:4,cutout:12
 student.quick := --model fastnet --temperature 1 --alpha 1
-
 # A teacher trains longer than the student: at as many epochs the control, on all images, outgrows the teachers.
-script.demo   := train/seresnet.py --depth 20 --width 8 --wd 5e-4 --epochs 8
-name.demo     := seresnet20-8
-other.demo    := train/shakeshake.py --width 8 --lr 0.03 --epochs 12
-wide.demo     := shakeshake26-8
-student.demo  := --model seresnet20 --width 8 --wd 5e-4 --lr 0.05 --epochs 5
+script.demo   := train/seresnet.py --depth 20 --width 8 --weight-decay 5e-4 --epochs 8
+wide.demo     := train/shakeshake.py --width 8 --lr 0.03 --epochs 12
+student.demo  := --model seresnet20 --width 8 --weight-decay 5e-4 --lr 0.05 --epochs 5
 baseline.demo := --width 4 --epochs 6
 flags.demo    := -b 32 --augment flip --mix none --precision float32
 limit.demo    := 1000
 
-# ---------------------------------------------------------------- how a file is called
-# weights/seresnet164-fold3-seed1.pt is the place (of the size, and in it a folder for trials), the network, the fold
-# held out or noval, and the seed unless it is 0. A student's name tells what it learned from, as in
-# student-view-images-teachers2-seed1.pt, that of labels the seed of the teachers: distillation_labels-seed2.csv.
-# TEACHER_SEED is that of a student's teachers, which students of several seeds so share. When teachers or labels are
-# typed as goals, SEED is theirs unless TEACHER_SEED is set. So they are functions, as in $(call labels,-seed2).
-trial := $(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
-place := weights$(filter-out /full,/$(SIZE))$(trial)
-fold  := $(if $(filter noval,$(FOLD)),noval,fold$(or $(FOLD),0))
-view  := $(if $(filter view,$(HOW)),-view)
-extra := $(if $(and $(IMAGES),$(filter labels distill,$(MAKECMDGOALS))),-images)
-seed  := $(addprefix -seed,$(filter-out 0,$(SEED)))
-typed_seed   := $(if $(filter teachers labels,$(MAKECMDGOALS)),$(SEED))
-teacher_seed := $(addprefix -seed,$(filter-out 0,$(or $(TEACHER_SEED),$(typed_seed))))
-goal_seed    := $(if $(TEACHER_SEED),$(teacher_seed),$(seed))
-
-folds    := fold0 fold1 fold2 fold3 fold4 noval
-six       = $(folds:%=$(place)/$(name.$(SIZE))-%$(1).pt)
-wide      = $(place)/$(wide.$(SIZE))-noval$(1).pt
-teachers  = $(call six,$(1)) $(call wide,$(1))
-labels    = $(filter-out weights/,$(place)/)distillation_labels$(extra)$(1).csv
-one      := $(place)/$(name.$(SIZE))-noval$(seed).pt
-student  := $(place)/student$(view)$(extra)$(teacher_seed:-seed%=-teachers%)$(seed).pt
-control  := $(place)/student-control$(seed).pt
-baseline := $(place)/resnet18$(addprefix -,$(filter-out augmented,$(STAGE)))-$(fold)$(seed).pt
-# The images are there in either form, or the archive is fetched. A space in the name of a target has to be escaped.
-data     := $(subst $() ,\ ,$(DATA))
-images   := $(data)/$(if $(wildcard $(data)/cifar10.npz),cifar10.npz,cifar-10-batches-py/batches.meta)
-python   := $(if $(VENV),$(VENV)/installed)
-ready    := $(python) $(if $(filter synthetic,$(DATA)),,$(images))
-
-# ---------------------------------------------------------------- what people type
-.PHONY: help setup data demo quick baseline teachers labels distill control evaluate submission report benchmark test \
-  test-faults clean ask one pictures
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+[ :].*## /{sub(/ .*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo; echo "Variables, with an example each:"; echo
-	@awk -F '##: ' '/^##: /{print "  " $$2}' Makefile
-setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two minutes)
-data $(data)/cifar-10-batches-py/batches.meta: | $(python) ## fetch CIFAR-10 (or take SRC=FILE) into DATA and verify it
-	$(PYTHON) train/data.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
-miniature := SIZE=demo TEACHER_SEED=$(or $(TEACHER_SEED),$(SEED)) STAGE=basic FOLD=noval pictures
-demo: ## the whole pipeline in miniature, on generated images, in two to five minutes on two cores
-	@echo "Baseline, seven teachers, labels, control and student on 1,000 generated images, a job a core:"
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(miniature)
-	@echo; echo "Now look at weights/demo$(trial)/report/report.html, and at the logs, curves and answers beside it."
-quick: ## train the one network of SIZE=quick on all images and score it on the test set
-	@$(MAKE) --no-print-directory SIZE=quick one
-one: $(one)
-baseline: $(baseline) ## train the baseline at a STAGE and score it on the test set
-	$(PYTHON) train/evaluate.py $< $(common)
-teachers: $(call teachers,$(goal_seed)) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
-labels: $(call labels,$(goal_seed)) ## average the teachers' logits into distillation_labels.csv
-distill: $(student) ## train the student from the teachers and score it on the test set
-control: $(control) ## train the student's twin from the labels alone and score it
-one distill control:
-	$(PYTHON) train/evaluate.py $< $(common) --budget
-evaluate: | $(python) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
-	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(LIMIT:%=--limit %) $(ARGS)
-submission: | $(python) ## answer the unlabelled IMAGES with WEIGHTS (default: the student) into submission.csv
-	@$(if $(IMAGES)$(findstring --images,$(ARGS)),,echo "submission: set IMAGES, as in make submission IMAGES=cifar_test_nolabel.pkl" >&2; exit 2)
-	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(student)) $(if $(IMAGES),--images "$(IMAGES)") $(device) $(ARGS)
-evaluate report submission: | $(filter quick one baseline teachers labels distill control,$(MAKECMDGOALS)) # with -j too
-report: | $(python) ## tables and pictures of all finished weights of the SIZE, into its folder
-	$(PYTHON) train/report.py $(or $(WEIGHTS),$(place)) --out $(place)/report $(common) $(ARGS)
-pictures: $(baseline) $(call teachers,$(teacher_seed)) $(student) $(control)
-	@$(PYTHON) distill/submission.py $(student) --images synthetic --out $(place)/submission$(seed).csv | tail -n 1
-	@$(PYTHON) train/report.py $^ $(common) --out $(place)/report --baseline $(baseline) \
-	  --teachers $(call teachers,$(teacher_seed)) --control $(control) --student $(student)
-benchmark: | $(ready) ## images per second of the step, the loop and the usual script
-	$(PYTHON) train/benchmark.py $(common) $(ARGS)
-test: | $(python) ## run the test suite (under 10 minutes on two cores)
-	$(PYTHON) -m pytest tests $(ARGS)
-test-faults: | $(python) ## kill a run a hundred times and more (slow)
-	$(PYTHON) -m pytest tests -m faults $(ARGS)
-clean: ## remove caches, never weights and never a state to resume from
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
-	rm -rf .pytest_cache
-
-# ---------------------------------------------------------------- how a file is made
-# A flag is passed on only when its variable is set. ARGS are for the script of the typed goal alone: it is run although
-# its file is there, and says what differs from that. So are those that learn from IMAGES, which no name tells.
-device := $(DEVICE:%=--device %)
-common := --data "$(DATA)" $(device)
-limit  := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
-added  := $(if $(extra),--images "$(IMAGES)")
-args.$(MAKECMDGOALS) = $(ARGS)
-ask.$(MAKECMDGOALS)  = $(if $(ARGS),ask)
-# What the name of a file says becomes flags: its words fold3, noval and seed1 are --fold 3, --noval and --seed 1.
-words = $(filter $(folds) seed%,$(subst -, ,$(basename $(@F))))
-split = $(subst seed,--seed ,$(subst fold,--fold ,$(subst noval,--noval,$(words))))
-# With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it. They
-# are the first N of CUDA_VISIBLE_DEVICES where that is set.
-comma := ,
+# ---------------------------------------------------------------- files and flags
+base    := weights/$(SIZE)$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
+of_seed  = $(base)$(addprefix /seed,$(filter-out 0,$(1)))
+run     := $(call of_seed,$(SEED))
+seven   := $(foreach k,fold0 fold1 fold2 fold3 fold4 all wide,$(TEACHERS)/teacher-$k.pt)
+images  := $(if $(IMAGES),images-$(subst $() ,-,$(basename $(notdir $(IMAGES:%/=%))))/)
+csv     := $(TEACHERS)/$(images)distillation_labels.csv
+student := $(run)/$(images)student.pt
+file.quick    := teacher-all
+file.baseline := baseline-$(STAGE)$(if $(filter noval,$(FOLD)),-noval,$(addprefix -fold,$(filter-out 0,$(FOLD))))
+file.distill  := $(images)student
+file.control  := control
+# The data are there in either form, or the archive is fetched. A space in the name of a target has to be escaped.
+folder  := $(subst $() ,\ ,$(DATA))
+archive := $(folder)/cifar-10-batches-py/batches.meta
+stamp   := $(if $(VENV),$(VENV)/installed)
+ready   := $(stamp) $(if $(filter synthetic,$(DATA))$(wildcard $(folder)/cifar10.npz),,$(archive))
+common  := --data "$(DATA)" --device $(DEVICE)
+limit   := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
+extra   := $(if $(IMAGES),--images "$(IMAGES)")
+# ARGS are for the script of the typed target alone. It is then run although its file is there, and says what differs;
+# so it is where labels or images are named, for no name of a file tells which they were.
+args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
+asked    = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),asked))
+# With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it.
+# They are the first N of CUDA_VISIBLE_DEVICES where that is set. (A comma in the text would end a branch of `if`.)
+comma   := ,
 free_gpu = $(if $(GPUS),gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
   gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; \
   IFS=$(comma) read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s$(comma) 0 $$(( $(GPUS) - 1 )))}"; \
   export CUDA_VISIBLE_DEVICES=$${own[gpu]};)
 # The demo shows the last line of a run only, or all of one that fails.
-hush.demo := @
-log        = $(@:.pt=.log)
-shown.demo = > $(log) 2>&1 || { cat $(log) >&2; exit 1; }; \
-  printf '%-24s %s\n' $(basename $(@F)) "$$(tail -n 1 $(log) | sed 's/^[^:]*: //')"
-# $(call train,script and flags,ARGS)
-define train
-@mkdir -p $(@D)
-$(strip $(or $(hush.$(SIZE)),$(free_gpu)) $(PYTHON) $(1) $(flags.$(SIZE)) $(common) $(limit) $(EPOCHS:%=--epochs %) \
-  $(2) $(split) --out $@ $(shown.$(SIZE)))
-endef
+hush.demo  := @
+shown.demo  = > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }; \
+  printf '%-20s %s\n' $(basename $(@F)) "$$(tail -n 1 $(@:.pt=.log) | sed 's/^[^:]*: //')"
+# $(call train,script and its flags,the target whose ARGS it takes)
+train = $(hush.$(SIZE))mkdir -p $(@D); $(free_gpu) $(PYTHON) $(strip $(1) $(flags.$(SIZE)) $(common) $(limit) \
+  $(EPOCHS:%=--epochs %) $(SEED:%=--seed %) $(call args,$(2))) --out $@ $(shown.$(SIZE))
 
-# The stamp is touched last: an installation that was cut off is repeated.
-$(VENV)/installed: requirements.txt
-	$(or $(BASE),python3) -m venv $(VENV)
+# ---------------------------------------------------------------- what people type, and how its files are made
+setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two minutes)
+	@echo "$(VENV) has $$($(VENV)/bin/python --version) and all that requirements.txt names"
+# The stamp is touched last. Without it, or without a python that is there, the .venv is begun anew.
+anew := $(shell test -e $(VENV)/installed -a -e $(VENV)/bin/python || echo asked)
+$(VENV)/installed: requirements.txt $(anew)
+	@$(if $(anew),$(BASE) -c 'import sys; sys.exit(sys.hexversion < 0x30b0000 and sys.version.split()[0] + " is too old: \
+	Python 3.11 or newer is needed; with another one, make setup BASE=python3.12")')
+	$(if $(anew),$(BASE) -m venv --clear $(VENV))
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
+data $(archive): | $(stamp) ## fetch CIFAR-10, or take SRC=FILE, into DATA and verify it
+	$(PYTHON) train/download.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
 
-# Weights are built when they are missing, never because something is newer: every prerequisite is order-only, which a
-# recipe calls $|. $(call both,six) are those of both seeds; sort drops what is there twice.
-both = $(sort $(call $(1),$(goal_seed)) $(call $(1),$(teacher_seed)))
-$(sort $(one) $(call both,six)): $(ask.one) | $(ready)
-	$(call train,$(script.$(SIZE)),$(args.one))
-$(call both,wide): | $(ready)
-	$(call train,$(other.$(SIZE)))
-$(baseline): $(ask.baseline) | $(ready)
-	$(call train,train/baseline.py $(STAGE:%=--stage %) $(baseline.$(SIZE)),$(args.baseline))
+demo: $(run)/$(file.baseline).pt $(seven) $(student) $(run)/control.pt ## the whole pipeline in miniature, three minutes
+	@$(PYTHON) distill/submission.py $(student) --images synthetic --out $(run)/submission.csv | tail -n 1
+	@$(report)
+	@echo; echo "Now look at $(run)/report/report.html; $(run) has the logs, the scores and submission.csv."
+ifneq ($(filter demo,$(MAKECMDGOALS)),)
+$(info Baseline, seven teachers, labels, control and student on 1,000 generated images, a job a core:)
+MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS := 1
+endif
 
-$(call labels,$(goal_seed)): | $(call teachers,$(goal_seed))
-$(call labels,$(teacher_seed)): | $(call teachers,$(teacher_seed))
-$(call both,labels): $(or $(ask.labels),$(if $(filter labels,$(MAKECMDGOALS)),$(extra:-images=ask)))
-	$(hush.$(SIZE))$(PYTHON) distill/labels.py $| $(common) $(limit) $(added) $(args.labels) --out $@
-# A missing teacher is trained only where its answers, or the teacher itself, are asked for.
-.SECONDARY: $(call both,teachers) $(call both,labels)
+# They end with a score: of several seeds with a table that has their mean, but for a trial with LIMIT, which has none.
+ends := json
+ifeq ($(SEEDS),)
+quick: $(run)/$(file.quick).$(ends) ## train the one network of SIZE=quick on all images and score it on the test set
+baseline: $(run)/$(file.baseline).$(ends) ## train the baseline at a STAGE and score it
+distill: $(run)/$(file.distill).$(ends) ## train the student from the teachers' labels and score it
+control: $(run)/$(file.control).$(ends) ## train the student's twin without teachers and score it
+else
+$(scored):
+	@for seed in $(SEEDS); do $(MAKE) --no-print-directory $@ SEEDS= SEED=$$seed ends=pt || exit; done
+	$(call score,--each $(foreach seed,$(SEEDS),$(call of_seed,$(seed))/$(file.$@).pt))
+	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(call of_seed,$(seed))/$(file.$@).json) \
+	  --out $(base)/report-$@)
+endif
+teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
+labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 
-$(student): $(or $(ask.distill),$(extra:-images=ask)) | \
-  $(if $(view),$(call teachers,$(teacher_seed)),$(call labels,$(teacher_seed)))
-	$(call train,distill/student.py --noval --$(if $(view),teachers,labels) $| $(student.$(SIZE)) $(added),$(args.distill))
-$(control): $(ask.control) | $(ready)
-	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,$(args.control))
+# Teachers are trained in the folder of this run only, and one that is missing only where its logits are asked for.
+.SECONDARY: $(seven) $(csv)
+ifneq ($(TEACHERS),$(run))
+$(seven): ; @echo "$@ does not exist: run make teachers first, with the SEED of its folder" >&2; exit 2
+endif
+$(run)/teacher-fold%.pt: | $(ready) ; $(call train,$(script.$(SIZE)) --fold $*)
+$(run)/teacher-wide.pt:  | $(ready) ; $(call train,$(wide.$(SIZE)) --noval)
+$(run)/teacher-all.pt: $(call asked,quick) | $(ready) ; $(call train,$(script.$(SIZE)) --noval,quick)
+$(run)/control.pt: $(call asked,control) | $(ready)
+	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,control)
+$(run)/$(file.baseline).pt: $(call asked,baseline) | $(ready)
+	$(call train,train/baseline.py --stage $(STAGE) $(if $(filter noval,$(FOLD)),--noval,--fold $(FOLD)) \
+	  $(baseline.$(SIZE)),baseline)
+$(csv): $(call asked,labels) | $(seven)
+	$(hush.$(SIZE))mkdir -p $(@D); \
+	$(PYTHON) distill/labels.py $(seven) $(strip $(common) $(limit) $(extra) $(call args,labels)) --out $@
+$(student): $(call asked,distill) | $(LABELS) $(ready)
+	$(call train,distill/student.py --noval --labels $(LABELS) $(student.$(SIZE)) $(extra),distill)
+
+# With LIMIT a trial is scored on at most as many images as it learned from: evaluate writes no file then.
+score = $(PYTHON) train/evaluate.py $(1) $(common) $(if $(filter %/student.pt %/control.pt,$(1)),--budget) \
+  $(if $(LIMIT),--limit $$(( $(LIMIT) < 10000 ? $(LIMIT) : 10000 )))
+%.json: %.pt | $(ready) ; $(call score,$<)
+evaluate: | $(ready) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
+	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
+# Without WEIGHTS: the student that learned from these IMAGES too, or the one without, or the released network.
+submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student, or the released network)
+	@$(if $(IMAGES)$(findstring --images,$(ARGS)),,echo "IMAGES is not set, for example: make submission IMAGES=test.pkl" >&2; exit 2)
+	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(firstword $(wildcard $(student) $(run)/student.pt)),\
+	  $(filter-out weights/full/%,$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
+# Whatever in the folder has no score, or an older one, is scored first.
+report = unscored=$$(for file in $(run)/{,seed*/,images-*/}*.pt; do \
+    [[ ! -e $$file || $$file = *.last.pt || $${file%.pt}.json -nt $$file ]] || echo $$file; done); \
+  [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each $$unscored $(common) $(if $(hush.$(SIZE)),> /dev/null) && \
+  $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-*) --out $(run)/report $(call args,report)
+report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and SEED
+	@$(report)
+evaluate submission report: | $(filter $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too
+
+benchmark: | $(ready) ## images per second of the step, the loop and the usual script
+	$(PYTHON) train/benchmark.py $(common) $(ARGS)
+lint: | $(stamp) ## hold the form that .ruff.toml describes
+	$(PYTHON) -m ruff check $(ARGS)
+test: | $(stamp) ## run the test suite (under 10 minutes on two cores)
+	$(PYTHON) -m pytest tests $(ARGS)
+test-faults: | $(stamp) ## kill a run a hundred times and more (slow)
+	$(PYTHON) -m pytest tests -m faults $(ARGS)
+clean: ## remove caches, never weights and never a state to resume from
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache

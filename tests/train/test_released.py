@@ -1,6 +1,9 @@
 """The released network and its file: half precision, recorded logits, and what every tool takes by default."""
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,3 +165,15 @@ def test_the_tools_take_it(toy_set, weights, tmp_path, monkeypatch, typed):
     for main, words in [(evaluate.main, ["--data", toy_set]), (export.main, []), (classify.main, ["red.png"])]:
         code, out, err = typed(main, *words)
         assert (code, out) == (2, "") and "make quick" in err and err.count("\n") == 1
+
+
+def test_the_lines_of_the_readme_work_in_any_folder(tmp_path):
+    """The first block of Python in it, with the path of this repository in the place of the example's."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    Image.new("RGB", (200, 100), "navy").save(tmp_path / "cat.jpg")
+    code = code.replace("/path/to/cifar10-under-5m", str(ROOT))
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=clean)
+    assert done.returncode == 0, done.stderr
+    name, probability = done.stdout.split()
+    assert name in cifar10.CLASSES and 0.1 < float(probability) < 1

@@ -91,7 +91,7 @@ def cutout(images: torch.Tensor, generator: torch.Generator, size: int = 16) -> 
 
 
 def normalize(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Zero mean and unit deviation per channel, over the training set.
+    """Zero mean and unit standard deviation per channel, over the training set.
 
     (N, 3, H, W) uint8, or float in 0..255 -> the same shape in `dtype`, computed in float32, in
     the same memory format. On a CPU it is cheapest to make it channels_last after this, not before.

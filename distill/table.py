@@ -16,6 +16,7 @@ from train import UserError, one_line
 from train.data import cifar10
 from train.data.unlabelled import refuse
 from train.engine import checkpoint
+from train.engine.command import count_of
 
 COLUMNS = ["id", "label", *cifar10.CLASSES]
 SEEN = "seen_folds"
@@ -45,8 +46,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise UserError(f"{path}: the columns should be {','.join(COLUMNS)},{SEEN} and are {','.join(table)}")
     blank = table["id"].isna()
     if blank.any():
-        raise UserError(f"{path}: {blank.sum():,} rows have no id, the first in line {blank.argmax() + 2}: delete "
-                        f"blank rows, which spreadsheets add at the end")
+        raise UserError(f"{path}: no id in {count_of(int(blank.sum()), 'row')}, the first in line {blank.argmax() + 2}"
+                        f": delete blank rows, which spreadsheets add at the end")
     return table
 
 

@@ -136,7 +136,7 @@ def test_a_wrong_file_is_refused_by_name(written, change, message):
 def test_a_blank_row_of_a_spreadsheet_is_called_that(written, row):
     dataset, _, path = written
     path.write_text(f"{path.read_text()}{row}\n")
-    with pytest.raises(UserError, match="1 rows have no id, the first in line 42: delete blank rows"):
+    with pytest.raises(UserError, match="no id in 1 row, the first in line 42: delete blank rows"):
         read_labels(path, dataset)
 
 

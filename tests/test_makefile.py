@@ -18,7 +18,7 @@ RECIPES = {"train/baseline.py": (baseline.STAGES, "stage"), "train/seresnet.py":
            "train/shakeshake.py": (shakeshake.RECIPE, None), "train/quick.py": (quick.RECIPE, None)}
 TOOLS = {"distill/labels.py": labels, "train/evaluate.py": evaluate, "train/report.py": report}
 STAND_IN = """#!/bin/bash
-printf '%q ' "$@" >> calls; echo >> calls
+call=$(printf '%q ' "$@"); echo "$call" >> calls  # in one write, for the jobs of -j share the file
 for word; do [[ $last = --out && $1 != train/report.py ]] && touch "$word"; last=$word; done
 if [[ $1 = train/evaluate.py && $* != *--limit* ]]; then
   for word; do [[ $word = *.pt ]] && touch "${word%.pt}.json"; done

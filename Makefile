@@ -2,7 +2,8 @@
 #
 # A role is a file name, a variant is a folder: weights/{demo,quick,full}/[trial-200-images-2-epochs/][seed1/] holds
 #   teacher-fold0.pt to teacher-fold4.pt, teacher-all.pt, teacher-wide.pt, distillation_labels.csv, student.pt,
-#   control.pt, baseline-STAGE.pt, with FOLD=3 baseline-STAGE-fold3.pt, with IMAGES=a.pkl images-a/student.pt; report/
+#   control.pt, baseline-STAGE.pt, with FOLD=3 baseline-STAGE-fold3.pt, with IMAGES=a.pkl images-a/student.pt; report/;
+#   ladder/ROW.pt
 # A file is made when it is missing, never because another is newer, so prerequisites stand behind a |. The exception is
 # x.json, the score of x.pt on the test set, which is made again when x.pt is newer.
 
@@ -15,7 +16,7 @@ SEEDS    ?=##: several, one after the other, and then their mean    make quick S
 STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized or augmented [augmented]
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
 TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
-LABELS   ?= $(csv)##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
+LABELS   ?= $(if $(filter quick-ladder,$(SIZE)-$(filter ladder,$(MAKECMDGOALS))),$(released),$(csv))##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
 IMAGES   ?=##: images without labels, to classify; with labels and distill also to learn from
 WEIGHTS  ?=##: weights to use [the released network, or the student]    make evaluate WEIGHTS="a.pt b.pt"
 DEVICE   ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda,auto))##: auto, cuda or cpu [auto]
@@ -32,7 +33,7 @@ MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 scored  := quick baseline distill control
 tools   := evaluate submission report benchmark lint test test-faults
-targets := help setup data demo $(scored) teachers labels $(tools) clean
+targets := help setup data demo $(scored) teachers labels ladder $(tools) clean
 .PHONY: $(targets) asked
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+[ :].*## /{sub(/ .*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,17 +44,17 @@ help: ## this list
 known := SIZE DATA EPOCHS LIMIT SEED SEEDS STAGE FOLD TEACHERS LABELS IMAGES WEIGHTS DEVICE GPUS ARGS SRC BASE VENV \
   PYTHON ends
 typed := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$(if $($v),$v)))
-sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),demo quick full)
+sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),$(strip $(if $(filter ladder,$(MAKECMDGOALS)),,demo) quick full))
 named := $(filter $(targets),$(MAKECMDGOALS))
 only   = $(if $(filter-out $(2),$(named)),$(if $(filter $(2),$(named)),,$(foreach v,$(filter $(1),$(typed)),\
   $(error make $(named) does not use $v))))
 $(foreach v,$(filter-out $(known),$(typed)),$(error there is no variable $v; `make help` lists them))
 $(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON,$(if $($v),,$(error $v= is empty)))
-$(call only,SIZE SEED EPOCHS LIMIT,$(scored) demo teachers labels submission report)
+$(call only,SIZE SEED EPOCHS LIMIT,$(scored) demo teachers labels ladder submission report)
 $(call only,SEEDS,$(scored))
 $(call only,STAGE FOLD,baseline)
-$(call only,TEACHERS,labels distill)
-$(call only,LABELS,distill)
+$(call only,TEACHERS,labels distill ladder)
+$(call only,LABELS,distill ladder)
 $(call only,IMAGES,labels distill submission)
 $(call only,WEIGHTS,evaluate submission)
 $(call only,ARGS,$(scored) labels $(tools))
@@ -78,6 +79,30 @@ student.demo  := --model seresnet20 --width 8 --weight-decay 5e-4 --lr 0.05 --ep
 baseline.demo := --width 4 --epochs 6
 flags.demo    := -b 32 --augment flip --mix none --precision float32
 limit.demo    := 1000
+
+# The documented ladder, each row by its documented recipe, and behind it three networks that are not documented. With
+# SIZE=quick all rows have one short recipe; `basic` keeps its constant rate, `optimized` leaves Cutout out.
+ladder   := resnet18-basic resnet18-optimized resnet18-augmented shakeshake26-32 shakeshake26-40 shakeshake26-40-se \
+  seresnet164 seresnet164-distilled resnet20x4 pyramidnet flatse
+mean     := shakeshake26-40-se seresnet164
+released := weights/distillation_labels.csv.gz
+unmixed  := --augment crop,flip,autoaugment,cutout --mix none
+short    := --epochs 16 --warmup-epochs 2 -b 128 --lr 0.2 --smoothing 0.1 --mix none --augment crop,flip,cutout:12
+row.resnet18-basic        = train/baseline.py --stage basic
+row.resnet18-optimized    = train/baseline.py --stage optimized
+row.resnet18-augmented    = train/baseline.py
+row.shakeshake26-32       = train/shakeshake.py $(unmixed)
+row.shakeshake26-40       = train/shakeshake.py --width 40 $(unmixed)
+row.shakeshake26-40-se    = train/shakeshake.py --width 40 --se
+row.seresnet164           = train/seresnet.py
+row.seresnet164-distilled = distill/student.py --labels $(LABELS)
+row.resnet20x4            = train/baseline.py --blocks 3
+row.pyramidnet            = train/pyramidnet.py
+row.flatse                = train/flatse.py
+short.resnet18-basic        := --epochs 16
+short.resnet18-optimized    := $(short) --augment crop,flip
+short.seresnet164           := $(short) --weight-decay 3e-4
+short.seresnet164-distilled := $(short.seresnet164)
 
 # ---------------------------------------------------------------- files and flags
 base    := weights/$(SIZE)$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
@@ -156,6 +181,8 @@ $(scored):
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(call of_seed,$(seed))/$(file.$@).json) \
 	  --out $(base)/report-$@)
 endif
+ladder: $(ladder:%=$(run)/ladder/%.json) ## train and score the rows of the documented ladder, then show its table
+	$(if $(LIMIT),,$(PYTHON) train/report.py $(run)/ladder --ensemble mean $(mean:%=$(run)/ladder/%.json))
 teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
 labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 
@@ -172,6 +199,9 @@ $(run)/control.pt: $(call asked,control) | $(ready)
 $(run)/$(file.baseline).pt: $(call asked,baseline) | $(ready)
 	$(call train,train/baseline.py --stage $(STAGE) $(if $(filter noval,$(FOLD)),--noval,--fold $(FOLD)) \
 	  $(baseline.$(SIZE)),baseline)
+$(run)/ladder/seresnet164-distilled.pt: | $(LABELS)
+$(ladder:%=$(run)/ladder/%.pt): $(run)/ladder/%.pt: | $(ready)
+	$(call train,$(row.$*) --noval $(if $(filter quick,$(SIZE)),$(or $(short.$*),$(short))))
 $(csv): $(call asked,labels) | $(seven)
 	$(hush.$(SIZE))mkdir -p $(@D); \
 	$(PYTHON) distill/labels.py $(seven) $(strip $(common) $(limit) $(extra) $(call args,labels)) --out $@
@@ -190,10 +220,10 @@ submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(firstword $(wildcard $(student) $(run)/student.pt)),\
 	  $(filter-out weights/full/%,$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
 # Whatever in the folder has no score, or an older one, is scored first.
-report = unscored=$$(for file in $(run)/{,seed*/,images-*/}*.pt; do \
+report = unscored=$$(for file in $(run)/{,seed*/,images-*/,ladder/}*.pt; do \
     [[ ! -e $$file || $$file = *.last.pt || $${file%.pt}.json -nt $$file ]] || echo $$file; done); \
   [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each $$unscored $(common) $(if $(hush.$(SIZE)),> /dev/null) && \
-  $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-*) --out $(run)/report $(call args,report)
+  $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-* $(run)/ladder) --out $(run)/report $(call args,report)
 report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and SEED
 	@$(report)
 evaluate submission report: | $(filter $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from distill import labels, student
-from train import ROOT, baseline, evaluate, quick, report, seresnet, shakeshake
+from train import ROOT, baseline, evaluate, flatse, pyramidnet, quick, report, seresnet, shakeshake
 from train.engine.flags import RUNTIME, parse
 
 RECIPES = {"train/baseline.py": (baseline.STAGES, "stage"), "train/seresnet.py": (seresnet.RECIPE, None),
-           "train/shakeshake.py": (shakeshake.RECIPE, None), "train/quick.py": (quick.RECIPE, None)}
+           "train/shakeshake.py": (shakeshake.RECIPE, None), "train/quick.py": (quick.RECIPE, None),
+           "train/pyramidnet.py": (pyramidnet.RECIPE, None), "train/flatse.py": (flatse.RECIPE, None)}
 TOOLS = {"distill/labels.py": labels, "train/evaluate.py": evaluate, "train/report.py": report}
 STAND_IN = """#!/bin/bash
 call=$(printf '%q ' "$@"); echo "$call" >> calls  # in one write, for the jobs of -j share the file
@@ -103,6 +105,7 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("quick", "SEED=1", "SEEDS=1 2"), "SEED or SEEDS"), (("teachers", "ARGS=--depth 20"), "does not use ARGS"),
     (("labels", "distill", "ARGS=-b 8"), "ARGS are for one script"), (("submission",), "IMAGES is not set"),
     (("teachers", "SIZE=small"), "SIZE=small"), (("teachers", "SIZE="), "SIZE= is empty"),
+    (("ladder", "SIZE=demo"), "should be one of quick full"), (("ladder", "ARGS=-b 8"), "does not use ARGS"),
     (("demo", "SIZE=quick"), "SIZE=quick: should be"), (("demo", "quick"), "SIZE=demo quick"),
     (("baseline", "DATA="), "DATA= is empty"),
 ])
@@ -155,6 +158,43 @@ def test_the_documented_sizes_add_few_flags(make):
     assert calls[6] == [*wide, *common, "weights/full/teacher-wide.pt"]
     quick = ["train/quick.py", "--noval", *common, "weights/quick/teacher-all.pt"]
     assert make("quick")[2] == [quick, ["train/evaluate.py", quick[-1], *common[:-1]]]
+
+
+ROWS = ["resnet18-basic", "resnet18-optimized", "resnet18-augmented", "shakeshake26-32", "shakeshake26-40",
+        "shakeshake26-40-se", "seresnet164", "seresnet164-distilled", "resnet20x4", "pyramidnet", "flatse"]
+
+
+@pytest.mark.parametrize("size, count", [("quick", 23), ("full", 31)])
+def test_the_ladder_trains_and_scores_its_rows_in_turn_then_shows_them(make, tmp_path, understood, size, count):
+    (tmp_path / "weights" / "distillation_labels.csv.gz").touch()
+    code, out, calls = make("ladder", f"SIZE={size}")
+    place = f"weights/{size}/ladder"
+    trained = [call for call in calls if (out_of(call) or "").startswith(place)]
+    assert code == 0 and len(calls) == count, out
+    assert [out_of(call) for call in trained] == [f"{place}/{row}.pt" for row in ROWS]
+    assert [call[1] for call in calls if call[0] == "train/evaluate.py"] == [out_of(call) for call in trained]
+    rows = dict(zip(ROWS, map(understood, trained), strict=True))
+    assert all(args.fold is None for args in rows.values())
+    student, shown = rows["seresnet164-distilled"], understood(calls[-1])
+    assert vars(student) | decisions(rows["seresnet164"]) == vars(student), "the row before is its control"
+    assert str(student.labels) == ("weights/distillation_labels.csv.gz" if size == "quick" else
+                                   "weights/full/distillation_labels.csv")
+    assert (student.temperature, student.alpha) == (4, 0.9)
+    assert shown.ensemble == [["mean", f"{place}/shakeshake26-40-se.json", f"{place}/seresnet164.json"]]
+    assert list(rows) == [row for row in pd.read_csv(report.DOCUMENTED)["run"] if row != "mean"]
+    (tmp_path / place / "shakeshake26-40.pt").unlink()
+    assert scripts(make("ladder", f"SIZE={size}")[2]) == ["shakeshake", "evaluate", "report"]
+
+
+def test_the_short_rows_differ_by_what_they_are(make, tmp_path, understood):
+    (tmp_path / "weights" / "distillation_labels.csv.gz").touch()
+    rows = [understood(call) for call in make("ladder", "SIZE=quick")[2] if out_of(call)]
+    basic, optimized, *others = rows
+    assert {args.epochs for args in rows} == {16} and (basic.schedule, basic.augment) == ("constant", ())
+    short = ("batch_size", "lr", "schedule", "warmup_epochs", "smoothing", "mix", "low_res")
+    assert len({tuple(vars(args)[name] for name in short) for args in rows[1:]}) == 1
+    assert optimized.augment == ("crop", "flip")
+    assert {args.augment for args in others} == {("crop", "flip", "cutout:12")}
 
 
 # ---------------------------------------------------------------- built when missing, and never again

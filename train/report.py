@@ -3,7 +3,7 @@
     python train/report.py                          the results in weights/ and weights/results/, into weights/report/
     python train/report.py weights/quick            a folder, and its folders of seeds; or x.json one by one
     python train/report.py weights/results --readme weights/README.md --picture weights/cost.png
-                                                    put the table between the markers there, what accuracy costs beside
+                                                    also put the tables into that file, and the picture of the costs
     python train/report.py --ensemble teachers weights/a.json weights/b.json    a row for the mean of their logits
 
 It reads what `train/evaluate.py` wrote, and the logs (*.csv) of runs that have no result yet; it loads no network and
@@ -14,6 +14,7 @@ differ by their seed only (`results.group`) -> texts, pictures and the page (`ma
 import argparse
 import math
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -35,8 +36,8 @@ from train.scores import plots
 from train.scores.page import commands, in_words, markdown, page
 from train.scores.results import family, group, home, mean_of_kept, read_result, result_file, shortest_unique_names
 
-PUBLISHED = Path(plots.__file__).with_name("published.csv")
-MARKERS = "<!-- results -->", "<!-- /results -->"  # in a README
+PUBLISHED, DOCUMENTED = map(Path(plots.__file__).with_name, ("published.csv", "documented.csv"))
+MARKED = r"(<!-- (results|ladder) -->\n).*?(<!-- /\2 -->)"  # in a README: where each table goes
 LABELLED = 12  # points of a picture; of more only those that no cheaper one beats
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
         "seed only, ± their sample standard deviation. The interval is Wilson's for one run with that mean. PFLOP is "
@@ -111,7 +112,7 @@ def gains(table: pd.DataFrame, folder: Path) -> str:
         return np.average(rows["top1"], weights=rows["n"])
 
     order = ["baseline", "teacher", "ensemble", "control", "student"]
-    rows = table[(table["folder"] == home(folder / "student.json")) & ~table["tta"]].copy()
+    rows = table[(table["folder"] == folder) & ~table["tta"]].copy()
     rows["role"] = pd.Categorical(rows["runs"].str.extract(
         r"^(baseline|teacher(?=-)|(?:ensemble|control|student)(?= |$))", expand=False), order)
     rows = rows.dropna(subset="role").sort_values(["role", "runs"])
@@ -131,6 +132,19 @@ def gains(table: pd.DataFrame, folder: Path) -> str:
             told += f"; {other['epochs']} epochs, not {student['epochs']}"
         lines.append(f"student {points:+.2f} points against {name} ({told})")
     return "\n".join(lines)
+
+
+def ladder(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The rows of the documented ladder in words, each with what a folder has of it; empty where that has none."""
+    rows = pd.read_csv(DOCUMENTED, index_col="run", dtype=str, keep_default_na=False)
+    ours = table[(table["folder"] == folder) & ~table["tta"]]
+    ours = ours.set_index(ours["runs"].str.split().str[0])
+    ours = ours[ours.index.isin(rows.index)]
+    if ours.empty:
+        return rows[:0]
+    words = in_words(ours).set_index(ours.index).assign(augmentation=ours["augmentation"])
+    words = words.rename(columns={"test top-1 %": "test %"})[["test %", "epochs", "augmentation", "time"]]
+    return rows.join(words).fillna({"test %": "not trained"}).fillna("")
 
 
 # ---------------------------------------------------------------- pictures
@@ -210,7 +224,8 @@ def flags() -> argparse.ArgumentParser:
     add("--ensemble", nargs="+", action="append", default=[], metavar=("NAME", "JSON"),
         help="also a row for the mean of these results' logits; may be repeated")
     add("--out", type=Path, metavar="DIR", help="folder to write (default: report/ in the first folder, or in weights)")
-    add("--readme", type=Path, metavar="FILE", help=f"also put the table between {' and '.join(MARKERS)} there")
+    add("--readme", type=Path, metavar="FILE",
+        help="also put the tables there, between <!-- results --> and <!-- /results -->, or <!-- ladder --> ...")
     add("--picture", type=Path, metavar="PNG", help="also put the picture of accuracy against work there")
     return arguments
 
@@ -223,29 +238,35 @@ def main(argv: list[str] | None = None) -> None:
     if out.is_file() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise UserError(f"--out {out}: it should be a writable folder, in a folder that exists")
     readme = args.readme.read_text("utf-8") if args.readme else ""
-    before, begin, rest = readme.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if args.readme and not end:
-        raise UserError(f"--readme {args.readme}: it should hold {MARKERS[0]} and after it {MARKERS[1]}")
+    if args.readme and not re.search(MARKED, readme, re.DOTALL):
+        raise UserError(f"--readme {args.readme}: it should hold <!-- results --> and after it <!-- /results -->, or "
+                        f"the same with ladder")
     check_target("--picture", args.picture, ".png")
 
     results, logs = gather(paths, ensembles)
     official, table = results[0]["test_digest"] == cifar10.OFFICIAL["test"], group(results)
-    first = {path: lines for path in paths if path.is_dir() and (lines := gains(table, path))}
-    first = {f"What teachers give{f': {path.name}' * (len(first) > 1)}": lines for path, lines in first.items()}
+    folders = table["folder"].unique()
+    ladders = {folder: rows for folder in folders if len(rows := ladder(table, folder))}
+    first = [("The documented ladder", folder, rows.to_string(index=False)) for folder, rows in ladders.items()]
+    first += [("What teachers give", folder, lines) for folder in folders if (lines := gains(table, folder))]
+    first = {title + f": {folder.name}" * (len(folders) > 1): text for title, folder, text in first}
     note = NOTE.format(images=f"{results[0]['images']:,}" + " generated" * (not official))
     kind = "the official CIFAR-10" if official else "generated"
     summary = f"{count_of(len(results), 'result')} on {kind} test images."
     out.mkdir(exist_ok=True)
     pictures = draw(out, table, results, logs, official)
     text = f"{markdown(in_words(table))}\n{note}"
+    tables = {"results": f"{text}\n", "ladder": "\n".join(map(markdown, ladders.values()))}
     write_text(out / "results.md", f"{text}\n\n{markdown(commands(table))}")
     write_text(out / "results.csv", table.assign(folder=table["folder"].map(short_path)).to_csv(index=False))
     write_text(out / "report.html", page(table, note, summary, out, pictures, first, published() if official else None))
     if first:
         write_text(out / "pipeline.txt", "\n\n".join(first.values()) + "\n")
     if args.readme:
-        write_text(args.readme, f"{before}{begin}\n{text}\n\n{end}{after}")
+        def filled(found):
+            return f"{found[1]}{tables.get(found[2], '')}\n{found[3]}"
+
+        write_text(args.readme, re.sub(MARKED, filled, readme, flags=re.DOTALL))
     if args.picture and "cost.png" in pictures:
         shutil.copyfile(out / "cost.png", args.picture)
     elif args.picture:

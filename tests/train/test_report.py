@@ -13,7 +13,9 @@ import torch
 import toy
 from untrained import log, write_weights
 
+import models
 from train import evaluate, report
+from train.baseline import STAGES
 from train.data import cifar10
 from train.engine import checkpoint, command, metrics
 from train.scores import plots
@@ -330,6 +332,40 @@ def test_teachers_whose_logits_are_not_kept_have_no_mean(folder, run, add, blank
     (folder / "weights/base/teacher-fold0.logits.npz").unlink()
     code, out, err = run(folder / "weights/base")
     assert code == 0 and "ensemble" not in out and "no row for the mean of the teachers" in err
+
+
+def test_the_ladder_has_a_line_for_each_documented_row_and_ours_beside_it(folder, run, add, blank):
+    rows = pd.read_csv(report.DOCUMENTED, index_col="run")
+    files = [add(f"ladder/{row}", seed=k, fold=None) for k, row in enumerate(("shakeshake26-40-se", "seresnet164"))]
+    rewrite(files[1], config=read_result(files[1])["config"] | {"augment": ["crop", "cutout:12"], "mix": "ricap"})
+    readme = folder / "README.md"
+    readme.write_text("a\n<!-- ladder -->\nold\n<!-- /ladder -->\nb\n")
+    code, _, err = run(folder / "weights/ladder", "--ensemble", "mean", *files, "--readme", readme)
+    page = (folder / "weights/ladder/report/report.html").read_text()
+    assert (code, err) == (0, "") and "The documented ladder" in page
+    text = readme.read_text()
+    head, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:-2] if line]
+    lines = [dict(zip(head, line, strict=True)) for line in lines]
+    assert text.startswith("a\n<!-- ladder -->\n| network |") and text.endswith("\n<!-- /ladder -->\nb\n")
+    assert [line["network"] for line in lines] == list(rows["network"]) and len(lines) == 12
+    told = [float(line["documented %"] or "nan") for line in lines]
+    assert told == pytest.approx([*rows["documented %"]], nan_ok=True)
+    tested = {name: line["test %"] for name, line in zip(rows.index, lines, strict=True)}
+    trained = {"shakeshake26-40-se": f"{top1(files[0]):.2f}", "seresnet164": f"{top1(files[1]):.2f}"}
+    mean = sum(kept_logits(read_result(file))[1] for file in files)
+    trained["mean"] = f"{metrics.accuracy(mean, cifar10.load(folder / 'data', 'test').labels):.2f}"
+    assert tested == dict.fromkeys(rows.index, "not trained") | trained
+    assert lines[6]["augmentation"] == "crop, cutout:12, ricap" and lines[0]["augmentation"] == ""
+
+
+def test_the_documented_rows_have_the_parameters_of_our_networks():
+    rows = pd.read_csv(report.DOCUMENTED, index_col="run", thousands=",")["parameters"]
+    for name in ("shakeshake26-32", "shakeshake26-40", "shakeshake26-40-se", "seresnet164", "resnet20x4", "pyramidnet",
+                 "flatse"):
+        assert rows[name] == models.parameter_count(models.build(name)), name
+    assert {rows[f"resnet18-{stage}"] for stage in STAGES} == {models.parameter_count(models.build("resnet18"))}
+    assert rows["mean"] == rows["shakeshake26-40-se"] + rows["seresnet164"]
+    assert rows["seresnet164-distilled"] == rows["seresnet164"]
 
 
 def test_another_place_leaves_the_folder_of_the_results_alone(folder, run, add, blank):

@@ -165,7 +165,8 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
         rows.append({
             "model": result["model"], "name": family(result["run"]), "parameters": result["params"],
             "macs": result["macs"], "over_budget": result["params"] > models.BUDGET, "epochs": total_epochs(runs),
-            "protocol": protocol(result), "tta": result["tta"], "top1": top1, "std": top1, "n": 1, "low": None,
+            "protocol": protocol(result), "augmentation": augmentation(result["config"]),
+            "tta": result["tta"], "top1": top1, "std": top1, "n": 1, "low": None,
             "high": None, "images": result["images"], "pflop": pflop(result),
             "taught": any(run["config"].get("alpha", 0) > 0 for run in runs),  # by teachers, whose work is not counted
             "seconds": seconds, "fastest": seconds, "slowest": seconds,
@@ -197,6 +198,11 @@ def protocol(result: dict) -> str:
     words += [f"{unlabelled:,} unlabelled images"] if unlabelled else []
     words += [f"from weights of {count_of(total_epochs(runs[1:]), 'epoch')}"] if runs[1:] else []
     return ", ".join(words + ["TTA"] * result["tta"])
+
+
+def augmentation(config: dict) -> str:
+    """What a run did to its images, as its flags say it: `crop, flip, ricap`."""
+    return ", ".join([*config.get("augment", ()), *{config.get("mix", "none")} - {"none"}])
 
 
 def home(file: Path) -> Path:

@@ -10,9 +10,9 @@
 SIZE     ?= $(or $(filter demo quick,$(MAKECMDGOALS)),full)##: demo, quick or full [full]: which networks
 DATA     ?= $(if $(filter demo,$(SIZE)),synthetic,data)##: folder of the images [data], or synthetic
 EPOCHS   ?=##: another number of passes over the images: a trial, in a folder of its own    make quick EPOCHS=3
-LIMIT    ?=##: only so many training images: likewise    make baseline EPOCHS=3 LIMIT=5000
-SEED     ?=##: of weights, order and augmentation [0]: a folder of its own
-SEEDS    ?=##: several, one after the other, and then their mean    make quick SEEDS="0 1 2"
+LIMIT    ?=##: train on so many images only: likewise    make baseline EPOCHS=3 LIMIT=5000
+SEED     ?=##: random seed [0]: another one has a folder of its own
+SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 2"
 STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized or augmented [augmented]
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
 TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
@@ -41,16 +41,16 @@ help: ## this list
 	@awk -F '##: ' '/^[A-Z]+ .*##: /{sub(/ .*/, "", $$1); printf "  %-9s %s\n", $$1, $$2}' Makefile
 
 # ---------------------------------------------------------------- there is such a variable, and a target that uses it
-known := SIZE DATA EPOCHS LIMIT SEED SEEDS STAGE FOLD TEACHERS LABELS IMAGES WEIGHTS DEVICE GPUS ARGS SRC BASE VENV \
-  PYTHON ends
+known := SIZE DATA EPOCHS LIMIT SEED SEEDS STAGE FOLD TEACHERS LABELS IMAGES WEIGHTS DEVICE GPUS ARGS SRC BASE VENV PYTHON
 typed := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$(if $($v),$v)))
 sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),$(strip $(if $(filter ladder,$(MAKECMDGOALS)),,demo) quick full))
 named := $(filter $(targets),$(MAKECMDGOALS))
 only   = $(if $(filter-out $(2),$(named)),$(if $(filter $(2),$(named)),,$(foreach v,$(filter $(1),$(typed)),\
   $(error make $(named) does not use $v))))
 $(foreach v,$(filter-out $(known),$(typed)),$(error there is no variable $v; `make help` lists them))
-$(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON,$(if $($v),,$(error $v= is empty)))
-$(call only,SIZE SEED EPOCHS LIMIT,$(scored) demo teachers labels ladder submission report)
+$(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON $(if $(filter setup,$(named)),VENV),$(if $($v),,$(error $v= is empty)))
+$(call only,SIZE SEED EPOCHS,$(scored) demo teachers labels ladder submission report)
+$(call only,LIMIT,$(scored) demo teachers labels ladder submission)
 $(call only,SEEDS,$(scored))
 $(call only,STAGE FOLD,baseline)
 $(call only,TEACHERS,labels distill ladder)
@@ -116,11 +116,7 @@ file.quick    := teacher-all
 file.baseline := baseline-$(STAGE)$(if $(filter noval,$(FOLD)),-noval,$(addprefix -fold,$(filter-out 0,$(FOLD))))
 file.distill  := $(images)student
 file.control  := control
-# The data are there in either form, or the archive is fetched. A space in the name of a target has to be escaped.
-folder  := $(subst $() ,\ ,$(DATA))
-archive := $(folder)/cifar-10-batches-py/batches.meta
 stamp   := $(if $(VENV),$(VENV)/installed)
-ready   := $(stamp) $(if $(filter synthetic,$(DATA))$(wildcard $(folder)/cifar10.npz),,$(archive))
 common  := --data "$(DATA)" --device $(DEVICE)
 limit   := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 extra   := $(if $(IMAGES),--images "$(IMAGES)")
@@ -154,7 +150,7 @@ $(VENV)/installed: requirements.txt $(anew)
 	$(if $(anew),$(BASE) -m venv --clear $(VENV))
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
-data $(archive): | $(stamp) ## fetch CIFAR-10, or take SRC=FILE, into DATA and verify it
+data: | $(stamp) ## fetch CIFAR-10, or take SRC=FILE, into DATA and verify it
 	$(PYTHON) train/download.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
 
 demo: $(run)/$(file.baseline).pt $(seven) $(student) $(run)/control.pt ## the whole pipeline in miniature, three minutes
@@ -168,16 +164,14 @@ export OMP_NUM_THREADS := 1
 endif
 
 # They end with a score: of several seeds with a table that has their mean, but for a trial with LIMIT, which has none.
-ends := json
 ifeq ($(SEEDS),)
-quick: $(run)/$(file.quick).$(ends) ## train the one network of SIZE=quick on all images and score it on the test set
-baseline: $(run)/$(file.baseline).$(ends) ## train the baseline at a STAGE and score it
-distill: $(run)/$(file.distill).$(ends) ## train the student from the teachers' labels and score it
-control: $(run)/$(file.control).$(ends) ## train the student's twin without teachers and score it
+quick: $(run)/$(file.quick).json ## train the network of SIZE=quick on all images and score it
+baseline: $(run)/$(file.baseline).json ## train the baseline at a STAGE and score it
+distill: $(run)/$(file.distill).json ## train the student from the teachers' labels and score it
+control: $(run)/$(file.control).json ## train the student's twin without teachers and score it
 else
 $(scored):
-	@for seed in $(SEEDS); do $(MAKE) --no-print-directory $@ SEEDS= SEED=$$seed ends=pt || exit; done
-	$(call score,--each $(foreach seed,$(SEEDS),$(call of_seed,$(seed))/$(file.$@).pt))
+	@for seed in $(SEEDS); do $(MAKE) --no-print-directory $@ SEEDS= SEED=$$seed || exit; done
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(call of_seed,$(seed))/$(file.$@).json) \
 	  --out $(base)/report-$@)
 endif
@@ -191,34 +185,34 @@ labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 ifneq ($(TEACHERS),$(run))
 $(seven): ; @echo "$@ does not exist: run make teachers first, with the SEED of its folder" >&2; exit 2
 endif
-$(run)/teacher-fold%.pt: | $(ready) ; $(call train,$(script.$(SIZE)) --fold $*)
-$(run)/teacher-wide.pt:  | $(ready) ; $(call train,$(wide.$(SIZE)) --noval)
-$(run)/teacher-all.pt: $(call asked,quick) | $(ready) ; $(call train,$(script.$(SIZE)) --noval,quick)
-$(run)/control.pt: $(call asked,control) | $(ready)
+$(run)/teacher-fold%.pt: | $(stamp) ; $(call train,$(script.$(SIZE)) --fold $*)
+$(run)/teacher-wide.pt:  | $(stamp) ; $(call train,$(wide.$(SIZE)) --noval)
+$(run)/teacher-all.pt: $(call asked,quick) | $(stamp) ; $(call train,$(script.$(SIZE)) --noval,quick)
+$(run)/control.pt: $(call asked,control) | $(stamp)
 	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,control)
-$(run)/$(file.baseline).pt: $(call asked,baseline) | $(ready)
+$(run)/$(file.baseline).pt: $(call asked,baseline) | $(stamp)
 	$(call train,train/baseline.py --stage $(STAGE) $(if $(filter noval,$(FOLD)),--noval,--fold $(FOLD)) \
 	  $(baseline.$(SIZE)),baseline)
 $(run)/ladder/seresnet164-distilled.pt: | $(LABELS)
-$(ladder:%=$(run)/ladder/%.pt): $(run)/ladder/%.pt: | $(ready)
+$(ladder:%=$(run)/ladder/%.pt): $(run)/ladder/%.pt: | $(stamp)
 	$(call train,$(row.$*) --noval $(if $(filter quick,$(SIZE)),$(or $(short.$*),$(short))))
 $(csv): $(call asked,labels) | $(seven)
 	$(hush.$(SIZE))mkdir -p $(@D); \
 	$(PYTHON) distill/labels.py $(seven) $(strip $(common) $(limit) $(extra) $(call args,labels)) --out $@
-$(student): $(call asked,distill) | $(LABELS) $(ready)
+$(student): $(call asked,distill) | $(LABELS) $(stamp)
 	$(call train,distill/student.py --noval --labels $(LABELS) $(student.$(SIZE)) $(extra),distill)
 
 # With LIMIT a trial is scored on at most as many images as it learned from: evaluate writes no file then.
-score = $(PYTHON) train/evaluate.py $(1) $(common) $(if $(filter %/student.pt %/control.pt,$(1)),--budget) \
-  $(if $(LIMIT),--limit $$(( $(LIMIT) < 10000 ? $(LIMIT) : 10000 )))
-%.json: %.pt | $(ready) ; $(call score,$<)
-evaluate: | $(ready) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
+%.json: %.pt
+	$(PYTHON) train/evaluate.py $< $(common) $(if $(filter %/student.pt %/control.pt,$<),--budget) \
+	  $(if $(LIMIT),--limit $$(( $(LIMIT) < 10000 ? $(LIMIT) : 10000 )))
+evaluate: | $(stamp) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
 # Without WEIGHTS: the student that learned from these IMAGES too, or the one without, or the released network.
 submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student, or the released network)
 	@$(if $(IMAGES)$(findstring --images,$(ARGS)),,echo "IMAGES is not set, for example: make submission IMAGES=test.pkl" >&2; exit 2)
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(firstword $(wildcard $(student) $(run)/student.pt)),\
-	  $(filter-out weights/full/%,$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
+	  $(if $(filter-out weights/full,$(run)),$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
 # Whatever in the folder has no score, or an older one, is scored first.
 report = unscored=$$(for file in $(run)/{,seed*/,images-*/,ladder/}*.pt; do \
     [[ ! -e $$file || $$file = *.last.pt || $${file%.pt}.json -nt $$file ]] || echo $$file; done); \
@@ -228,9 +222,9 @@ report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and 
 	@$(report)
 evaluate submission report: | $(filter $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too
 
-benchmark: | $(ready) ## images per second of the step, the loop and the usual script
+benchmark: | $(stamp) ## images per second of the step, the loop and the usual script
 	$(PYTHON) train/benchmark.py $(common) $(ARGS)
-lint: | $(stamp) ## hold the form that .ruff.toml describes
+lint: | $(stamp) ## check the style of the code, as .ruff.toml describes it
 	$(PYTHON) -m ruff check $(ARGS)
 test: | $(stamp) ## run the test suite (under 10 minutes on two cores)
 	$(PYTHON) -m pytest tests $(ARGS)

@@ -90,14 +90,14 @@ def cutout(images: torch.Tensor, generator: torch.Generator, size: int = 16) -> 
     return _paint(images, top, left, top + size, left + size)
 
 
-def normalize(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normalize(images: torch.Tensor) -> torch.Tensor:
     """Zero mean and unit standard deviation per channel, over the training set.
 
-    (N, 3, H, W) uint8, or float in 0..255 -> the same shape in `dtype`, computed in float32, in
-    the same memory format. On a CPU it is cheapest to make it channels_last after this, not before.
+    (N, 3, H, W) uint8, or float in 0..255 -> the same shape in float32 and in the same memory format. On a CPU it is
+    cheapest to make it channels_last after this, not before.
     """
     scale, shift = (_per_channel(values, torch.float32, images.device) for values in (SCALE, SHIFT))
-    return images.to(torch.float32, copy=True).mul_(scale).add_(shift).to(dtype)
+    return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
 
 def dirichlet(generator: torch.Generator, alpha: float, n: int, k: int) -> torch.Tensor:

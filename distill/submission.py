@@ -10,9 +10,7 @@ be. A file at --out is replaced only when it is a submission itself. Seconds on 
 network takes a minute for 10,000 images.
 """
 
-import csv
 import sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,7 +24,7 @@ from train.data.cifar10 import channels_first
 from train.data.sources import expand
 from train.data.unlabelled import load_images, refuse
 from train.engine.checkpoint import write_text
-from train.engine.command import Parser, check_target, command, count_of, parser, short_path, warn
+from train.engine.command import check_target, command, count_of, parser, short_path, warn
 from train.engine.device import device_of
 from train.engine.network import load_all, probabilities
 
@@ -53,32 +51,29 @@ def read_submission(path: Path, ids: np.ndarray, classes: tuple[str, ...]) -> np
     UserError when it is no submission, has other labels, or lacks some of the ids.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, strict=True)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, ValueError, csv.Error) as error:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"--compare {path} is not a submission: {reason}") from None
-    form = next((form for form in FORMS if set(form) <= set(columns)), None)
+    form = next((form for form in FORMS if set(form) <= set(table)), None)
     if form is None:
         raise UserError(f"--compare {path} is not a submission: its columns should be ID,Labels or id,label and are "
-                        f"{','.join(columns)[:60]}")
+                        f"{','.join(table)[:60]}")
     numbers = {text: k for k, name in enumerate(classes) for text in (str(k), name)}
-    names, labels = ([row[column] for row in rows] for column in form)
-    refuse(f"--compare {path}", [repr(label) for label in labels if label not in numbers],
+    names, labels = (table[column] for column in form)
+    refuse(f"--compare {path}", labels[~labels.isin(numbers)].map(repr),
            f"labels are neither 0 to {len(classes) - 1} nor one of {', '.join(classes)}")
-    refuse(f"--compare {path}", [name for name, count in Counter(names).items() if count > 1],
-           "ids occur more than once")
-    answers = {name: numbers[label] for name, label in zip(names, labels, strict=True)}
-    found = [answers[name] for name in ids if name in answers]
-    if len(found) < len(ids):
-        raise UserError(f"--compare {path} has {len(found):,} of the {len(ids):,} ids")
+    refuse(f"--compare {path}", names[names.duplicated()].unique(), "ids occur more than once")
+    answers = labels.map(numbers).set_axis(names)
+    known = answers.index.intersection(ids)
+    if len(known) < len(ids):
+        raise UserError(f"--compare {path} has {len(known):,} of the {len(ids):,} ids")
     if len(answers) > len(ids):
         warn(f"--compare {path} has {len(answers) - len(ids):,} ids that are not in the images: they are left out")
-    return np.array(found)
+    return answers.loc[ids].to_numpy()
 
 
-def flags() -> Parser:
+def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("weights", nargs="*", metavar="WEIGHTS",
@@ -91,11 +86,8 @@ def flags() -> Parser:
     form.add_argument("--probabilities", action="store_true", help="also write a probability column for each class")
     add("--compare", type=expand, metavar="FILE", help="an earlier submission to compare with, in either form")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="device to use")
-    return arguments
+    args = arguments.parse_args(argv)
 
-
-def main(argv: list[str] | None = None) -> None:
-    args = flags().parse_args(argv)
     check_target("--out", args.out, ".csv")
     check_replaceable(args.out)
     images, ids = load_images(args.images, warn)

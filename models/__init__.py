@@ -1,7 +1,7 @@
 """Every architecture of the project by name, and the budget it is held to.
 
     model = build("resnet18", zero_init=True)
-    check_budget(model)     # 2777674, or a BudgetError above 5,000,000
+    check_budget(model)     # 2777674, or a ValueError above 5,000,000
 
 Each family has a file. A built model takes normalized float images (N, 3, 32, 32) to logits
 (N, num_classes), and carries its canonical `name` and the `options` that it was built with. One of
@@ -42,10 +42,6 @@ MODELS = {
 }
 
 
-class BudgetError(ValueError):
-    """A model has more parameters than BUDGET."""
-
-
 def build(name: str, num_classes: int = 10, **options) -> nn.Module:
     """The model called `name`, on the CPU, freshly initialised from torch's global RNG.
 
@@ -73,13 +69,13 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def check_budget(model: nn.Module) -> int:
-    """The parameter count of `model`; raises BudgetError above BUDGET, saying where the parameters are."""
+    """The parameter count of `model`; raises ValueError above BUDGET, saying where the parameters are."""
     count = parameter_count(model)
     if count <= BUDGET:
         return count
     name = getattr(model, "name", type(model).__name__)
     stages = ", ".join(f"{stage} {parameter_count(part):,}" for stage, part in model.named_children())
-    raise BudgetError(f"{name} has {count:,} parameters, {count - BUDGET:,} above the budget of {BUDGET:,}: {stages}.")
+    raise ValueError(f"{name} has {count:,} parameters, {count - BUDGET:,} above the budget of {BUDGET:,}: {stages}.")
 
 
 @torch.no_grad()

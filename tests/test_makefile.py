@@ -90,7 +90,7 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     told = dict(re.findall(r"^  make (\S+) +(.+)$", targets, re.MULTILINE))
     assert code == 0 and {"setup", "data", "demo", "quick", "submission", "test-faults"} <= set(told)
     assert set(told) == set(re.findall(r"^([a-z-]+)[ :].*## ", text, re.MULTILINE))
-    assert set(re.findall(r"^  ([A-Z]+) +\S", variables, re.MULTILINE)) == set(known) - {"ends"}
+    assert set(re.findall(r"^  ([A-Z]+) +\S", variables, re.MULTILINE)) == set(known)
 
 
 @pytest.mark.parametrize("words, told", [
@@ -107,7 +107,8 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("teachers", "SIZE=small"), "SIZE=small"), (("teachers", "SIZE="), "SIZE= is empty"),
     (("ladder", "SIZE=demo"), "should be one of quick full"), (("ladder", "ARGS=-b 8"), "does not use ARGS"),
     (("demo", "SIZE=quick"), "SIZE=quick: should be"), (("demo", "quick"), "SIZE=demo quick"),
-    (("baseline", "DATA="), "DATA= is empty"),
+    (("baseline", "DATA="), "DATA= is empty"), (("setup", "VENV="), "VENV= is empty"),
+    (("report", "LIMIT=70"), "make report does not use LIMIT"),
 ])
 def test_what_has_no_meaning_runs_nothing(make, tmp_path, words, told):
     code, out, calls = make(*words)
@@ -288,15 +289,16 @@ def test_labels_that_are_named_need_no_teachers_and_are_compared_with_what_is_th
     assert "no.csv" in make("distill", "LABELS=no.csv")[1]
 
 
-def test_several_seeds_are_trained_then_scored_together_and_shown_with_their_mean(make, understood):
+def test_several_seeds_are_trained_and_scored_and_shown_with_their_mean(make, understood):
     code, out, calls = make("control", "SEEDS=0 1 2", "SIZE=quick", "ARGS=-b 64")
     files = [Path("weights/quick", seed, "control.pt") for seed in ("", "seed1", "seed2")]
-    assert code == 0 and scripts(calls) == ["student"] * 3 + ["evaluate", "report"], out
-    assert [understood(call).out for call in calls[:3]] == files == understood(calls[3]).weights
-    assert [understood(call).seed for call in calls[:3]] == [0, 1, 2] and understood(calls[3]).each
-    assert {understood(call).batch_size for call in calls[:3]} == {64} and understood(calls[3]).budget
-    assert understood(calls[4]).results == [file.with_suffix(".json") for file in files]
-    assert scripts(make("control", "SEEDS=0 1", "LIMIT=20")[2]) == ["student", "student", "evaluate"]
+    assert code == 0 and scripts(calls) == ["student", "evaluate"] * 3 + ["report"], out
+    trained, scored = list(map(understood, calls[:6:2])), list(map(understood, calls[1:6:2]))
+    assert [args.out for args in trained] == files == [args.weights[0] for args in scored]
+    assert [args.seed for args in trained] == [0, 1, 2] and {args.batch_size for args in trained} == {64}
+    assert all(args.budget for args in scored)
+    assert understood(calls[6]).results == [file.with_suffix(".json") for file in files]
+    assert scripts(make("control", "SEEDS=0 1", "LIMIT=20")[2]) == ["student", "evaluate"] * 2
 
 
 def test_images_without_labels_have_a_student_of_their_own_that_answers_them(make, understood):
@@ -311,18 +313,19 @@ def test_images_without_labels_have_a_student_of_their_own_that_answers_them(mak
     make("distill")
     assert make("submission", "IMAGES=other.pkl")[2][0][1] == "weights/full/student.pt"
     assert make("submission", "IMAGES=other.pkl", "SIZE=quick")[2][0][1] == "weights/quick/student.pt"  # it is missing
+    trial = "weights/full/trial-3-epochs/student.pt"
+    assert make("submission", "IMAGES=other.pkl", "EPOCHS=3")[2][0][1] == trial
     words = ("IMAGES=a.pkl", "WEIGHTS=a.pt b.pt", "DEVICE=cpu")
     assert make("submission", *words)[2] == [
         ["distill/submission.py", "a.pt", "b.pt", "--images", "a.pkl", "--device", "cpu"]]
     assert make("distill", "submission", "IMAGES=b.pkl")[2][-1][1] == "weights/full/images-b/student.pt"
 
 
-def test_a_folder_of_images_that_is_there_is_not_fetched(make, tmp_path):
-    assert make("baseline", data="my images")[2][0] == ["train/download.py", "--data", "my images"]
-    shutil.rmtree(tmp_path / "weights/full")
-    (tmp_path / "my images").mkdir()
-    (tmp_path / "my images" / "cifar10.npz").touch()
-    assert make("baseline", data="my images")[2][0][0] == "train/baseline.py"
+def test_the_scripts_themselves_fetch_the_images(make):
+    [trained, scored] = make("baseline", data="my images")[2]
+    assert all(call[call.index("--data") + 1] == "my images" for call in (trained, scored))
+    [fetched] = make("data", "SRC=a.npz", data="my images")[2]
+    assert fetched == ["train/download.py", "--data", "my images", "--src", "a.npz"]
 
 
 def test_setup_begins_anew_what_is_not_complete_and_tells_an_old_python(make, tmp_path):

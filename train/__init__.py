@@ -1,4 +1,4 @@
-"""Training: the scripts that a person runs, and three rooms below them: data, engine, scores."""
+"""Training: the scripts that a person runs, and three rooms behind them: data, engine, scores."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend: shown as one line, with this exit code."""
+    """An error that the user can fix: printed as one line; the program exits with this code."""
 
     code = 2
 

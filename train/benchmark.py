@@ -1,4 +1,4 @@
-"""Images per second of training: what the step alone reaches, what the loop leaves of it, and what a usual script has.
+"""Training speed in images per second: of the step alone, of the whole loop, and of a usual script.
 
     python train/benchmark.py                             three small models on a CPU, one of each family on a GPU
     python train/benchmark.py --models flatse,resnet18:16 -b 512 --precision float32

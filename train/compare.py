@@ -29,9 +29,11 @@ SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_di
 def read_group(text: str) -> list[dict]:
     """The results that a file name, or several and patterns of them, stand for; UserError where there are none."""
     files = []
-    for word in [text] if Path(text).exists() or glob.glob(text) else text.split() or [text]:
+    for word in [text] if Path(text).is_file() or glob.glob(text) else text.split():
         files += sorted(glob.glob(word)) or [word]
     results = [read_result(result_file(file)) for file in files if not file.endswith(".last.pt")]
+    if not results:
+        raise UserError(f"{text!r} names no result")
     if len({(result["tta"], result["test_digest"]) for result in results}) > 1:
         raise UserError(f"{text} mixes test sets, or results with flip TTA and without")
     return results

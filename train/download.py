@@ -11,19 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train import ROOT
 from train.data import cifar10, sources
-from train.engine.command import Parser, command, parser, warn
+from train.engine.command import command, parser, warn
 
 
-def flags() -> Parser:
+def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("--data", type=sources.expand, default=ROOT / "data", metavar="PATH", help="folder of the images")
     add("--src", type=sources.expand, metavar="FILE", help="a local cifar-10-python.tar.gz or cifar10.npz")
-    return arguments
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = flags().parse_args(argv)
+    args = arguments.parse_args(argv)
     generated = str(args.data) == "synthetic"
     if generated or sources.present(args.data):
         if args.src:

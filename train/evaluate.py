@@ -3,7 +3,7 @@
     python train/evaluate.py                                    the released network
     python train/evaluate.py weights/quick/student.pt           also writes student.json and student.logits.npz there
     python train/evaluate.py weights/quick/teacher-*.pt --tta   an ensemble, by the mean of the logits
-    python train/evaluate.py weights/quick/*.pt --each          several networks, each for itself
+    python train/evaluate.py weights/quick/*.pt --each          several networks, each separately
     python train/evaluate.py weights/resnet18-fold0.pt --calibrate --store-temperature --mistakes mistakes.png
     python train/evaluate.py weights/resnet18-fold0.pt --cifar10c CIFAR-10-C
 
@@ -15,6 +15,7 @@ is 75 passes more.
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,6 +40,22 @@ CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", 
                "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
                "jpeg_compression")
 SEVERITIES = 5
+
+
+def load_each(files: Sequence[Path], data: str, device: torch.device) -> list[list[Network]]:
+    """The Networks of several files, each in a list of its own; what has no score in a folder is told and left out."""
+    groups = []
+    for file in files or [None]:
+        try:
+            network = load(file, device)
+            network.check_clean()
+            network.check_kind(data)
+            groups.append([network])
+        except UserError as error:
+            if file and not file.exists():
+                raise
+            warn(f"left out: {error}")
+    return groups
 
 
 def common_fold(networks: Sequence[Network], dataset: cifar10.Dataset) -> cifar10.Dataset:
@@ -93,16 +110,16 @@ def flags() -> argparse.ArgumentParser:
                            help="one weights file, or several as an ensemble (default: the released network)")
     add_common(arguments)
     add = arguments.add_argument
-    add("--each", action="store_true", help="several networks, each scored for itself")
+    add("--each", action="store_true", help="score several networks separately")
     add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
     add("--limit", type=integer(1), metavar="N", help="only the N test images of smallest id, for a trial")
     add("--json", type=Path, metavar="FILE", help="write the result there, not beside the weights")
     add("--calibrate", action="store_true", help="fit a temperature on the held-out fold")
-    add("--store-temperature", action="store_true", help="keep it in the weights file, for probabilities")
+    add("--store-temperature", action="store_true", help="store it in the weights file; later probabilities use it")
     add("--cifar10c", type=Path, metavar="FOLDER", help="also score the corrupted test sets of CIFAR-10-C")
     add("--mistakes", type=Path, metavar="PNG", help="write a picture of the most confident mistakes")
     add("--budget", action="store_true", help=f"refuse weights above {models.BUDGET:,} parameters")
-    add("--verbose", action="store_true", help="also say how the weights came about")
+    add("--verbose", action="store_true", help="also say how the weights were trained")
     return arguments
 
 
@@ -112,31 +129,20 @@ def main(argv: list[str] | None = None) -> None:
     check_target("--json", args.json, ".json")
     check_target("--mistakes", args.mistakes, ".png")
     device = device_of(args.device)
-    if args.each:
-        groups = [[load(file, device)] for file in args.weights or [None] if not checkpoint.is_state(file or "")]
-    else:
-        groups = [load_all(args.weights, device)]
+    groups = load_each(args.weights, args.data, device) if args.each else [load_all(args.weights, device)]
     if len(groups) > 1 and (args.json or args.mistakes or args.cifar10c):
         raise UserError("--each scores several networks: leave out --json, --mistakes and --cifar10c")
     if args.store_temperature and (not args.calibrate or args.tta or any(group[1:] for group in groups)):
         raise UserError("--store-temperature needs --calibrate, one network, and no --tta")
     if args.cifar10c and args.data == "synthetic":
         raise UserError("--cifar10c holds corrupted CIFAR-10 images, not generated ones")
-    for group in list(groups):
-        for network in group:
-            try:
-                network.check_clean()
-                network.check_kind(args.data)
-            except UserError as error:
-                if not args.each:
-                    raise
-                warn(f"left out: {error}")  # a folder may hold weights that have no score
-                groups.remove(group)
-                continue
-            if args.budget:
-                network.check_budget()
-            if args.store_temperature:
-                check_target("--store-temperature", network.file, ".pt")
+    for network in chain(*groups):
+        network.check_clean()
+        network.check_kind(args.data)
+        if args.budget and network.over_budget:
+            raise UserError(f"{network.file} has {network.params:,} parameters, above the budget of {models.BUDGET:,}")
+        if args.store_temperature:
+            check_target("--store-temperature", network.file, ".pt")
     corrupted = read_corruptions(args.cifar10c) if args.cifar10c else None
     training = cifar10.load(args.data, "train") if args.calibrate else None
     folds = [common_fold(group, training) if args.calibrate else None for group in groups]

@@ -158,7 +158,7 @@ def published() -> pd.DataFrame:
 def points_of(table: pd.DataFrame, others: pd.DataFrame, cost: str) -> pd.DataFrame:
     """The points of a picture, all of a single view: label, cost, top1, low, high, hollow (a student), theirs.
 
-    Of many those are labelled than which no cheaper one is better: among ours, ours without teachers, and theirs.
+    Of many, only those that no cheaper point beats are labelled: among ours, ours without teachers, and theirs.
     """
     fold = (", " + table["protocol"].str.extract("^(fold .)", expand=False)).fillna("")
     ours = table.assign(label=table["name"] + fold, hollow=table["taught"], theirs=False)[~table["tta"]]
@@ -249,14 +249,15 @@ def main(argv: list[str] | None = None) -> None:
     ladders = {folder: rows for folder in folders if len(rows := ladder(table, folder))}
     first = [("The documented ladder", folder, rows.to_string(index=False)) for folder, rows in ladders.items()]
     first += [("What teachers give", folder, lines) for folder in folders if (lines := gains(table, folder))]
-    first = {title + f": {folder.name}" * (len(folders) > 1): text for title, folder, text in first}
+    names = dict(zip(folders, shortest_unique_names(list(folders)), strict=True))
+    first = {title + f": {names[folder]}" * (len(folders) > 1): text for title, folder, text in first}
     note = NOTE.format(images=f"{results[0]['images']:,}" + " generated" * (not official))
     kind = "the official CIFAR-10" if official else "generated"
     summary = f"{count_of(len(results), 'result')} on {kind} test images."
     out.mkdir(exist_ok=True)
     pictures = draw(out, table, results, logs, official)
     text = f"{markdown(in_words(table))}\n{note}"
-    tables = {"results": f"{text}\n", "ladder": "\n".join(map(markdown, ladders.values()))}
+    tables = {"results": f"{text}\n"} | ({"ladder": "\n".join(map(markdown, ladders.values()))} if ladders else {})
     write_text(out / "results.md", f"{text}\n\n{markdown(commands(table))}")
     write_text(out / "results.csv", table.assign(folder=table["folder"].map(short_path)).to_csv(index=False))
     write_text(out / "report.html", page(table, note, summary, out, pictures, first, published() if official else None))
@@ -264,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         write_text(out / "pipeline.txt", "\n\n".join(first.values()) + "\n")
     if args.readme:
         def filled(found):
-            return f"{found[1]}{tables.get(found[2], '')}\n{found[3]}"
+            return f"{found[1]}{tables[found[2]]}\n{found[3]}" if found[2] in tables else found[0]
 
         write_text(args.readme, re.sub(MARKED, filled, readme, flags=re.DOTALL))
     if args.picture and "cost.png" in pictures:

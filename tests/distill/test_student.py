@@ -264,7 +264,7 @@ def test_a_student_of_teachers_that_held_out_the_same_fold_has_a_validation(tmp_
 def test_a_student_of_teachers_that_saw_its_fold_has_none(toy_set, tmp_path, call, held_out, typed, fold):
     """It trains and says so; no command takes its fold for one that it has not seen."""
     code, out, err = call("student", *RESNET, *held_out(fold), "--fold", 3)
-    assert code == 0 and "NO VALIDATION, for the teachers" in out and ", validation" not in out, err
+    assert code == 0 and "NO VALIDATION (the teachers" in out and ", validation" not in out, err
     assert log(tmp_path, "student")["val_accuracy"].isna().all()
     file, common = tmp_path / "student.pt", ("--data", toy_set, "--device", "cpu")
     network = load(file)

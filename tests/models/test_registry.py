@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from models import BUDGET, MODELS, BudgetError, build, check_budget, macs, parameter_count
+from models import BUDGET, MODELS, build, check_budget, macs, parameter_count
 
 # name: (parameters, multiply-accumulates for one image)
 SIZES = {
@@ -160,9 +160,8 @@ def of_size(count):
 
 def test_the_budget_itself_passes_and_one_more_parameter_fails():
     assert check_budget(of_size(5_000_000)) == 5_000_000
-    with pytest.raises(BudgetError, match="5,000,001 parameters, 1 above the budget of 5,000,000"):
+    with pytest.raises(ValueError, match="5,000,001 parameters, 1 above the budget of 5,000,000"):
         check_budget(of_size(5_000_001))
-    assert issubclass(BudgetError, ValueError)
 
 
 def test_running_statistics_are_not_parameters():
@@ -172,21 +171,21 @@ def test_running_statistics_are_not_parameters():
 def test_a_budget_error_says_where_the_parameters_are():
     with torch.device("meta"):
         model = build("flatse", width=96)
-    with pytest.raises(BudgetError, match=r"^flatse-96 has [\d,]+ parameters, ") as error:
+    with pytest.raises(ValueError, match=r"^flatse-96 has [\d,]+ parameters, ") as error:
         check_budget(model)
     stages = re.findall(r"(?:stem|stage\d|norm|head) ([\d,]+)", str(error.value))
     assert sum(int(count.replace(",", "")) for count in stages) == parameter_count(model)
 
 
 def test_the_default_pyramid_is_the_widest_that_fits():
-    with torch.device("meta"), pytest.raises(BudgetError):
+    with torch.device("meta"), pytest.raises(ValueError):
         check_budget(build("pyramidnet", widening=build("pyramidnet").options["widening"] + 1))
 
 
 def test_the_budget_check_leaves_the_random_state_alone():
     model = build("resnet18", width=100)
     state = torch.get_rng_state()
-    with pytest.raises(BudgetError):
+    with pytest.raises(ValueError):
         check_budget(model)
     assert torch.equal(torch.get_rng_state(), state)
 

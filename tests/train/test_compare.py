@@ -92,7 +92,8 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, run, add):
     (tmp_path / "other.json").write_text(json.dumps(other))
     write_weights(tmp_path / "unscored.pt", tmp_path / "data", seed=3)
     for words, told in (((files[0], tmp_path / "a-*.pt"), "two seeds or more"),
-                        ((files[0], tmp_path / "z-*.pt"), "does not exist"), ((files[0], " "), "does not exist"),
+                        ((files[0], tmp_path / "z-*.pt"), "does not exist"), ((files[0], " "), "names no result"),
+                        ((files[0], ""), "names no result"),
                         ((files[0], tmp_path / "unscored.pt"), "evaluate.py"),
                         ((files[0], tmp_path / "other.json"), "different test images"),
                         ((files[0], tmp_path / "a-*.pt", "--diff"), "--diff takes two results")):

@@ -1,2 +1,2 @@
-"""Images come in. cifar10: the labelled set, its ids and folds; sources: the archive and npz files; synthetic: the
+"""Loading images. cifar10: the labelled set, its ids and folds; sources: the archive and npz files; synthetic: the
 generated set; pictures: image files of any size; unlabelled: a competition's images. Imports nothing but augment."""

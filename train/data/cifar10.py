@@ -161,6 +161,6 @@ def one_hot(labels: torch.Tensor) -> torch.Tensor:
 
 
 def join(first: Dataset, second: Dataset, what: str = "its test images") -> Dataset:
-    """The images of two Datasets as one, in that order; `what` the second is goes into the name of its source."""
+    """The images of two Datasets as one, in that order; `what` names the second in their source."""
     return Dataset(torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]),
                    np.concatenate([first.ids, second.ids]), f"{first.source} with {what}")

@@ -36,12 +36,12 @@ def batches(images: torch.Tensor, targets: Sequence[torch.Tensor], args: Namespa
     transform, mix = augment.pipeline(args.augment), augment.mixing(args.mix)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(args.seed, "order", epoch)))
     order = order[:steps_per_epoch(len(images), size) * size].to(device)
-    if args.alternate_flip:  # half of the images begin as their mirror images, and every epoch turns all of them
+    if args.alternate_flip:  # half of the images start mirrored, and every epoch mirrors all of them
         generator = torch.Generator(device).manual_seed(derive(args.seed, "mirror"))
         mirrored = (torch.rand(len(images), device=device, generator=generator) < 0.5) ^ (epoch % 2 == 1)
     per_chunk = max(1, augment.CHUNK // size)  # batches
     for number, rows in enumerate(order.split(per_chunk * size)):
-        skipped = max(0, first - number * per_chunk)  # batches of this chunk that an earlier process has had
+        skipped = max(0, first - number * per_chunk)  # batches of this chunk that an earlier process trained on
         if skipped >= per_chunk:
             continue
         generator = torch.Generator(device).manual_seed(derive(args.seed, "augment", epoch, number))

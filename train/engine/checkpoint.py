@@ -17,7 +17,7 @@ import io
 import os
 import secrets
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,11 +37,6 @@ LOG = b"epoch,lr,"  # what the log of a run begins with
 
 class Damaged(UserError):
     """A checkpoint that cannot be read or whose digest does not match."""
-
-
-def is_state(path: str | Path) -> bool:
-    """Whether a file, by its name, is a state to resume from."""
-    return str(path).endswith(".last.pt")
 
 
 def write(path: str | Path, save: Callable, backup: Path | None = None) -> None:
@@ -106,13 +101,11 @@ def digest(tree) -> str:
     return sha.hexdigest()
 
 
-def digest_of_files(paths: Sequence[str | Path]) -> str:
-    """16 hex digits for the content of files, or of all files of folders; a word that is no file stands for itself."""
-    sha = hashlib.sha256()
-    for path in map(Path, paths):
-        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in inside:
-            sha.update(file.read_bytes() if file.exists() else str(file).encode())
+def digest_of_files(path: str | Path) -> str:
+    """16 hex digits for the content of a file, or of a folder's files; a word that is no file stands for itself."""
+    sha, path = hashlib.sha256(), Path(path)
+    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+        sha.update(file.read_bytes() if file.exists() else str(file).encode())
     return sha.hexdigest()[:16]
 
 
@@ -182,8 +175,8 @@ def evaluated(content: dict) -> dict:
 class Run:
     """The files of one run, and the lock that makes this process their only writer.
 
-    Entering it raises UserError when the folder is missing or not writable, another process trains this run, or the
-    place of its log is taken by a CSV that is none, the labels that it learns from perhaps.
+    Entering it raises UserError when the folder is missing or not writable, another process trains this run, or a
+    CSV that is no log of a training (the labels that it learns from, say) has the name of its log.
     """
 
     def __init__(self, weights: str | Path):

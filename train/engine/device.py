@@ -108,7 +108,7 @@ def worth_compiling(wanted: bool | None, device: torch.device, steps: int) -> bo
 def want_of_compiler(wanted: bool | None, device: torch.device, steps: int) -> str:
     """Why a run that would be compiled is not, in words."""
     hindered = wanted is None and device.type == "cuda" and steps >= WORTH_COMPILING
-    return "not compiled for want of gcc or of Python.h" if hindered else ""
+    return "not compiled: gcc or Python.h is missing" if hindered else ""
 
 
 def builds_kernels(device: torch.device) -> bool:

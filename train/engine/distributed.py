@@ -127,7 +127,7 @@ class Ranks:
             yield count, count * self.size / len(batch[0]), images, *targets
 
     def once(self, work: Callable[[], T]) -> T:
-        """`work()` is done by rank 0 alone; all wait for it, and get what it returns, or the mistake it raises."""
+        """Run `work()` on rank 0 alone; every rank waits for it, and gets its result or raises its error."""
         box = [None, None]
         if self.rank == 0:
             try:

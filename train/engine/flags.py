@@ -20,7 +20,7 @@ from train.data.sources import expand
 from train.engine.command import Parser, add_common, integer, number, one_of, parser
 
 RUNTIME = ("data", "out", "device", "compile", "fresh")
-FILES = ("init", "labels", "teachers", "images")
+FILES = ("labels", "images")
 
 # What the options of the models' constructors are.
 OPTIONS = {

@@ -35,9 +35,9 @@ from train.engine.network import ENVIRONMENT, Frozen, Network, join_distinct, lo
 from train.engine.progress import Every, Progress, duration, say
 
 SAVE_EVERY = 300.0  # seconds between two saved states
-LOOK_EVERY = 0.5  # seconds between two looks at the loss, each of which waits for the device
+LOOK_EVERY = 0.5  # seconds between two reads of the loss, each of which waits for the device
 LOW_RES = 20  # pixels of a side in the first part of a run with --low-res
-SPARED = 1 - (LOW_RES / 32) ** 2  # share of a step's work that these smaller images spare
+SPARED = 1 - (LOW_RES / 32) ** 2  # share of a step's work that these smaller images save
 WHITENED = 5_000  # images that a first layer is computed from
 
 
@@ -81,14 +81,15 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         if start:
             model.load_state_dict(start.model.state_dict())
         seen = seen_folds(args, start, teachers)
-        fold_is = "seen_fold" if args.fold in seen else "val"  # in the log: what teachers have seen validates nothing
+        # In the log a fold that the teachers have trained on is no validation.
+        fold_role = "seen_fold" if args.fold in seen else "val"
         config = stored(args, start, teachers)
         # Targets from a CSV are in the configuration by its content; computed, their last bits depend on the processor.
         digest = checkpoint.digest([train.digest, *(() if config.get("labels") else further)])
         per_epoch = steps_per_epoch(len(train), args.batch_size)
         steps, low_res_steps = args.epochs * per_epoch, round(args.low_res * args.epochs * per_epoch)
         compiling = worth_compiling(args.compile, device, steps)
-        ranks.once(files.forget if args.fresh else lambda: None)  # all wait here, for whoever has to fetch the images
+        ranks.once(files.forget if args.fresh else lambda: None)  # also a barrier: one rank may still fetch the images
         if saved:
             checkpoint.check_same(saved, config, digest)
         if finished:
@@ -159,7 +160,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                  count_of(len(train), "image"), f"{count_of(steps, 'step')} in {count_of(args.epochs, 'epoch')}",
                  f"from {short_path(args.init)}" if start else ""]
         first_line = f"{model.name}: {', '.join(filter(None, facts))}"
-        # Time is taken from the first look on: the first compiled step is compiled, and on CUDA the second recorded.
+        # Timing starts at the first look: a compiled run compiles in its first step and records graphs in its second.
         first_look = step + (4 if compiling else 1)
         ahead, look_due, save_due, began = Ahead(device), Every(LOOK_EVERY), Every(SAVE_EVERY), time.perf_counter()
 
@@ -213,8 +214,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                 row |= {"val_loss": None, "val_accuracy": None}
                 if val:
                     held_out = ranks.once(lambda: logits(average or model, val.images))
-                    row |= {f"{fold_is}_loss": metrics.nll(held_out, val.labels),
-                            f"{fold_is}_accuracy": metrics.accuracy(held_out, val.labels)}
+                    row |= {f"{fold_role}_loss": metrics.nll(held_out, val.labels),
+                            f"{fold_role}_accuracy": metrics.accuracy(held_out, val.labels)}
                 rows.append(row | {"seconds": elapsed(), "images_per_second": speed})
                 sums, spent, began = {}, 0.0, time.perf_counter()
                 ranks.once(lambda: files.save_csv(rows))
@@ -225,8 +226,9 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         about = provenance(args, model, content(), train, labelled, rows, places, start, seen)
         ranks.once(lambda: files.finish(content() | {"log": rows, "provenance": about}))
     seconds = sum(row["seconds"] for row in rows)
-    what = {"val": "validation", "seen_fold": f"NO VALIDATION, for the teachers have seen fold {args.fold}:"}[fold_is]
-    validation = f", {what} {rows[-1][f'{fold_is}_accuracy']:.2f} % of {len(val):,} images" if val else ""
+    seen_fold = f"NO VALIDATION (the teachers have trained on fold {args.fold}):"
+    what = {"val": "validation", "seen_fold": seen_fold}[fold_role]
+    validation = f", {what} {rows[-1][f'{fold_role}_accuracy']:.2f} % of {len(val):,} images" if val else ""
     say(f"{weights}: training {rows[-1]['train_accuracy']:.2f} %{validation}, {duration(seconds)} for "
         f"{count_of(args.epochs, 'epoch')}")
     return weights
@@ -369,8 +371,7 @@ def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) 
               for name, value in vars(args).items() if name not in RUNTIME}
     for name in FILES:
         if config.get(name):
-            paths = config[name] if isinstance(config[name], list) else [config[name]]
-            config[name] = checkpoint.digest_of_files(paths)
+            config[name] = checkpoint.digest_of_files(config[name])
     config |= {"init": start.fingerprint} if start else {}
     config |= {"teachers": [teacher.fingerprint for teacher in teachers]} if teachers else {}
     return config | ({"ranks": distributed.world_size()} if distributed.world_size() > 1 else {})

@@ -116,18 +116,11 @@ class Network:
         found = probabilities([self], as_images(images), tta, bars=False)
         return [self.classes[k] for k in found.argmax(1)], found.numpy()
 
-    def check_clean(self, where: str = "") -> None:
+    def check_clean(self) -> None:
         """Raises Contaminated for weights trained with the test images: they have no test accuracy."""
         if self.provenance["include_test"]:
-            raise Contaminated(f"{where}CONTAMINATED: {self.file} was trained with the test images; it has no test "
+            raise Contaminated(f"CONTAMINATED: {self.file} was trained with the test images; it has no test "
                                f"accuracy")
-
-    def check_budget(self) -> None:
-        """UserError above BUDGET parameters."""
-        try:
-            models.check_budget(self.model)
-        except ValueError as error:
-            raise UserError(f"{self.file}: {error}") from None
 
     def check_kind(self, data: str | Path) -> None:
         """UserError for weights of the generated images when `data` holds the real ones, or the other way round."""
@@ -229,7 +222,7 @@ def logits(model: nn.Module, images: torch.Tensor, tta: bool = False, label: str
         form = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "dtype") else type(images).__name__
         raise UserError(f"images should be a tensor of uint8 (N, 3, 32, 32), 0 to 255, not {form}")
     device = next(model.parameters()).device
-    training, tuned = model.training, torch.backends.cudnn.benchmark
+    training, benchmark = model.training, torch.backends.cudnn.benchmark
     batches, found = images.split(BATCH[device.type]), []
     try:
         model.eval()
@@ -239,7 +232,7 @@ def logits(model: nn.Module, images: torch.Tensor, tta: bool = False, label: str
             found.append((model(inputs) + model(inputs.flip(-1))) / 2 if tta else model(inputs))
     finally:
         model.train(training)
-        torch.backends.cudnn.benchmark = tuned
+        torch.backends.cudnn.benchmark = benchmark
     return torch.cat(found).cpu()
 
 

@@ -92,7 +92,7 @@ def say(*words: object) -> None:
 
 @contextmanager
 def unheard(name: str) -> Iterator[None]:
-    """Within it sys.NAME is written to. Where its reader has gone, or its disk is full, it leads nowhere from then on.
+    """For writing to sys.NAME: once its reader has gone, or its disk is full, all further output is discarded.
 
     Otherwise a run would end with an error behind its finished weights, and make would delete them.
     """

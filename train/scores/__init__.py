@@ -1,2 +1,2 @@
-"""Figures go out. results: what evaluate wrote, as a table; statistics: intervals and tests; plots and page: the
+"""Results and reports. results: what evaluate wrote, as a table; statistics: intervals and tests; plots and page: the
 report. Loads no network. Imports the rooms data and engine."""

@@ -28,7 +28,7 @@ from train.engine.checkpoint import write
 
 INK, GREY, PALE = "#22303c", "#7d8b99", "#e6eaee"
 COLOURS = ("#1f6fb2", "#d1662a", "#2e8b6a", "#8a55a8", "#b5892b", "#c2405f", "#4aa3b8", "#6b7a3a")
-ERRORS = (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90)  # ticks, in percent
+ERRORS = (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90)  # ticks, in percent
 BLUES = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#cfe0ef", COLOURS[0]])
 STYLE = {
     "figure.dpi": 150, "figure.facecolor": "white", "figure.constrained_layout.use": True,
@@ -127,8 +127,9 @@ def landscape(file: Path, points: pd.DataFrame, title: str, xlabel: str, unit: f
     points: columns label, cost, top1, low, high (NaN: no interval, a grey point of others) and hollow, a bool; without
     a label a point is small. unit: what the axis counts the cost in; budget: the cost not to exceed, a line.
     """
-    with figure(file, (9.5, 5.6)) as (sheet, axes):
+    with figure(file, (8.4, 5)) as (sheet, axes):
         axes.set(xscale="log", yscale="log", title=title, xlabel=xlabel)
+        axes.set_ylabel("test accuracy, on a scale of the error")
         for row in points.itertuples():
             colour = GREY if np.isnan(row.low) else COLOURS[0]
             axes.plot([row.cost] * 2, [100 - row.high, 100 - row.low], color=colour, lw=1.4 if row.label else 0.3)

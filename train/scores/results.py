@@ -24,13 +24,13 @@ from train.data.cifar10 import Dataset
 from train.engine import checkpoint, metrics
 from train.engine.command import count_of, short_path, warn
 from train.engine.loop import SPARED
-from train.engine.network import join_distinct, total_epochs
+from train.engine.network import ENVIRONMENT, join_distinct, total_epochs
 from train.scores.statistics import wilson
 
 FORMAT = "result/2"
 NEEDED = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config", "data",
           "log", "provenance"}
-PLACES = ("hardware", "torch", "commit", "threads", "precision")  # where and with what a run was made
+PLACES = (*ENVIRONMENT, "precision")  # where and with what a run was made
 
 
 def result_file(path: str | Path) -> Path:
@@ -109,7 +109,8 @@ def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tens
             "model": " + ".join(f"{count} {model}" for model, count in counts.items()), "params": params, "macs": macs,
             "images": len(labels), "tta": members[0]["tta"], "test_digest": members[0]["test_digest"],
             "fingerprint": checkpoint.digest(marks)[:16], "metrics": metrics.figures(logits, labels),
-            "config": shared | {"seed": 0, "epochs": max(total_epochs(runs_of(member)) for member in members)},
+            "config": shared | {"seed": 0, "epochs": max(total_epochs(runs_of(member)) for member in members),
+                                "alpha": max(run["config"].get("alpha", 0) for run in runs)},
             "options": None, "pflop": sum(work(*run) for run in once.values()),
             "data": checkpoint.digest([member["data"] for member in members]), "log": None, "provenance": provenance}
 
@@ -156,7 +157,7 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
     """The table: a row for all runs that differ by their seed only, the best first.
 
     Seeds stand in one folder or in folders seed1, seed2 of it. The same weights under two names are one run. Two runs
-    of one seed are no two seeds.
+    with the same seed are not pooled.
     """
     rows = []
     for result in sorted(results, key=lambda result: result["config"]["seed"]):

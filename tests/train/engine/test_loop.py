@@ -364,7 +364,7 @@ def test_what_the_teachers_have_seen_was_not_held_out(toy_set, configure, tmp_pa
     student = load(loop.run(args, loss=loss, teachers=teachers))
     assert student.provenance["seen_folds"] == seen and student.fold == (None if fold in seen else fold)
     row, no_validation = pd.read_csv(tmp_path / "run.csv").iloc[0], fold in seen
-    assert (f"NO VALIDATION, for the teachers have seen fold {fold}: " in capsys.readouterr().out) == no_validation
+    assert (f"NO VALIDATION (the teachers have trained on fold {fold}): " in capsys.readouterr().out) == no_validation
     assert pd.isna(row.val_loss) == pd.isna(row.val_accuracy) == (no_validation or fold is None)
     assert ("seen_fold_accuracy" in row) == ("seen_fold_loss" in row) == no_validation
 

@@ -13,7 +13,7 @@ EPOCHS   ?=##: another number of passes over the images: a trial, in a folder of
 LIMIT    ?=##: train on so many images only: likewise    make baseline EPOCHS=3 LIMIT=5000
 SEED     ?=##: random seed [0]: another one has a folder of its own
 SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 2"
-STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized or augmented [augmented]
+STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized, augmented or tuned [augmented]
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
 TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
 LABELS   ?= $(if $(filter quick-ladder,$(SIZE)-$(filter ladder,$(MAKECMDGOALS))),$(released),$(csv))##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
@@ -87,7 +87,8 @@ ladder   := resnet18-basic resnet18-optimized resnet18-augmented shakeshake26-32
 mean     := shakeshake26-40-se seresnet164
 released := weights/distillation_labels.csv.gz
 unmixed  := --augment crop,flip,autoaugment,cutout --mix none
-short    := --epochs 16 --warmup-epochs 2 -b 128 --lr 0.2 --smoothing 0.1 --mix none --augment crop,flip,cutout:12
+short    := --epochs 16 --warmup-epochs 2 -b 128 --lr 0.2 --low-res 0 --smoothing 0.1 --mix none \
+  --augment crop,flip,cutout:12
 row.resnet18-basic        = train/baseline.py --stage basic
 row.resnet18-optimized    = train/baseline.py --stage optimized
 row.resnet18-augmented    = train/baseline.py
@@ -96,11 +97,12 @@ row.shakeshake26-40       = train/shakeshake.py --width 40 $(unmixed)
 row.shakeshake26-40-se    = train/shakeshake.py --width 40 --se
 row.seresnet164           = train/seresnet.py
 row.seresnet164-distilled = distill/student.py --labels $(LABELS)
-row.resnet20x4            = train/baseline.py --blocks 3
+row.resnet20x4            = train/baseline.py --stage tuned
 row.pyramidnet            = train/pyramidnet.py
 row.flatse                = train/flatse.py
 short.resnet18-basic        := --epochs 16
 short.resnet18-optimized    := $(short) --augment crop,flip
+short.resnet20x4            := $(short) --weight-decay 5e-4
 short.seresnet164           := $(short) --weight-decay 3e-4
 short.seresnet164-distilled := $(short.seresnet164)
 

@@ -83,12 +83,12 @@ def autoaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return apply_ops(images, *draw_autoaugment(generator, len(images)))
 
 
-def trivialaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One operation at one of 31 strengths, both uniform, in the wide space.
+def trivialaugment(images: torch.Tensor, generator: torch.Generator, p: float = 1.0) -> torch.Tensor:
+    """One operation at one of 31 strengths, both uniform, in the wide space, on a share `p` of the images.
 
     images: (N, 3, 32, 32) uint8. Mueller and Hutter, TrivialAugment, 2021.
     """
-    return apply_ops(images, *draw_trivialaugment(generator, len(images)))
+    return apply_ops(images, *draw_trivialaugment(generator, len(images), p))
 
 
 def augmix(images: torch.Tensor, generator: torch.Generator, severity: int = 3, width: int = 3,
@@ -134,10 +134,12 @@ def draw_autoaugment(generator: torch.Generator, n: int) -> tuple[torch.Tensor, 
     return op, _negate(op, magnitude, uniform[3:])
 
 
-def draw_trivialaugment(generator: torch.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One operation for each of n images: op, magnitude (1, n)."""
-    which, bin, sign = _uniforms(generator, 3, 1, n)
+def draw_trivialaugment(generator: torch.Generator, n: int, p: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """One operation for each of n images, Identity for all but a share `p`: op, magnitude (1, n)."""
+    which, bin, sign, *happens = _uniforms(generator, 3 if p == 1 else 4, 1, n)
     op = TRIVIAL_OPS[_pick(which, len(TRIVIAL_OPS))]
+    for uniform in happens:
+        op = torch.where(uniform < p, op, NAMES.index("Identity"))
     return op, _negate(op, TRIVIAL_SPACE[op, _pick(bin, TRIVIAL_SPACE.shape[1])], sign)
 
 

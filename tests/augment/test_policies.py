@@ -96,6 +96,16 @@ def test_steps_of_a_chain_are_independent(chi_square):
         chi_square(Counter(zip(one, other, strict=True)), dict.fromkeys(product(range(13), repeat=2), 1 / 169))
 
 
+def test_trivialaugment_leaves_a_share_of_the_images_alone():
+    whole, half = (policies.draw_trivialaugment(generator(), 200_000, p) for p in (1.0, 0.5))
+    alone = half[0] == policies.NAMES.index("Identity")
+    # A fourteenth of the others draw Identity: 0.5 + 0.5 / 14, with a standard deviation of 0.0011.
+    assert abs(alone.double().mean() - (0.5 + 0.5 / 14)) < 0.005
+    assert torch.equal(half[0][~alone], whole[0][~alone]) and torch.equal(half[1][~alone], whole[1][~alone])
+    plain = policies.draw_trivialaugment(generator(), 200_000)
+    assert all(map(torch.equal, whole, plain)), "nothing more is drawn at p = 1"
+
+
 # ---- each image gets what was drawn for it ----
 
 

@@ -15,7 +15,6 @@ from untrained import log, write_weights
 
 import models
 from train import evaluate, report
-from train.baseline import STAGES
 from train.data import cifar10
 from train.engine import checkpoint, command, metrics
 from train.scores import plots
@@ -363,7 +362,8 @@ def test_the_documented_rows_have_the_parameters_of_our_networks():
     for name in ("shakeshake26-32", "shakeshake26-40", "shakeshake26-40-se", "seresnet164", "resnet20x4", "pyramidnet",
                  "flatse"):
         assert rows[name] == models.parameter_count(models.build(name)), name
-    assert {rows[f"resnet18-{stage}"] for stage in STAGES} == {models.parameter_count(models.build("resnet18"))}
+    plain = models.parameter_count(models.build("resnet18"))
+    assert all(rows[f"resnet18-{stage}"] == plain for stage in ("basic", "optimized", "augmented"))
     assert rows["mean"] == rows["shakeshake26-40-se"] + rows["seresnet164"]
     assert rows["seresnet164-distilled"] == rows["seresnet164"]
 

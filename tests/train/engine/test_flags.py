@@ -9,7 +9,7 @@ from train import UserError
 from train.baseline import STAGES
 from train.engine.command import integer
 from train.engine.flags import config, parse
-from train.engine.loop import run_name
+from train.engine.loop import build, run_name
 from train.quick import RECIPE as QUICK
 
 
@@ -98,6 +98,8 @@ def test_the_stages_are_the_documented_ones():
     names = [run_name(args, "resnet18") for args in (basic, optimized, augmented)]
     assert names == ["resnet18-basic-fold0", "resnet18-optimized-fold0", "resnet18-fold0"]
     assert parse("", STAGES, by="stage", argv=[]) == augmented
+    tuned = staged("--stage", "tuned", "--noval")
+    assert run_name(tuned, build(tuned).name) == "resnet20x4-tuned-noval" and tuned.blocks == 3
 
 
 @pytest.mark.parametrize("flags, name", [
@@ -135,7 +137,8 @@ WRONG = [
     ("--ema-decay 2", "0 to 1"), ("--seed -3", "0 or more"), ("--mix foo", "unknown mix 'foo'"),
     ("--augment foo", "unknown augmentation 'foo': known are crop, shift, flip"),
     ("--schedule foo", "should be one of cosine, triangular, constant"), ("--device tpu", "'tpu'"),
-    ("--precision float16", "one of auto, float32, bfloat16"), ("--stage best", "one of augmented, optimized, basic"),
+    ("--precision float16", "one of auto, float32, bfloat16"),
+    ("--stage best", "one of augmented, optimized, basic, tuned"),
     ("--epoch 3", "unrecognized arguments: --epoch"), ("--epochs", "expected one argument"),
     ("extra", "unrecognized arguments"), ("--momentum 0", "add --no-nesterov"),
     ("--min-lr 0.5 --lr 0.1", "--min-lr 0.5 is above --lr 0.1"),

@@ -41,10 +41,10 @@ MARKED = r"(<!-- (results|ladder) -->\n).*?(<!-- /\2 -->)"  # in a README: where
 LABELLED = 12  # points of a picture; of more only those that no cheaper one beats
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
         "seed only, ± their sample standard deviation. The interval is Wilson's for one run with that mean. PFLOP is "
-        "the work of training, 6 x MACs x images x epochs, epochs at 20x20 pixels by their area, without that of "
-        "teachers; time is that of the fastest and of the slowest run. Weights that a run began with count with their "
-        "epochs, work and time. The budget is 5,000,000 parameters; a mean of several networks counts all of their "
-        "parameters, work and time.")
+        "the work of training, 6 x MACs x images x epochs. Epochs at 20x20 pixels count by their area; the work of "
+        "teachers is not included. Time is that of the fastest and of the slowest run. A run that starts from earlier "
+        "weights includes their epochs, work and time. The budget is 5,000,000 parameters; a mean of several networks "
+        "counts all of their parameters, work and time.")
 
 
 def gather(paths: list[Path], ensembles: dict[str, list[Path]]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]]:
@@ -257,7 +257,8 @@ def main(argv: list[str] | None = None) -> None:
     out.mkdir(exist_ok=True)
     pictures = draw(out, table, results, logs, official)
     text = f"{markdown(in_words(table))}\n{note}"
-    tables = {"results": f"{text}\n"} | ({"ladder": "\n".join(map(markdown, ladders.values()))} if ladders else {})
+    narrow = markdown(in_words(table).drop(columns=["MACs", "95 % interval"]))
+    tables = {"results": f"{narrow}\n{note}\n"} | ({"ladder": "\n".join(map(markdown, ladders.values()))} if ladders else {})
     write_text(out / "results.md", f"{text}\n\n{markdown(commands(table))}")
     write_text(out / "results.csv", table.assign(folder=table["folder"].map(short_path)).to_csv(index=False))
     write_text(out / "report.html", page(table, note, summary, out, pictures, first, published() if official else None))

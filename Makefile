@@ -34,7 +34,7 @@ MAKEFLAGS += --no-builtin-rules
 scored  := quick baseline distill control
 tools   := evaluate submission report benchmark lint test test-faults
 targets := help setup data demo $(scored) teachers labels ladder $(tools) clean
-.PHONY: $(targets) asked
+.PHONY: $(targets) FORCE
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+[ :].*## /{sub(/ .*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo; echo "Variables, with their [defaults]:"; echo
@@ -125,7 +125,7 @@ extra   := $(if $(IMAGES),--images "$(IMAGES)")
 # ARGS are for the script of the typed target alone. It is then run although its file is there, and says what differs;
 # so it is where labels or images are named, for no name of a file tells which they were.
 args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
-asked    = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),asked))
+forced   = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),FORCE))
 # With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it.
 # They are the first N of CUDA_VISIBLE_DEVICES where that is set. (A comma in the text would end a branch of `if`.)
 comma   := ,
@@ -145,7 +145,7 @@ train = $(hush.$(SIZE))mkdir -p $(@D); $(free_gpu) $(PYTHON) $(strip $(1) $(flag
 setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two minutes)
 	@echo "$(VENV) has $$($(VENV)/bin/python --version) and all that requirements.txt names"
 # The stamp is touched last. Without it, or without a python that is there, the .venv is begun anew.
-anew := $(shell test -e $(VENV)/installed -a -e $(VENV)/bin/python || echo asked)
+anew := $(shell test -e $(VENV)/installed -a -e $(VENV)/bin/python || echo FORCE)
 $(VENV)/installed: requirements.txt $(anew)
 	@$(if $(anew),$(BASE) -c 'import sys; sys.exit(sys.hexversion < 0x30b0000 and sys.version.split()[0] + " is too old: \
 	Python 3.11 or newer is needed; with another one, make setup BASE=python3.12")')
@@ -189,19 +189,19 @@ $(seven): ; @echo "$@ does not exist: run make teachers first, with the SEED of 
 endif
 $(run)/teacher-fold%.pt: | $(stamp) ; $(call train,$(script.$(SIZE)) --fold $*)
 $(run)/teacher-wide.pt:  | $(stamp) ; $(call train,$(wide.$(SIZE)) --noval)
-$(run)/teacher-all.pt: $(call asked,quick) | $(stamp) ; $(call train,$(script.$(SIZE)) --noval,quick)
-$(run)/control.pt: $(call asked,control) | $(stamp)
+$(run)/teacher-all.pt: $(call forced,quick) | $(stamp) ; $(call train,$(script.$(SIZE)) --noval,quick)
+$(run)/control.pt: $(call forced,control) | $(stamp)
 	$(call train,distill/student.py --noval $(student.$(SIZE)) --alpha 0,control)
-$(run)/$(file.baseline).pt: $(call asked,baseline) | $(stamp)
+$(run)/$(file.baseline).pt: $(call forced,baseline) | $(stamp)
 	$(call train,train/baseline.py --stage $(STAGE) $(if $(filter noval,$(FOLD)),--noval,--fold $(FOLD)) \
 	  $(baseline.$(SIZE)),baseline)
 $(run)/ladder/seresnet164-distilled.pt: | $(LABELS)
 $(ladder:%=$(run)/ladder/%.pt): $(run)/ladder/%.pt: | $(stamp)
 	$(call train,$(row.$*) --noval $(if $(filter quick,$(SIZE)),$(or $(short.$*),$(short))))
-$(csv): $(call asked,labels) | $(seven)
+$(csv): $(call forced,labels) | $(seven)
 	$(hush.$(SIZE))mkdir -p $(@D); \
 	$(PYTHON) distill/labels.py $(seven) $(strip $(common) $(limit) $(extra) $(call args,labels)) --out $@
-$(student): $(call asked,distill) | $(LABELS) $(stamp)
+$(student): $(call forced,distill) | $(LABELS) $(stamp)
 	$(call train,distill/student.py --noval --labels $(LABELS) $(student.$(SIZE)) $(extra),distill)
 
 # With LIMIT a trial is scored on at most as many images as it learned from: evaluate writes no file then.
@@ -217,7 +217,7 @@ submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student
 	  $(if $(filter-out weights/full,$(run)),$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
 # Whatever in the folder has no score, or an older one, is scored first.
 report = unscored=$$(for file in $(run)/{,seed*/,images-*/,ladder/}*.pt; do \
-    [[ ! -e $$file || $$file = *.last.pt || $${file%.pt}.json -nt $$file ]] || echo $$file; done); \
+    [[ -e $$file && $$file != *.last.pt && $$file -nt $${file%.pt}.json ]] && echo $$file; done); \
   [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each $$unscored $(common) $(if $(hush.$(SIZE)),> /dev/null) && \
   $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-* $(run)/ladder) --out $(run)/report $(call args,report)
 report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and SEED

@@ -8,7 +8,6 @@ on it, and teachers without a fold not at all. `--tta` averages over the mirror 
 teacher, or two: seconds on a GPU.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from distill.table import write_labels
 from train import ROOT, UserError
 from train.data import cifar10
+from train.data.sources import expand
 from train.data.unlabelled import with_unlabelled
 from train.engine import metrics
 from train.engine.command import Parser, add_common, check_target, command, count_of, integer, parser, warn
@@ -49,7 +49,7 @@ def unseen(network: Network, folds: np.ndarray) -> np.ndarray:
     return np.isin(folds, new)
 
 
-def accuracy(logits: torch.Tensor, labels: torch.Tensor, mask: np.ndarray | bool = True) -> str:
+def percent(logits: torch.Tensor, labels: torch.Tensor, mask: np.ndarray | bool = True) -> str:
     """Accuracy in percent, as text, on the images that have a label (0..9, not -1), of those in the mask."""
     mask = mask & (labels >= 0).numpy()
     return f"{metrics.accuracy(logits[mask], labels[mask]):.2f}" if mask.any() else "-"
@@ -58,14 +58,14 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor, mask: np.ndarray | bool
 def flags() -> Parser:
     arguments = parser(__doc__)
     add = arguments.add_argument
-    add("weights", nargs="+", type=Path, metavar="WEIGHTS", help="the teachers")
+    add("weights", nargs="+", type=expand, metavar="WEIGHTS", help="the teachers")
     add_common(arguments)
-    add("--out", type=Path, default=ROOT / "distillation_labels.csv", metavar="FILE", help="CSV to write")
+    add("--out", type=expand, default=ROOT / "distillation_labels.csv", metavar="FILE", help="CSV to write")
     add("--average", choices=("mean", "oof"), default="mean",
         help="all teachers, or only those that have not trained on the image")
     add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
     add("--limit", type=integer(1), metavar="N", help="use only the N images with the smallest ids")
-    add("--images", type=os.path.expanduser, metavar="FILE",
+    add("--images", type=expand, metavar="FILE",
         help="add these unlabelled images (pickle, npz, npy or folder of 32x32 pictures)")
     add("--include-test", action="store_true", help="admit teachers trained with the test images, and label those too, "
         "for students that are marked likewise")
@@ -104,13 +104,13 @@ def main(argv: list[str] | None = None) -> None:
         remarks = [f"on {teacher.provenance['images']:,} images"] if teacher.config["limit"] else []
         remarks += ["over budget"] if teacher.over_budget else []
         print(ROW.format(teacher.file.stem, f"{total_epochs(teacher.history):,}", f"{teacher.params:,}",
-                         accuracy(found[-1], known, mask), accuracy(found[-1], known, ~mask))
+                         percent(found[-1], known, mask), percent(found[-1], known, ~mask))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
     found = torch.stack(found)
     if masks.any(0).all():
-        print(ROW.format("ensemble, out of fold", "", "", accuracy(average(found, masks), known), "").rstrip())
+        print(ROW.format("ensemble, out of fold", "", "", percent(average(found, masks), known), "").rstrip())
     mean = average(found, used)
-    print(ROW.format("ensemble, as written", "", "", "", accuracy(mean, known)))
+    print(ROW.format("ensemble, as written", "", "", "", percent(mean, known)))
     seen = {fold for teacher in teachers for fold in teacher.provenance["seen_folds"]}
     write_labels(args.out, dataset.ids, dataset.labels.numpy(), mean, seen)
     print(f"\n{args.out}: {len(dataset):,} rows")

@@ -10,7 +10,6 @@ architecture, with T = 4 and alpha = 0.9 on top. With --teachers every teacher s
 batch (Beyer et al. 2022), which costs its forward pass in each step.
 """
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -50,7 +49,7 @@ def add_distillation(arguments: Parser) -> None:
     add("--labels", type=expand, metavar="FILE", help="CSV that distill/labels.py wrote")
     add("--teachers", type=expand, nargs="+", default=(), metavar="WEIGHTS",
         help="weights whose logits for the student's own batches it learns from")
-    add("--images", type=os.path.expanduser, metavar="FILE", help="add these unlabelled images")
+    add("--images", type=expand, metavar="FILE", help="add these unlabelled images")
     add("--objective", type=one_of(*OBJECTIVES), default="kd", metavar="NAME", help="how logits are compared: kd, dkd "
         "(its paper: alpha 0.5) or standardized (temperature 2)")
     add("--temperature", type=number(0, 1e6, above=True), default="4", metavar="X", help="softens teachers and student")

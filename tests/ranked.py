@@ -62,7 +62,7 @@ def begin(environment, work, arguments):
     models.MODELS["plain"] = Plain
     loop.LOOK_EVERY = 0
     if distributed.rank():
-        checkpoint.write = checkpoint.Run.__enter__ = checkpoint.Run.forget = forbidden
+        checkpoint.write = checkpoint.RunFiles.__enter__ = checkpoint.RunFiles.forget = forbidden
     try:
         work(*arguments)
     except UserError as error:

@@ -38,7 +38,7 @@ LIKELIEST = 3
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
-    add("pictures", nargs="+", type=Path, metavar="PICTURE", help="a picture, or a folder of pictures")
+    add("pictures", nargs="+", type=expand, metavar="PICTURE", help="a picture, or a folder of pictures")
     add("--weights", action="append", type=expand, default=[], metavar="FILE",
         help="a weights file; repeated, the networks answer together (default: the released network)")
     add("--json", type=expand, metavar="FILE", help="also write the answers, with all ten probabilities, there")

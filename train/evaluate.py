@@ -26,6 +26,7 @@ import torch
 import models
 from train import UserError
 from train.data import cifar10
+from train.data.sources import expand
 from train.engine import checkpoint, metrics
 from train.engine.command import add_common, check_target, command, command_line, integer, parser, short_path, warn
 from train.engine.device import device_of
@@ -106,18 +107,18 @@ def score_corruptions(networks: Sequence[Network], arrays: dict, tta: bool, limi
 
 def flags() -> argparse.ArgumentParser:
     arguments = parser(__doc__)
-    arguments.add_argument("weights", nargs="*", type=Path, metavar="WEIGHTS",
+    arguments.add_argument("weights", nargs="*", type=expand, metavar="WEIGHTS",
                            help="one weights file, or several as an ensemble (default: the released network)")
     add_common(arguments)
     add = arguments.add_argument
     add("--each", action="store_true", help="score several networks separately")
     add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
     add("--limit", type=integer(1), metavar="N", help="only the N test images of smallest id, for a trial")
-    add("--json", type=Path, metavar="FILE", help="write the result there, not beside the weights")
+    add("--json", type=expand, metavar="FILE", help="write the result there, not beside the weights")
     add("--calibrate", action="store_true", help="fit a temperature on the held-out fold")
     add("--store-temperature", action="store_true", help="store it in the weights file; later probabilities use it")
-    add("--cifar10c", type=Path, metavar="FOLDER", help="also score the corrupted test sets of CIFAR-10-C")
-    add("--mistakes", type=Path, metavar="PNG", help="write a picture of the most confident mistakes")
+    add("--cifar10c", type=expand, metavar="FOLDER", help="also score the corrupted test sets of CIFAR-10-C")
+    add("--mistakes", type=expand, metavar="PNG", help="write a picture of the most confident mistakes")
     add("--budget", action="store_true", help=f"refuse weights above {models.BUDGET:,} parameters")
     add("--verbose", action="store_true", help="also say how the weights were trained")
     return arguments
@@ -159,7 +160,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
     logits, labels, first = mean_logits(networks, test.images, args.tta), test.labels, networks[0]
     abouts = [{"format": FORMAT, "run": network.file.stem, "model": network.model.name, "params": network.params,
                "macs": models.macs(network.model), "images": len(test), "tta": args.tta, "test_digest": test.digest,
-               "fingerprint": network.fingerprint, "metrics": metrics.figures(logits, labels), "config": network.config,
+               "fingerprint": network.fingerprint, "metrics": metrics.summary(logits, labels), "config": network.config,
                **{name: network.content[name] for name in ("options", "data", "log", "provenance")}}
               for network in networks]
     name = args.json.stem if args.json else "ensemble"
@@ -192,7 +193,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
     if not brief:
         print(*lines, sep="\n")
     if args.store_temperature:
-        with checkpoint.Run(first.file):  # refuses weights that are being trained anew
+        with checkpoint.RunFiles(first.file):  # refuses weights that are being trained anew
             checkpoint.save(first.file, first.content | {"temperature": temperature, "temperature_from": source})
         print(f"{first.file}: the temperature is stored")
     if corrupted:

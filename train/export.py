@@ -31,6 +31,7 @@ import models
 from augment.basic import MEAN, STD
 from train import UserError
 from train.data import cifar10
+from train.data.sources import expand
 from train.engine import checkpoint
 from train.engine.command import check_target, command, parser
 from train.engine.network import Network, load, logits, restore
@@ -124,9 +125,9 @@ def write_half(network: Network, out: Path, allow_ties: bool = False) -> None:
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
-    add("weights", nargs="?", type=Path, metavar="WEIGHTS", help="a weights file (default: the released network)")
+    add("weights", nargs="?", type=expand, metavar="WEIGHTS", help="a weights file (default: the released network)")
     add("--format", choices=(*FORMATS, "half"), default="torch", help="of the exported file")
-    add("--out", type=Path, metavar="FILE", help="default: beside the weights")
+    add("--out", type=expand, metavar="FILE", help="default: beside the weights")
     add("--allow-over-budget", action="store_true", help=f"also a network above {models.BUDGET:,} parameters")
     add("--allow-ties", action="store_true", help=f"half: predictions may change whose largest logits are within {TIE}")
     args = arguments.parse_args(argv)

@@ -124,12 +124,13 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     ways = arguments.add_subparsers(dest="way", required=True, metavar="build|score")
     way = ways.add_parser("build", help="make the CSV from the four public files")
-    way.add_argument("folder", type=Path, metavar="FOLDER", help=f"with {', '.join(READERS)}")
-    way.add_argument("--data", type=Path, default=ROOT / "data", metavar="PATH", help="folder of the official archive")
-    way.add_argument("--out", type=Path, default=Path("humans.csv"), metavar="FILE", help="CSV to write")
+    way.add_argument("folder", type=sources.expand, metavar="FOLDER", help=f"with {', '.join(READERS)}")
+    way.add_argument("--data", type=sources.expand, default=ROOT / "data", metavar="PATH",
+                     help="folder of the official archive")
+    way.add_argument("--out", type=sources.expand, default=Path("humans.csv"), metavar="FILE", help="CSV to write")
     way = ways.add_parser("score", help="score kept logits by the CSV")
-    way.add_argument("csv", type=Path, metavar="CSV", help="what `build` wrote")
-    way.add_argument("logits", type=Path, metavar="NPZ", help="x.logits.npz, as train/evaluate.py writes it")
+    way.add_argument("csv", type=sources.expand, metavar="CSV", help="what `build` wrote")
+    way.add_argument("logits", type=sources.expand, metavar="NPZ", help="x.logits.npz, as train/evaluate.py writes it")
     args = arguments.parse_args(argv)
     if args.way == "build":
         check_target("--out", args.out, ".csv")

@@ -29,6 +29,7 @@ import pandas as pd
 import models
 from train import ROOT, UserError
 from train.data import cifar10
+from train.data.sources import expand
 from train.engine.checkpoint import write_text
 from train.engine.command import check_target, command, count_of, parser, short_path, warn
 from train.engine.network import total_epochs
@@ -223,10 +224,11 @@ def flags() -> argparse.ArgumentParser:
         help="results, or folders of them (default: those of --ensemble, or the folder weights)")
     add("--ensemble", nargs="+", action="append", default=[], metavar=("NAME", "JSON"),
         help="also a row for the mean of these results' logits; may be repeated")
-    add("--out", type=Path, metavar="DIR", help="folder to write (default: report/ in the first folder, or in weights)")
-    add("--readme", type=Path, metavar="FILE",
+    add("--out", type=expand, metavar="DIR",
+        help="folder to write (default: report/ in the first folder, or in weights)")
+    add("--readme", type=expand, metavar="FILE",
         help="also put the tables there, between <!-- results --> and <!-- /results -->, or <!-- ladder --> ...")
-    add("--picture", type=Path, metavar="PNG", help="also put the picture of accuracy against work there")
+    add("--picture", type=expand, metavar="PNG", help="also put the picture of accuracy against work there")
     return arguments
 
 
@@ -258,7 +260,9 @@ def main(argv: list[str] | None = None) -> None:
     pictures = draw(out, table, results, logs, official)
     text = f"{markdown(in_words(table))}\n{note}"
     narrow = markdown(in_words(table).drop(columns=["MACs", "95 % interval"]))
-    tables = {"results": f"{narrow}\n{note}\n"} | ({"ladder": "\n".join(map(markdown, ladders.values()))} if ladders else {})
+    tables = {"results": f"{narrow}\n{note}\n"}
+    if ladders:
+        tables["ladder"] = "\n".join(map(markdown, ladders.values()))
     write_text(out / "results.md", f"{text}\n\n{markdown(commands(table))}")
     write_text(out / "results.csv", table.assign(folder=table["folder"].map(short_path)).to_csv(index=False))
     write_text(out / "report.html", page(table, note, summary, out, pictures, first, published() if official else None))

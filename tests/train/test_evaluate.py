@@ -67,7 +67,7 @@ def test_the_score_comes_first_with_its_interval_and_its_files_lie_beside_the_we
         f"test top-1 {top1:.2f} %, 95 % interval {low:.2f} to {high:.2f}, of 20 images: net0.pt\n")
     assert "2,988 parameters" in out and f"nll {metrics.nll(wanted, test.labels):.4f}" in out and "seed 0" not in out
     result, content = read_result(tmp_path / "net0.json"), load(file).content
-    assert result["metrics"] == metrics.figures(wanted, test.labels) and result["test_digest"] == test.digest
+    assert result["metrics"] == metrics.summary(wanted, test.labels) and result["test_digest"] == test.digest
     assert (result["run"], result["images"], result["params"]) == ("net0", 20, 2988) and result["macs"] > 1e5
     assert result["fingerprint"] == load(file).fingerprint
     assert all(result[name] == content[name] for name in ("config", "options", "data", "log", "provenance"))
@@ -251,7 +251,7 @@ def test_the_temperature_is_stored_shown_afterwards_and_the_network_stays_the_sa
 
 def test_no_temperature_is_stored_while_the_weights_are_trained_anew(run, written):
     [file] = written({"fold": 2})
-    with checkpoint.Run(file):
+    with checkpoint.RunFiles(file):
         code, _, err = run(file, "--calibrate", "--store-temperature")
     assert code == 2 and "is being trained by" in err and err.count("\n") == 1 and load(file).temperature == 1.0
 

@@ -172,7 +172,7 @@ def evaluated(content: dict) -> dict:
 # ---------------------------------------------------------------- one run
 
 
-class Run:
+class RunFiles:
     """The files of one run, and the lock that makes this process their only writer.
 
     Entering it raises UserError when the folder is missing or not writable, another process trains this run, or a
@@ -186,7 +186,7 @@ class Run:
                                             for end in (".csv", ".last.pt", ".last.bak"))
         self.lock = self.weights.with_name(f".{stem}.lock")
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "RunFiles":
         check_target("--out", self.weights, ".pt")
         if self.csv.exists() and self.csv.read_bytes()[:len(LOG)] not in (LOG, b""):
             raise UserError(f"--out {self.weights}: its log would replace {self.csv}, which is no log: choose another")

@@ -21,9 +21,6 @@ import torch
 from train import ROOT, UserError, one_line
 from train.engine import distributed
 
-# What is not trained in bfloat16, scores and labels above all, is float32: no TF32, which torch allows convolutions.
-torch.backends.cudnn.allow_tf32 = False
-
 
 @contextmanager
 def command() -> Iterator[None]:

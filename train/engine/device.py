@@ -13,6 +13,9 @@ from train import UserError
 from train.engine import distributed
 from train.engine.command import count_of, warn
 
+# What is not trained in bfloat16, scores and labels above all, is float32: no TF32, which torch allows convolutions.
+torch.backends.cudnn.allow_tf32 = False
+
 WORTH_COMPILING = 2_000  # steps on CUDA from which the compilation, a minute or so, is soon earned back
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
 DRIVER = Path("/dev/nvidiactl")  # NVIDIA's

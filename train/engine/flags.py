@@ -9,7 +9,6 @@ files that decide what is learned (FILES) are compared by their content, never b
 """
 
 import argparse
-import types
 from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Mapping
 
@@ -100,10 +99,8 @@ def add_options(arguments: Parser, model: str) -> None:
         flag = {"help": OPTIONS.get(option.name, "option of the model"), "default": option.default}
         if kind is bool:
             flag["action"] = BooleanOptionalAction
-        elif isinstance(kind, types.UnionType) and kind != float | None:
-            flag |= {"type": whole_numbers, "metavar": "N,N,N"}
         else:
-            flag |= {"type": int if kind is int else float, "metavar": "N" if kind is int else "X"}
+            flag["type"], flag["metavar"] = TYPES[kind]
         add(f"--{option.name.replace('_', '-')}", **flag)
 
 
@@ -205,3 +202,8 @@ def accept(value, build: Callable):
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return value
+
+
+# Of a constructor's annotated parameters, with the flag's metavar.
+TYPES = {int: (int, "N"), float: (float, "X"), float | None: (float, "X"),
+         tuple[int, int, int] | None: (whole_numbers, "N,N,N")}

@@ -58,7 +58,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
     weights = Path(args.out or ROOT / "weights" / f"{run_name(args, model.name)}.pt")
     start = load(args.init) if args.init else None
     check_start(args, model, weights, start, teachers)
-    with Ranks(device, args.compile) as ranks, ranks.hold(checkpoint.Run(weights)) as files:
+    with Ranks(device, args.compile) as ranks, ranks.hold(checkpoint.RunFiles(weights)) as files:
         finished = None if args.fresh else ranks.once(files.finished)
         saved = finished or (None if args.fresh else ranks.once(files.load_state))
         args = settle_precision(args, device, saved, bool(finished))
@@ -424,7 +424,7 @@ class Diverged(UserError):
 
     code = 1
 
-    def __init__(self, what: str, step: int, args: Namespace, steps: int, files: checkpoint.Run):
+    def __init__(self, what: str, step: int, args: Namespace, steps: int, files: checkpoint.RunFiles):
         saved = files.last.exists() or files.backup.exists()
         kept, fresh = ("; the state saved before is kept", ", with --fresh") if saved else ("", "")
         super().__init__(f"{what} is not finite by step {step:,} (learning rate "
@@ -435,7 +435,7 @@ class Diverged(UserError):
 class Stopped(UserError):
     """SIGTERM or Ctrl-C was caught and the state saved; the exit code is the shell's for that signal."""
 
-    def __init__(self, caught: int, step: int, args: Namespace, steps: int, files: checkpoint.Run):
+    def __init__(self, caught: int, step: int, args: Namespace, steps: int, files: checkpoint.RunFiles):
         again = "the same command without --fresh" if args.fresh else "the same command"
         super().__init__(f"{signal.Signals(caught).name} at step {step:,} of {steps:,}: the state is saved in "
                          f"{files.last}, {again} goes on from there")

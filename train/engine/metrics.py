@@ -53,7 +53,7 @@ def confusion(logits: torch.Tensor, labels: torch.Tensor, classes: int = 10) -> 
     return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
 
 
-def figures(logits: torch.Tensor, labels: torch.Tensor) -> dict:
+def summary(logits: torch.Tensor, labels: torch.Tensor) -> dict:
     """All of the above but the temperature, as plain values: top1 and per_class in percent (None: no images)."""
     counts = confusion(logits, labels)
     per_class = [100 * right / images if images else None

@@ -108,7 +108,7 @@ def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tens
     return {"format": FORMAT, "run": name, "members": marks,
             "model": " + ".join(f"{count} {model}" for model, count in counts.items()), "params": params, "macs": macs,
             "images": len(labels), "tta": members[0]["tta"], "test_digest": members[0]["test_digest"],
-            "fingerprint": checkpoint.digest(marks)[:16], "metrics": metrics.figures(logits, labels),
+            "fingerprint": checkpoint.digest(marks)[:16], "metrics": metrics.summary(logits, labels),
             "config": shared | {"seed": 0, "epochs": max(total_epochs(runs_of(member)) for member in members),
                                 "alpha": max(run["config"].get("alpha", 0) for run in runs)},
             "options": None, "pflop": sum(work(*run) for run in once.values()),

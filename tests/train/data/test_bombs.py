@@ -13,7 +13,7 @@ from train import UserError
 from train.data import cifar10
 from train.download import main
 from train.engine import checkpoint, network
-from train.engine.checkpoint import Run
+from train.engine.checkpoint import RunFiles
 
 
 class Bomb:
@@ -56,7 +56,7 @@ def as_zip(bomb, file):
 
 @pytest.mark.parametrize("form", [as_pickle, as_torch, as_old_torch, as_array, as_npz, as_zip])
 def test_nothing_in_a_file_is_executed(form, toy_set, tmp_path, monkeypatch, typed):
-    mark, file, run = tmp_path / "mark", tmp_path / "file.pt", Run(tmp_path / "run.pt")
+    mark, file, run = tmp_path / "mark", tmp_path / "file.pt", RunFiles(tmp_path / "run.pt")
     bomb = Bomb(mark)
     form(bomb, file)
     with pytest.raises(UserError):

@@ -13,7 +13,7 @@ import toy
 
 from train import UserError
 from train.engine import checkpoint, loop
-from train.engine.checkpoint import Damaged, Run
+from train.engine.checkpoint import Damaged, RunFiles
 
 
 def content(step=1):
@@ -32,7 +32,7 @@ FINISHED = content(9) | {"provenance": {}}
 @pytest.fixture
 def run(tmp_path):
     """A run with a state and the state before it."""
-    with Run(tmp_path / "run.pt") as run:
+    with RunFiles(tmp_path / "run.pt") as run:
         run.save_state(content(1)), run.save_state(content(2))
         yield run
 
@@ -241,13 +241,13 @@ def test_the_place_is_checked_before_the_work(tmp_path, monkeypatch):
     for file, told in (("nowhere/run.pt", "the folder .*nowhere does not exist"), ("run.pth", "should end in .pt"),
                        ("labels.pt", "its log would replace .*labels.csv, which is no log")):
         with pytest.raises(UserError, match=told):
-            Run(tmp_path / file).__enter__()
+            RunFiles(tmp_path / file).__enter__()
     for _ in range(2):
-        with Run(tmp_path / "run.pt") as run:
+        with RunFiles(tmp_path / "run.pt") as run:
             run.save_csv([{"epoch": 1, "lr": 0.1, "train_loss": 2.0}])
     monkeypatch.setattr(os, "open", failing(errno.EROFS, os.open, lambda file, *_: str(file).endswith(".lock")))
     with pytest.raises(UserError, match=r"--out .*run.pt: cannot write there \(Read-only file system\)"):
-        Run(tmp_path / "run.pt").__enter__()
+        RunFiles(tmp_path / "run.pt").__enter__()
     assert names(tmp_path) == ["labels.csv", "run.csv"]
     assert (tmp_path / "labels.csv").read_text() == "id,label,airplane\n"
 
@@ -255,7 +255,7 @@ def test_the_place_is_checked_before_the_work(tmp_path, monkeypatch):
 def test_litter_of_a_killed_writer_goes_and_that_of_other_runs_stays(tmp_path):
     for name in ("run.pt", "run.last.pt", "run.csv", "run2.pt", "run.b.pt"):
         (tmp_path / f".{name}.abc12345").write_bytes(b"half")
-    with Run(tmp_path / "run.pt"):
+    with RunFiles(tmp_path / "run.pt"):
         assert names(tmp_path) == [".run.b.pt.abc12345", ".run2.pt.abc12345"]
 
     def breaks(handle):
@@ -293,7 +293,7 @@ def test_a_run_trains_where_the_file_system_cannot(configure, tmp_path, monkeypa
 def test_the_umask_decides_who_may_read(tmp_path, mask, mode):
     before = os.umask(mask)
     try:
-        with Run(tmp_path / "run.pt") as run:
+        with RunFiles(tmp_path / "run.pt") as run:
             run.save_state(content(1)), run.save_state(content(2)), run.save_csv([{"epoch": 1}])
             checkpoint.save(run.weights, FINISHED)
     finally:
@@ -316,10 +316,10 @@ def test_a_link_is_written_through(tmp_path):
 
 def test_of_two_processes_the_second_is_refused(toy_set, tmp_path):
     argv = "--data", toy_set, "--out", tmp_path / "run.pt", "--device", "cpu", "--width", 2
-    with Run(tmp_path / "run.pt"), Run(tmp_path / "other.pt"):
+    with RunFiles(tmp_path / "run.pt"), RunFiles(tmp_path / "other.pt"):
         with toy.training(*argv, log=tmp_path / "log") as process:
             process.join()
         assert process.exitcode == 2
     assert (tmp_path / "log").read_text().endswith("run.pt is being trained by another process\n")
-    with Run(tmp_path / "run.pt"):  # what the holder leaves keeps nobody out
+    with RunFiles(tmp_path / "run.pt"):  # what the holder leaves keeps nobody out
         assert names(tmp_path) == ["data", "log"]

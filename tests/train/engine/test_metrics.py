@@ -37,7 +37,7 @@ def test_figures_equal_slow_loops(logits_and_labels):
         place = next(k for k in range(15) if k / 15 < max(p) <= (k + 1) / 15)
         bins[place].append((predicted == label, max(p)))
     ece = sum(abs(sum(r for r, _ in b) - sum(c for _, c in b)) / len(labels) for b in bins)
-    found = metrics.figures(*logits_and_labels)
+    found = metrics.summary(*logits_and_labels)
     assert found["top1"] == pytest.approx(100 * right / 200)
     assert found["nll"] == pytest.approx(nll / 200) and found["ece"] == pytest.approx(ece)
     assert found["confusion"] == confusion
@@ -55,7 +55,7 @@ def test_figures_by_hand():
     assert metrics.ece(logits, labels) == pytest.approx(abs(1 - 2 * sure) / 2, abs=1e-6)
     assert metrics.nll(logits, labels) == pytest.approx((-math.log(sure) - math.log((1 - sure) / 2)) / 2, rel=1e-4)
     assert metrics.confusion(logits, labels, 3).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
-    assert metrics.figures(torch.eye(10)[:4], torch.tensor([0, 1, 2, 2]))["per_class"] == [100, 100, 50, *[None] * 7]
+    assert metrics.summary(torch.eye(10)[:4], torch.tensor([0, 1, 2, 2]))["per_class"] == [100, 100, 50, *[None] * 7]
 
 
 def test_ece_of_the_extremes():

@@ -234,7 +234,7 @@ def test_a_run_that_moves_takes_the_optimizer_kernel_of_its_device_and_tells_of_
 
 def test_the_state_is_saved_when_it_is_due_and_at_the_end(configure, monkeypatch):
     saved = []
-    monkeypatch.setattr(checkpoint.Run, "save_state", lambda run, state: saved.append(state["step"]))
+    monkeypatch.setattr(checkpoint.RunFiles, "save_state", lambda run, state: saved.append(state["step"]))
     loop.run(configure("at-the-end"))
     monkeypatch.setattr(loop, "SAVE_EVERY", 0)
     loop.run(configure("by-time"))

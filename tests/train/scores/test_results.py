@@ -101,7 +101,7 @@ def test_an_ensemble_answers_by_the_mean_of_kept_logits(toy_set, tmp_path):
     test = cifar10.load(toy_set, "test")
     found, total = members(tmp_path, test, 3)
     both = results.mean_of_kept(tmp_path / "all.json", found)
-    assert both["metrics"] == metrics.figures(total / 3, test.labels) and both["images"] == 20
+    assert both["metrics"] == metrics.summary(total / 3, test.labels) and both["images"] == 20
     assert both["params"] == 3 * 2_488_378 and both["run"] == "all" and both["provenance"]["over_budget"]
     assert both["provenance"]["command"] == "python train/evaluate.py net0.pt net1.pt net2.pt"
     [row] = results.group([both]).to_dict("records")

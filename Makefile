@@ -16,7 +16,7 @@ SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 
 STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized, augmented or tuned [augmented]
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
 TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
-LABELS   ?= $(if $(filter quick-ladder,$(SIZE)-$(filter ladder,$(MAKECMDGOALS))),$(released),$(csv))##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
+LABELS   ?= $(if $(filter quick-ladder-,$(SIZE)-$(MAKECMDGOALS)-$(filter TEACHERS,$(typed))),$(released),$(csv))##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
 IMAGES   ?=##: images without labels, to classify; with labels and distill also to learn from
 WEIGHTS  ?=##: weights to use [the released network, or the student]    make evaluate WEIGHTS="a.pt b.pt"
 DEVICE   ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda,auto))##: auto, cuda or cpu [auto]
@@ -59,6 +59,7 @@ $(call only,IMAGES,labels distill submission)
 $(call only,WEIGHTS,evaluate submission)
 $(call only,ARGS,$(scored) labels $(tools))
 $(if $(and $(ARGS),$(word 2,$(MAKECMDGOALS))),$(error ARGS are for one script, not for $(MAKECMDGOALS)))
+$(if $(and $(filter ladder,$(named)),$(word 2,$(MAKECMDGOALS))),$(error make ladder goes alone))
 $(if $(and $(SEED),$(SEEDS)),$(error SEED or SEEDS, not both))
 $(if $(word 2,$(filter LABELS TEACHERS,$(typed))),$(error LABELS or TEACHERS, not both))
 $(if $(filter-out $(sizes),$(SIZE))$(word 2,$(SIZE)),$(error SIZE=$(SIZE): should be one of $(sizes)))
@@ -81,10 +82,9 @@ flags.demo    := -b 32 --augment flip --mix none --precision float32
 limit.demo    := 1000
 
 # The documented ladder, each row by its documented recipe, and behind it three networks that are not documented. With
-# SIZE=quick all rows have one short recipe; `basic` keeps its constant rate, `optimized` leaves Cutout out.
+# SIZE=quick a short recipe is laid over all; `basic` keeps its constant rate, `optimized` leaves Cutout out.
 ladder   := resnet18-basic resnet18-optimized resnet18-augmented shakeshake26-32 shakeshake26-40 shakeshake26-40-se \
   seresnet164 seresnet164-distilled resnet20x4 pyramidnet flatse
-mean     := shakeshake26-40-se seresnet164
 released := weights/distillation_labels.csv.gz
 unmixed  := --augment crop,flip,autoaugment,cutout --mix none
 short    := --epochs 16 --warmup-epochs 2 -b 128 --lr 0.2 --low-res 0 --smoothing 0.1 --mix none \
@@ -114,6 +114,7 @@ seven   := $(foreach k,fold0 fold1 fold2 fold3 fold4 all wide,$(TEACHERS)/teache
 images  := $(if $(IMAGES),images-$(subst $() ,-,$(basename $(notdir $(IMAGES:%/=%))))/)
 csv     := $(TEACHERS)/$(images)distillation_labels.csv
 student := $(run)/$(images)student.pt
+rows    := $(base)/ladder$(addprefix /seed,$(filter-out 0,$(SEED)))
 file.quick    := teacher-all
 file.baseline := baseline-$(STAGE)$(if $(filter noval,$(FOLD)),-noval,$(addprefix -fold,$(filter-out 0,$(FOLD))))
 file.distill  := $(images)student
@@ -177,8 +178,9 @@ $(scored):
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(call of_seed,$(seed))/$(file.$@).json) \
 	  --out $(base)/report-$@)
 endif
-ladder: $(ladder:%=$(run)/ladder/%.json) ## train and score the rows of the documented ladder, then show its table
-	$(if $(LIMIT),,$(PYTHON) train/report.py $(run)/ladder --ensemble mean $(mean:%=$(run)/ladder/%.json))
+# A CSV that is named comes first: a wrong name is told before the work.
+ladder: $(filter-out $(run)/%,$(LABELS)) $(ladder:%=$(rows)/%.json) ## train and score the rows of the documented ladder, then show its table
+	$(if $(LIMIT),,$(PYTHON) train/report.py $(base)/ladder)
 teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
 labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 
@@ -195,8 +197,8 @@ $(run)/control.pt: $(call forced,control) | $(stamp)
 $(run)/$(file.baseline).pt: $(call forced,baseline) | $(stamp)
 	$(call train,train/baseline.py --stage $(STAGE) $(if $(filter noval,$(FOLD)),--noval,--fold $(FOLD)) \
 	  $(baseline.$(SIZE)),baseline)
-$(run)/ladder/seresnet164-distilled.pt: | $(LABELS)
-$(ladder:%=$(run)/ladder/%.pt): $(run)/ladder/%.pt: | $(stamp)
+$(rows)/seresnet164-distilled.pt: $(call forced,ladder) | $(LABELS)
+$(ladder:%=$(rows)/%.pt): $(rows)/%.pt: | $(stamp)
 	$(call train,$(row.$*) --noval $(if $(filter quick,$(SIZE)),$(or $(short.$*),$(short))))
 $(csv): $(call forced,labels) | $(seven)
 	$(hush.$(SIZE))mkdir -p $(@D); \

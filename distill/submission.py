@@ -11,6 +11,7 @@ network takes a minute for 10,000 images.
 """
 
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,8 +52,10 @@ def read_submission(path: Path, ids: np.ndarray, classes: tuple[str, ...]) -> np
     UserError when it is no submission, has other labels, or lacks some of the ids.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig",
+                                compression=None)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"--compare {path} is not a submission: {reason}") from None
     form = next((form for form in FORMS if set(form) <= set(table)), None)

@@ -105,7 +105,8 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("quick", "SEED=1", "SEEDS=1 2"), "SEED or SEEDS"), (("teachers", "ARGS=--depth 20"), "does not use ARGS"),
     (("labels", "distill", "ARGS=-b 8"), "ARGS are for one script"), (("submission",), "IMAGES is not set"),
     (("teachers", "SIZE=small"), "SIZE=small"), (("teachers", "SIZE="), "SIZE= is empty"),
-    (("ladder", "SIZE=demo"), "should be one of quick full"), (("ladder", "ARGS=-b 8"), "does not use ARGS"),
+    (("ladder", "SIZE=demo"), "should be one of quick full"), (("ladder", "report"), "make ladder goes alone"),
+    (("demo", "ladder"), "make ladder goes alone"), (("ladder", "ARGS=-b 8"), "does not use ARGS"),
     (("demo", "SIZE=quick"), "SIZE=quick: should be"), (("demo", "quick"), "SIZE=demo quick"),
     (("baseline", "DATA="), "DATA= is empty"), (("setup", "VENV="), "VENV= is empty"),
     (("report", "LIMIT=70"), "make report does not use LIMIT"),
@@ -181,10 +182,26 @@ def test_the_ladder_trains_and_scores_its_rows_in_turn_then_shows_them(make, tmp
     assert str(student.labels) == ("weights/distillation_labels.csv.gz" if size == "quick" else
                                    "weights/full/distillation_labels.csv")
     assert (student.temperature, student.alpha) == (4, 0.9)
-    assert shown.ensemble == [["mean", f"{place}/shakeshake26-40-se.json", f"{place}/seresnet164.json"]]
+    assert shown.results == [Path(place)]
     assert list(rows) == [row for row in pd.read_csv(report.DOCUMENTED)["run"] if row != "mean"]
     (tmp_path / place / "shakeshake26-40.pt").unlink()
     assert scripts(make("ladder", f"SIZE={size}")[2]) == ["shakeshake", "evaluate", "report"]
+    (tmp_path / "mine.csv").touch()
+    again = make("ladder", f"SIZE={size}", "LABELS=mine.csv")[2]  # the student compares them with what is there
+    assert scripts(again) == ["student", "evaluate", "report"] and understood(again[0]).labels == Path("mine.csv")
+
+
+def test_a_ladder_checks_its_labels_first_and_has_a_folder_for_each_seed(make, tmp_path):
+    code, out, calls = make("ladder", "LABELS=no.csv")
+    assert code == 2 and not calls and "no.csv" in out
+    code, out, calls = make("ladder", "SIZE=quick", "TEACHERS=here")
+    assert code == 2 and len(calls) == 14 and "here/teacher-fold0.pt does not exist" in out
+    (tmp_path / "mine.csv").touch()
+    calls = make("ladder", "SEED=1", "EPOCHS=2", "LABELS=mine.csv")[2]
+    place = "weights/full/trial-2-epochs/ladder"
+    assert [out_of(call) for call in calls if out_of(call)] == [f"{place}/seed1/{row}.pt" for row in ROWS]
+    assert calls[-1] == ["train/report.py", place]
+    assert "report" not in scripts(make("ladder", "LIMIT=20", "LABELS=mine.csv")[2])
 
 
 def test_the_short_rows_differ_by_what_they_are(make, tmp_path, understood):
@@ -195,6 +212,7 @@ def test_the_short_rows_differ_by_what_they_are(make, tmp_path, understood):
     short = ("batch_size", "lr", "schedule", "warmup_epochs", "smoothing", "mix", "low_res")
     assert len({tuple(vars(args)[name] for name in short) for args in rows[1:]}) == 1
     assert optimized.augment == ("crop", "flip")
+    assert [args.weight_decay for args in rows] == [0, 5e-4, 5e-4, 1e-4, 1e-4, 1e-4, 3e-4, 3e-4, 5e-4, 1e-4, 5e-4]
     assert {args.augment for args in others} == {("crop", "flip", "cutout:12")}
 
 

@@ -44,7 +44,7 @@ SEVERITIES = 5
 
 
 def load_each(files: Sequence[Path], data: str, device: torch.device) -> list[list[Network]]:
-    """The Networks of several files, each in a list of its own; what has no score in a folder is told and left out."""
+    """The Networks of several files, each in a list of its own; files that cannot be scored are told and left out."""
     groups = []
     for file in files or [None]:
         try:
@@ -53,7 +53,7 @@ def load_each(files: Sequence[Path], data: str, device: torch.device) -> list[li
             network.check_kind(data)
             groups.append([network])
         except UserError as error:
-            if file and not file.exists():
+            if not file or not file.exists():
                 raise
             warn(f"left out: {error}")
     return groups
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     check_target("--mistakes", args.mistakes, ".png")
     device = device_of(args.device)
     groups = load_each(args.weights, args.data, device) if args.each else [load_all(args.weights, device)]
-    if len(groups) > 1 and (args.json or args.mistakes or args.cifar10c):
+    if args.each and len(args.weights) > 1 and (args.json or args.mistakes or args.cifar10c):
         raise UserError("--each scores several networks: leave out --json, --mistakes and --cifar10c")
     if args.store_temperature and (not args.calibrate or args.tta or any(group[1:] for group in groups)):
         raise UserError("--store-temperature needs --calibrate, one network, and no --tta")

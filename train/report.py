@@ -2,8 +2,7 @@
 
     python train/report.py                          the results in weights/ and weights/results/, into weights/report/
     python train/report.py weights/quick            a folder, and its folders of seeds; or x.json one by one
-    python train/report.py weights/results --readme weights/README.md --picture weights/cost.png
-                                                    also put the tables into that file, and the picture of the costs
+    python train/report.py weights/results --readme weights/README.md       also put the tables into that file
     python train/report.py --ensemble teachers weights/a.json weights/b.json    a row for the mean of their logits
 
 It reads what `train/evaluate.py` wrote, and the logs (*.csv) of runs that have no result yet; it loads no network and
@@ -38,6 +37,7 @@ from train.scores.page import commands, in_words, markdown, page
 from train.scores.results import family, group, home, mean_of_kept, read_result, result_file, shortest_unique_names
 
 PUBLISHED, DOCUMENTED = map(Path(plots.__file__).with_name, ("published.csv", "documented.csv"))
+MEAN = ("shakeshake26-40-se", "seresnet164")  # rows of the ladder whose mean is a row too
 MARKED = r"(<!-- (results|ladder) -->\n).*?(<!-- /\2 -->)"  # in a README: where each table goes
 LABELLED = 12  # points of a picture; of more only those that no cheaper one beats
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
@@ -51,7 +51,8 @@ NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: t
 def gather(paths: list[Path], ensembles: dict[str, list[Path]]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]]:
     """(results, {name: [log of a run, ...]}) of x.json and of folders; what a folder holds amiss is told and left out.
 
-    Means of kept logits are among the results: the `ensembles`, {name: x.json, ...}, and the teachers of a folder.
+    Means of kept logits are among the results: the `ensembles`, {name: x.json, ...}, those of a folder's teachers, and
+    of the ladder's two networks in a folder.
     """
     results, csvs = [], []
     for path in paths:
@@ -65,12 +66,13 @@ def gather(paths: list[Path], ensembles: dict[str, list[Path]]) -> tuple[list[di
                     results.append(read_result(file))
                 except UserError as error:
                     warn(f"left out: {error}")
-        teachers = [result for result in results if result["run"].startswith("teacher-") and not result["tta"]
-                    and result["file"].parent == path]
-        try:
-            results += [mean_of_kept(path / "ensemble.json", teachers)] if len(teachers) > 1 else []
-        except UserError as error:
-            warn(f"no row for the mean of the teachers: {error}")
+        own = [result for result in results if result["file"].parent == path and not result["tta"]]
+        for name, members in (("ensemble", [result for result in own if result["run"].startswith("teacher-")]),
+                              ("mean", [result for result in own if result["run"] in MEAN])):
+            try:
+                results += [mean_of_kept(path / f"{name}.json", members)] if len(members) > 1 else []
+            except UserError as error:
+                warn(f"no row for the mean of {', '.join(result['run'] for result in members)}: {error}")
     results += [mean_of_kept(files[0].with_name(f"{name}.json"), list(map(read_result, files)))
                 for name, files in ensembles.items()]
     digests = Counter(result["test_digest"] for result in results)
@@ -104,8 +106,8 @@ def read_logs(results: list[dict], files: list[Path]) -> dict[str, list[pd.DataF
 # ---------------------------------------------------------------- what teachers give
 
 
-def gains(table: pd.DataFrame, folder: Path) -> str:
-    """What the student of a folder gains, in lines; empty where it has no student, or nothing to compare it with.
+def gains(table: pd.DataFrame) -> str:
+    """What the student of a folder's table gains, in lines; empty without a student, or anything to compare it with.
 
     The roles are the names of the files: baseline*, teacher-*, control, student, each a row of the table.
     """
@@ -113,7 +115,7 @@ def gains(table: pd.DataFrame, folder: Path) -> str:
         return np.average(rows["top1"], weights=rows["n"])
 
     order = ["baseline", "teacher", "ensemble", "control", "student"]
-    rows = table[(table["folder"] == folder) & ~table["tta"]].copy()
+    rows = table[~table["tta"]].copy()
     rows["role"] = pd.Categorical(rows["runs"].str.extract(
         r"^(baseline|teacher(?=-)|(?:ensemble|control|student)(?= |$))", expand=False), order)
     rows = rows.dropna(subset="role").sort_values(["role", "runs"])
@@ -135,13 +137,13 @@ def gains(table: pd.DataFrame, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def ladder(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The rows of the documented ladder in words, each with what a folder has of it; empty where that has none."""
+def ladder(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the documented ladder in words, each with what a folder's table has of it; empty if it has none."""
     rows = pd.read_csv(DOCUMENTED, index_col="run", dtype=str, keep_default_na=False)
-    ours = table[(table["folder"] == folder) & ~table["tta"]]
+    ours = table[~table["tta"]]
     ours = ours.set_index(ours["runs"].str.split().str[0])
     ours = ours[ours.index.isin(rows.index)]
-    if ours.empty:
+    if not ours.index.isin(rows.index.drop("mean")).any():
         return rows[:0]
     words = in_words(ours).set_index(ours.index).assign(augmentation=ours["augmentation"])
     words = words.rename(columns={"test top-1 %": "test %"})[["test %", "epochs", "augmentation", "time"]]
@@ -247,10 +249,11 @@ def main(argv: list[str] | None = None) -> None:
 
     results, logs = gather(paths, ensembles)
     official, table = results[0]["test_digest"] == cifar10.OFFICIAL["test"], group(results)
-    folders = table["folder"].unique()
-    ladders = {folder: rows for folder in folders if len(rows := ladder(table, folder))}
+    folders = {folder: group(result for result in results if home(result["file"]) == folder)
+               for folder in dict.fromkeys(home(result["file"]) for result in results)}  # each with all its files
+    ladders = {folder: rows for folder, own in folders.items() if len(rows := ladder(own))}
     first = [("The documented ladder", folder, rows.to_string(index=False)) for folder, rows in ladders.items()]
-    first += [("What teachers give", folder, lines) for folder in folders if (lines := gains(table, folder))]
+    first += [("What teachers give", folder, lines) for folder, own in folders.items() if (lines := gains(own))]
     names = dict(zip(folders, shortest_unique_names(list(folders)), strict=True))
     first = {title + f": {names[folder]}" * (len(folders) > 1): text for title, folder, text in first}
     note = NOTE.format(images=f"{results[0]['images']:,}" + " generated" * (not official))
@@ -269,6 +272,9 @@ def main(argv: list[str] | None = None) -> None:
     if first:
         write_text(out / "pipeline.txt", "\n\n".join(first.values()) + "\n")
     if args.readme:
+        if unfilled := {name for _, name, _ in re.findall(MARKED, readme, re.DOTALL)} - set(tables):
+            warn(f"--readme {args.readme}: its {unfilled.pop()} is as it was, for there is no such result")
+
         def filled(found):
             return f"{found[1]}{tables[found[2]]}\n{found[3]}" if found[2] in tables else found[0]
 

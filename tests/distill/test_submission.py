@@ -115,6 +115,7 @@ def test_two_submissions_are_compared_in_any_order_and_either_form(files, run):
     (b"ID,Labels\n100,lynx\n101,cat\n", "1 labels are neither 0 to 9 nor one of airplane, .*, the first is 'lynx'"),
     (b"ID,Labels\n100,10\n", "the first is '10'"), (b"ID,Labels\n100,3.0\n", "the first is '3.0'"),
     (b"ID,Labels\n100,3\n,\n", "the first is ''"), (b"ID,Labels\n100\n", "the first is ''"),
+    (b"ID,Labels\n100,3,4\n", "is not a submission"),
 ])
 def test_what_is_no_submission_is_not_compared(files, run, content, told):
     weights, _, out = files

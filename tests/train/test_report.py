@@ -330,7 +330,7 @@ def test_teachers_whose_logits_are_not_kept_have_no_mean(folder, run, add, blank
     pipeline(add)
     (folder / "weights/base/teacher-fold0.logits.npz").unlink()
     code, out, err = run(folder / "weights/base")
-    assert code == 0 and "ensemble" not in out and "no row for the mean of the teachers" in err
+    assert code == 0 and "ensemble" not in out and "no row for the mean of teacher-" in err
 
 
 def test_the_ladder_has_a_line_for_each_documented_row_and_ours_beside_it(folder, run, add, blank):
@@ -339,7 +339,7 @@ def test_the_ladder_has_a_line_for_each_documented_row_and_ours_beside_it(folder
     rewrite(files[1], config=read_result(files[1])["config"] | {"augment": ["crop", "cutout:12"], "mix": "ricap"})
     readme = folder / "README.md"
     readme.write_text("a\n<!-- ladder -->\nold\n<!-- /ladder -->\nb\n")
-    code, _, err = run(folder / "weights/ladder", "--ensemble", "mean", *files, "--readme", readme)
+    code, _, err = run(folder / "weights/ladder", "--readme", readme)
     page = (folder / "weights/ladder/report/report.html").read_text()
     assert (code, err) == (0, "") and "The documented ladder" in page
     text = readme.read_text()
@@ -355,6 +355,29 @@ def test_the_ladder_has_a_line_for_each_documented_row_and_ours_beside_it(folder
     trained["mean"] = f"{metrics.accuracy(mean, cifar10.load(folder / 'data', 'test').labels):.2f}"
     assert tested == dict.fromkeys(rows.index, "not trained") | trained
     assert lines[6]["augmentation"] == "crop, cutout:12, ricap" and lines[0]["augmentation"] == ""
+    assert [line["epochs"] for line in lines[5:8]] == ["2"] * 3 and all(line["time"] for line in lines[5:8])
+    assert lines[7]["parameters"] == "7,085,388" and lines[8]["time"] == ""
+
+
+def test_a_ladder_keeps_its_rows_where_another_folder_has_the_same_weights(folder, run, add, blank):
+    file = add("base/teacher-all", fold=None)
+    (folder / "weights/base/ladder").mkdir()
+    for kind in (".pt", ".json", ".logits.npz"):
+        twin = folder / "weights/base/ladder" / f"seresnet164{kind}"
+        twin.write_bytes(file.with_name(f"teacher-all{kind}").read_bytes())
+    rewrite(twin.with_name("seresnet164.json"), run="seresnet164")
+    out = run(folder / "weights/base", folder / "weights/base/ladder")[1]
+    [line] = [line for line in out.splitlines() if line.strip().startswith("SEResNet-164  ")]
+    assert f"{top1(file):.2f}" in line
+
+
+def test_a_readme_of_which_a_table_is_missing_is_told(folder, run, add, blank):
+    add("net-fold0")
+    readme = folder / "README.md"
+    readme.write_text("<!-- ladder -->\nold\n<!-- /ladder -->\n<!-- results -->\nold\n<!-- /results -->\n")
+    code, _, err = run("--readme", readme)
+    assert code == 0 and "its ladder is as it was" in err and err.count("\n") == 1
+    assert readme.read_text().startswith("<!-- ladder -->\nold\n<!-- /ladder -->\n<!-- results -->\n| model |")
 
 
 def test_the_documented_rows_have_the_parameters_of_our_networks():

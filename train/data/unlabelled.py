@@ -12,7 +12,7 @@ import numpy as np
 from train import UserError, one_line
 from train.data import cifar10, pictures, sources
 
-WANTED = ("expected is an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) or (N, 3072), or a folder of 32x32 "
+WANTED = ("expected an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) or (N, 3072), or a folder of 32x32 "
           "pictures")
 # What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
 ADMITTED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {

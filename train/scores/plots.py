@@ -129,7 +129,7 @@ def landscape(file: Path, points: pd.DataFrame, title: str, xlabel: str, unit: f
     """
     with figure(file, (8.4, 5)) as (sheet, axes):
         axes.set(xscale="log", yscale="log", title=title, xlabel=xlabel)
-        axes.set_ylabel("test accuracy, on a scale of the error")
+        axes.set_ylabel("test accuracy (log scale of the error)")
         for row in points.itertuples():
             colour = GREY if np.isnan(row.low) else COLOURS[0]
             axes.plot([row.cost] * 2, [100 - row.high, 100 - row.low], color=colour, lw=1.4 if row.label else 0.3)

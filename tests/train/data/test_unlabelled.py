@@ -166,14 +166,14 @@ def test_a_file_that_runs_a_command_is_refused_and_leaves_no_mark(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ({b"ids": [1]}, "has no `data`; in it: ids; expected is an npy, an npz or a pickle"),
+    ({b"ids": [1]}, "has no `data`; in it: ids; expected an npy, an npz or a pickle"),
     ({b"data": IMAGES.astype(np.float32), b"ids": IDS}, "should be uint8 .* and is float32"),
     ({b"data": IMAGES[:, :16], b"ids": IDS}, "should be uint8"),
     ({b"data": IMAGES.transpose(0, 3, 1, 2), b"ids": IDS}, r"and is uint8 \(11, 3, 32, 32\)"),
     ({b"data": IMAGES[:0], b"ids": []}, r"and is uint8 \(0, 32, 32, 3\)"),
     ({b"data": np.uint8(3), b"ids": []}, r"and is uint8 \(\)"),
     ({b"data": [IMAGES[0], IMAGES[0, :5]], b"ids": [0, 1]}, "is not one array of images of one size"),
-    ([1, 2, 3], "is a pickled list; expected is"), (None, "is a pickled NoneType"),
+    ([1, 2, 3], "is a pickled list; expected"), (None, "is a pickled NoneType"),
     (torch.zeros(3), "not a plain pickle .*it asks for torch"),
 ])
 def test_wrong_content_is_named(tmp_path, content, message):
@@ -203,7 +203,7 @@ def zipped(buffer):
 ], ids=["torch", "zip", "npz", "png", "gzip", "empty", "csv", "damaged pickle", "damaged npy", "damaged zip"])
 def test_a_file_of_another_kind_is_refused_with_what_is_wanted(tmp_path, content, message):
     (tmp_path / "file.pkl").write_bytes(content)
-    with pytest.raises(UserError, match=f"--images {tmp_path}/file.pkl {message}.*; expected is an npy") as caught:
+    with pytest.raises(UserError, match=f"--images {tmp_path}/file.pkl {message}.*; expected an npy") as caught:
         load_images(tmp_path / "file.pkl")
     assert "\n" not in str(caught.value)
 

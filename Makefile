@@ -87,7 +87,7 @@ ladder   := resnet18-basic resnet18-optimized resnet18-augmented shakeshake26-32
   seresnet164 seresnet164-distilled resnet20x4 pyramidnet flatse
 released := weights/distillation_labels.csv.gz
 unmixed  := --augment crop,flip,autoaugment,cutout --mix none
-short    := --epochs 16 --warmup-epochs 2 -b 128 --lr 0.2 --low-res 0 --smoothing 0.1 --mix none \
+short    := --epochs 16 --warmup-epochs 2 -b 128 --lr 0.2 --low-res 0.3125 --smoothing 0.1 --mix none \
   --augment crop,flip,cutout:12
 row.resnet18-basic        = train/baseline.py --stage basic
 row.resnet18-optimized    = train/baseline.py --stage optimized

@@ -204,6 +204,15 @@ def test_calibration_is_refused_where_no_fold_is_held_out(run, changes, words, w
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
 
 
+def test_each_leaves_out_a_damaged_file_but_not_a_missing_one(tmp_path, run, written):
+    good, damaged = written({})[0], tmp_path / "damaged.pt"
+    damaged.write_bytes(b"PK, but no zip")
+    code, out, err = run(damaged, good, "--each")
+    assert code == 0 and out.startswith("test top-1") and "left out: " in err and "damaged.pt" in err
+    code, out, err = run(good, tmp_path / "missing.pt", "--each")
+    assert (code, out) == (2, "") and "missing.pt does not exist" in err
+
+
 def test_calibration_is_refused_on_a_fold_that_the_teachers_have_seen(run, written):
     [file] = written({"fold": 2})
     content = checkpoint.load(file)

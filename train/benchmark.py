@@ -65,14 +65,15 @@ def collate(pictures: list[tuple]) -> list[torch.Tensor]:
     return default_collate([(TRANSFORM(picture), label) for picture, label in pictures])
 
 
-def measure(args: Namespace, compiling: bool, dataset: cifar10.Dataset, usual: tuple,
+def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usual: tuple,
             device: torch.device) -> list[str | float]:
     """A model's row: its name and precision, images per second of each way, seconds of the first steps."""
     torch.compiler.reset()  # or what was compiled for the model before would keep its memory
     cudnn = torch.backends.cudnn
     torch.manual_seed(0)
     model = build(args).to(device, memory_format=torch.channels_last).train()
-    network, loss = compiled(model, device) if compiling else model, cross_entropy(args.smoothing)
+    compiling, loss = worth_compiling(wanted, device, 10**6, model), cross_entropy(args.smoothing)
+    network = compiled(model, device) if compiling else model
     optimizer = torch.optim.SGD(parameter_groups(args, model), lr=args.lr, momentum=args.momentum,
                                 nesterov=args.nesterov, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
@@ -96,7 +97,8 @@ def measure(args: Namespace, compiling: bool, dataset: cifar10.Dataset, usual: t
     first = now() - began
     usual_step(*next(usual[0]))
     turns = [[rate(args.batch_size, *way) for way in ways] for _ in progress(range(TURNS), model.name, unit="turn")]
-    return [model.name, args.precision, *map(statistics.median, zip(*turns, strict=True)), first]
+    how = args.precision + ", compiled" * compiling
+    return [model.name, how, *map(statistics.median, zip(*turns, strict=True)), first]
 
 
 def rate(batch_size: int, step: Callable, source: Iterator, queued: int = 0) -> float:
@@ -125,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--models", metavar="NAME[:WIDTH],...", help="default: small ones on a CPU, one of each family on CUDA")
     add("--batch-size", "-b", type=integer(1), default=128, metavar="N", help="images per step")
     add("--precision", default="auto", metavar="NAME", help="as in training")
-    add("--compile", action=BooleanOptionalAction, help="default: on CUDA, where there is a compiler")
+    add("--compile", action=BooleanOptionalAction, help="default: as in a long training")
     args = arguments.parse_args(argv)
     device, runs = device_of(args.device), []
     for name, _, width in (text.partition(":") for text in (args.models or MODELS[device.type]).split(",")):
@@ -133,12 +135,11 @@ def main(argv: list[str] | None = None) -> None:
         runs.append(config(recipe, batch_size=args.batch_size, precision=args.precision))
         build(runs[-1])  # a wrong width is told before the work
         runs[-1].precision = precision_of(args.precision, device)
-    compiling = worth_compiling(args.compile, device, steps=10**6)
     usual = usual_batches(dataset := cifar10.load(args.data), args.batch_size)
-    say(f"{hardware(device)}, torch {torch.__version__}, {'' if compiling else 'not '}compiled, batches of "
+    say(f"{hardware(device)}, torch {torch.__version__}, batches of "
         f"{args.batch_size}, {WORKERS} workers; images per second:\n\n{HEADER}")
     for run in runs:
-        row = measure(run, compiling, dataset, usual, device)
+        row = measure(run, args.compile, dataset, usual, device)
         say(f"| {' | '.join(row[:2])} | {' | '.join(f'{cell:,.0f}' for cell in row[2:])} |")
 
 

@@ -87,7 +87,8 @@ def add_flags(arguments: Parser) -> None:
     add("--out", type=expand, metavar="FILE", help="weights file to write (default: weights/<run>.pt)")
     add("--precision", type=one_of("auto", "float32", "bfloat16"), default="auto", metavar="NAME",
         help="auto (bfloat16 where that is faster), float32 or bfloat16")
-    add("--compile", action=BooleanOptionalAction, help="torch.compile the model (default: on CUDA, for long runs)")
+    add("--compile", action=BooleanOptionalAction, help="torch.compile the model (default: in long runs on CUDA, and "
+        "on a CPU where the network is deep)")
     add("--fresh", action="store_true", help="ignore a saved state; finished weights stay until new ones replace them")
 
 

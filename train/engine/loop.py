@@ -88,7 +88,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         digest = checkpoint.digest([train.digest, *(() if config.get("labels") else further)])
         per_epoch = steps_per_epoch(len(train), args.batch_size)
         steps, low_res_steps = args.epochs * per_epoch, round(args.low_res * args.epochs * per_epoch)
-        compiling = worth_compiling(args.compile, device, steps)
+        compiling = worth_compiling(args.compile, device, steps, model)
         ranks.once(files.forget if args.fresh else lambda: None)  # also a barrier: one rank may still fetch the images
         if saved:
             checkpoint.check_same(saved, config, digest)
@@ -156,7 +156,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             return done - min(done, low_res_steps) * SPARED + done // per_epoch * len(val or ()) / args.batch_size / 3
 
         facts = [f"{models.parameter_count(model):,} parameters", hardware(device), args.precision, "channels_last",
-                 "compiled" if compiling else want_of_compiler(args.compile, device, steps),
+                 "compiled" if compiling else want_of_compiler(args.compile, device, steps, model),
                  count_of(len(train), "image"), f"{count_of(steps, 'step')} in {count_of(args.epochs, 'epoch')}",
                  f"from {short_path(args.init)}" if start else ""]
         first_line = f"{model.name}: {', '.join(filter(None, facts))}"

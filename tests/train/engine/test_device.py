@@ -4,6 +4,7 @@ import pytest
 import ranked
 import torch
 
+import models
 from train import UserError
 from train.engine import device as engine
 from train.engine.device import autocast, device_of, precision_of
@@ -105,20 +106,37 @@ def test_autocast_is_on_in_bfloat16_alone():
             assert layer(x).dtype == wanted
 
 
-@pytest.mark.parametrize("kind, steps, compile, tools, expected", [
-    ("cuda", 2_000, None, True, True), ("cuda", 1_999, None, True, False), ("cuda", 2_000, None, False, False),
-    ("cuda", 1, True, True, True), ("cuda", 2_000, False, True, False), ("cpu", 2_000, None, True, False),
-    ("cpu", 1, True, True, True)])
-def test_long_runs_on_cuda_are_compiled_where_kernels_can_be_built(
-        tmp_path, monkeypatch, kind, steps, compile, tools, expected):
+@pytest.mark.parametrize("kind, name, steps, compile, tools, expected", [
+    ("cuda", "resnet18", 2_000, None, True, True), ("cuda", "resnet18", 1_999, None, True, False),
+    ("cuda", "resnet18", 2_000, None, False, False), ("cuda", "resnet18", 1, True, True, True),
+    ("cuda", "resnet18", 2_000, False, True, False), ("cpu", "resnet18", 2_000, None, True, False),
+    ("cpu", "resnet18", 1, True, True, True), ("cpu", "seresnet164", 2_000, None, True, True),
+    ("cpu", "shakeshake26-32", 2_000, None, True, True), ("cpu", "seresnet164", 1_999, None, True, False),
+    ("cpu", "seresnet164", 2_000, None, False, False), ("cpu", "seresnet164", 2_000, False, True, False)])
+def test_long_runs_on_cuda_and_of_deep_networks_are_compiled_where_kernels_can_be_built(
+        tmp_path, monkeypatch, kind, name, steps, compile, tools, expected):
+    with torch.device("meta"):
+        network = models.build(name)
     monkeypatch.delenv("CC", raising=False), monkeypatch.delenv("CXX", raising=False)
     compiler, device = "clang" if kind == "cuda" else "g++", torch.device(kind)
     monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/bin/{name}" if tools and name == compiler else None)
     monkeypatch.setattr(engine.sysconfig, "get_path", lambda *_: tmp_path)
     (tmp_path / "Python.h").touch()
-    assert engine.worth_compiling(compile, device, steps) == expected
+    assert engine.worth_compiling(compile, device, steps, network) == expected
     (tmp_path / "Python.h").unlink()
-    assert not engine.worth_compiling(False, device, steps)
-    assert not engine.worth_compiling(None, device, steps)
+    assert not engine.worth_compiling(False, device, steps, network)
+    assert not engine.worth_compiling(None, device, steps, network)
     with pytest.raises(UserError, match=r"--compile needs a compiler \(.*\) and Python's headers"):
-        engine.worth_compiling(True, device, steps)
+        engine.worth_compiling(True, device, steps, network)
+    hindered = compile is None and steps == 2_000 and (kind, name) != ("cpu", "resnet18")
+    told = f"not compiled: {'gcc' if kind == 'cuda' else 'g++'} or Python.h is missing"
+    assert engine.want_of_compiler(compile, device, steps, network) == told * hindered
+
+
+def test_several_processes_on_cpus_compile_only_by_the_flag(ranks):
+    with torch.device("meta"):
+        network = models.build("seresnet164")
+    assert engine.compiling_pays(torch.device("cpu"), 2_000, network)
+    ranks(0)
+    assert not engine.compiling_pays(torch.device("cpu"), 2_000, network)
+    assert engine.compiling_pays(torch.device("cuda"), 2_000, network)

@@ -162,6 +162,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         first_line = f"{model.name}: {', '.join(filter(None, facts))}"
         # Timing starts at the first look: a compiled run compiles in its first step and records graphs in its second.
         first_look = step + (4 if compiling else 1)
+        if compiling:
+            say(f"{model.name}: the first step compiles the network, which takes one to five minutes")
         ahead, look_due, save_due, began = Ahead(device), Every(LOOK_EVERY), Every(SAVE_EVERY), time.perf_counter()
 
         with Signals() as signals, Progress(steps, weights.stem, "step", step, work, first_line) as bar:

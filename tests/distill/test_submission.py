@@ -1,5 +1,6 @@
 """`distill/submission.py`: complete answers in two forms, the mean of several networks, nothing replaced unasked."""
 
+import gzip
 import pickle
 import re
 
@@ -115,11 +116,11 @@ def test_two_submissions_are_compared_in_any_order_and_either_form(files, run):
     (b"ID,Labels\n100,lynx\n101,cat\n", "1 labels are neither 0 to 9 nor one of airplane, .*, the first is 'lynx'"),
     (b"ID,Labels\n100,10\n", "the first is '10'"), (b"ID,Labels\n100,3.0\n", "the first is '3.0'"),
     (b"ID,Labels\n100,3\n,\n", "the first is ''"), (b"ID,Labels\n100\n", "the first is ''"),
-    (b"ID,Labels\n100,3,4\n", "is not a submission"),
+    (b"ID,Labels\n100,3,4\n", "is not a submission"), (gzip.compress(b"ID,Labels\n100,3\n"), "is not a submission"),
 ])
 def test_what_is_no_submission_is_not_compared(files, run, content, told):
     weights, _, out = files
-    earlier = out.with_name("earlier.csv")
+    earlier = out.with_name("earlier.csv.gz" if content[:2] == b"\x1f\x8b" else "earlier.csv")
     earlier.write_bytes(content)
     code, printed, err = run(weights, "--compare", earlier)
     assert (code, printed, err.count("\n")) == (2, "", 1) and not out.exists()

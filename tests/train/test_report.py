@@ -319,6 +319,17 @@ def test_students_of_several_seeds_share_the_teachers_of_the_folder(folder, run,
     assert f"student {points:+.2f} points against control" in run(folder / "weights/base/seed1")[1]
 
 
+def test_two_folders_of_one_name_have_a_table_each(folder, run, add, blank):
+    for seed, place in enumerate(("one/quick", "two/quick")):
+        add(f"{place}/student", seed=seed, fold=None, epochs=5, kd=KD)
+        add(f"{place}/control", seed=seed + 5, fold=None, epochs=4)
+    out = run(folder / "weights/one/quick", folder / "weights/two/quick")[1]
+    text = (folder / "weights/one/quick/report/pipeline.txt").read_text()
+    page = (folder / "weights/one/quick/report/report.html").read_text("utf-8")
+    titles = [f"What teachers give: {place}/quick" for place in ("one", "two")]
+    assert text in out and text.count(" points against ") == 2 and Page(page).headings[:2] == titles
+
+
 def test_roles_may_be_missing(folder, run, add, blank):
     add("base/student", fold=None)
     assert "points" not in run(folder / "weights/base")[1]

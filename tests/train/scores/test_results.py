@@ -191,6 +191,9 @@ def test_a_student_is_marked_whose_work_is_without_that_of_its_teachers():
     rows = [result("a", 1.0, config=kd), result("b", 2.0, config=kd | {"alpha": 0.0}),
             result("c", 3.0, before=[before("s", 5, **kd)]), result("d", 4.0, config={"lr": 2})]
     assert results.group(rows)["taught"].tolist() == [False, True, False, True]
+    for members, taught in ((rows[:2], True), (rows[1::2], False)):
+        both = results.combine("both", members, "", torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64))
+        assert results.group([both | {"file": Path("/w/both.json")}])["taught"].tolist() == [taught]
 
 
 def test_time_is_told_from_the_fastest_run_to_the_slowest_with_the_precision():

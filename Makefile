@@ -105,6 +105,8 @@ short.resnet18-augmented    := $(short) --augment crop,flip,cutout:12
 short.resnet20x4            := $(short) --weight-decay 5e-4
 short.seresnet164           := $(short) --weight-decay 3e-4
 short.seresnet164-distilled := $(short.seresnet164)
+short.pyramidnet            := $(short) --epochs 8
+short.flatse                := $(short) --epochs 8
 
 # ---------------------------------------------------------------- files and flags
 base    := weights/$(SIZE)$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))

@@ -55,14 +55,15 @@ class Progress:
         first, since = self.begun
         begun, now, end = map(self.work, (first, done, self.total))
         pace = (time.monotonic() - since) / (now - begun) if now > begun else 0.0  # seconds per unit of work
-        note = ", ".join(filter(None, [note, f"{duration(pace * (end - now))} left"]))
+        known = now > begun or now >= end
+        note = ", ".join(filter(None, [note, f"{duration(pace * (end - now))} left" * known]))
         if self.announcement and (done >= first + 2 or done == self.total):
             say(f"{self.announcement}, about {duration(pace * (end - begun))}")
             self.announcement = None
         if self.terminal:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
-        elif distributed.rank() == 0 and self.next_line():
+        elif distributed.rank() == 0 and known and self.next_line():
             with unheard("stderr"):
                 print(f"{self.label}: {done:,}/{self.total:,} {self.unit}, {note}", file=sys.stderr, flush=True)
 

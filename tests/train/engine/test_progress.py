@@ -47,6 +47,7 @@ def test_work_prices_the_units(clock, capsys):
     with Progress(20, "job", work=lambda done: min(done, 10) / 5 + max(0, done - 10)) as bar:
         clock[0] += 500  # it compiles
         bar.reach(0)
+        assert capsys.readouterr().err == ""  # nothing is timed yet
         clock[0] += 32
         bar.reach(12)  # 2 + 2 units of work in 32 s: 8 left take 64 s
         assert "12/20 it, 64 s left" in capsys.readouterr().err

@@ -55,7 +55,7 @@ class Progress:
         first, since = self.begun
         begun, now, end = map(self.work, (first, done, self.total))
         pace = (time.monotonic() - since) / (now - begun) if now > begun else 0.0  # seconds per unit of work
-        known = now > begun or now >= end
+        known = now > begun or now >= end  # a step was timed, or none is left
         note = ", ".join(filter(None, [note, f"{duration(pace * (end - now))} left" * known]))
         if self.announcement and (done >= first + 2 or done == self.total):
             say(f"{self.announcement}, about {duration(pace * (end - begun))}")

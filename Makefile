@@ -16,7 +16,7 @@ SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 
 STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized, augmented or tuned [augmented]
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
 TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
-LABELS   ?= $(if $(filter quick-ladder-,$(SIZE)-$(MAKECMDGOALS)-$(filter TEACHERS,$(typed))),$(released),$(csv))##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
+LABELS   ?= $(csv)##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
 IMAGES   ?=##: images without labels, to classify; with labels and distill also to learn from
 WEIGHTS  ?=##: weights to use [the released network, or the student]    make evaluate WEIGHTS="a.pt b.pt"
 DEVICE   ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda,auto))##: auto, cuda or cpu [auto]
@@ -82,9 +82,11 @@ flags.demo    := -b 32 --augment flip --mix none --precision float32
 limit.demo    := 1000
 
 # The documented ladder, each row by its documented recipe, and behind it three networks that are not documented. With
-# SIZE=quick a short recipe is laid over all; `basic` keeps its constant rate, `augmented` alone has Cutout.
+# SIZE=quick a short recipe is laid over all; `basic` keeps its constant rate, `augmented` alone has Cutout, and the
+# distilled row learns from the released labels unless others are named.
 ladder   := resnet18-basic resnet18-optimized resnet18-augmented shakeshake26-32 shakeshake26-40 shakeshake26-40-se \
   seresnet164 seresnet164-distilled resnet20x4 pyramidnet flatse
+row_labels = $(if $(filter-out quick,$(SIZE))$(filter LABELS TEACHERS,$(typed)),$(LABELS),$(released))
 released := weights/distillation_labels.csv.gz
 unmixed  := --augment crop,flip,autoaugment,cutout --mix none
 short    := --epochs 16 --warmup-epochs 2 -b 128 --lr 0.2 --low-res 0.3125 --smoothing 0.1 --mix none \
@@ -96,7 +98,7 @@ row.shakeshake26-32       = train/shakeshake.py $(unmixed)
 row.shakeshake26-40       = train/shakeshake.py --width 40 $(unmixed)
 row.shakeshake26-40-se    = train/shakeshake.py --width 40 --se
 row.seresnet164           = train/seresnet.py
-row.seresnet164-distilled = distill/student.py --labels $(LABELS)
+row.seresnet164-distilled = distill/student.py --labels $(row_labels)
 row.resnet20x4            = train/baseline.py --stage tuned
 row.pyramidnet            = train/pyramidnet.py
 row.flatse                = train/flatse.py
@@ -181,7 +183,7 @@ $(scored):
 	  --out $(base)/report-$@)
 endif
 # A CSV that is named comes first: a wrong name is told before the work.
-ladder: $(filter-out $(run)/%,$(LABELS)) $(ladder:%=$(rows)/%.json) ## train and score the rows of the documented ladder, then show its table
+ladder: $(filter-out $(run)/%,$(row_labels)) $(ladder:%=$(rows)/%.json) ## train and score the rows of the documented ladder, then show its table
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(base)/ladder)
 teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
 labels: $(csv) ## average the teachers' logits into distillation_labels.csv
@@ -199,7 +201,7 @@ $(run)/control.pt: $(call forced,control) | $(stamp)
 $(run)/$(file.baseline).pt: $(call forced,baseline) | $(stamp)
 	$(call train,train/baseline.py --stage $(STAGE) $(if $(filter noval,$(FOLD)),--noval,--fold $(FOLD)) \
 	  $(baseline.$(SIZE)),baseline)
-$(rows)/seresnet164-distilled.pt: $(call forced,ladder) | $(LABELS)
+$(rows)/seresnet164-distilled.pt: $(call forced,ladder) | $(row_labels)
 $(ladder:%=$(rows)/%.pt): $(rows)/%.pt: | $(stamp)
 	$(call train,$(row.$*) --noval $(if $(filter quick,$(SIZE)),$(or $(short.$*),$(short))))
 $(csv): $(call forced,labels) | $(seven)

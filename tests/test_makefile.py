@@ -186,6 +186,8 @@ def test_the_ladder_trains_and_scores_its_rows_in_turn_then_shows_them(make, tmp
     assert list(rows) == [row for row in pd.read_csv(report.DOCUMENTED)["run"] if row != "mean"]
     (tmp_path / place / "shakeshake26-40.pt").unlink()
     assert scripts(make("ladder", f"SIZE={size}")[2]) == ["shakeshake", "evaluate", "report"]
+    (tmp_path / place / "seresnet164-distilled.pt").unlink()
+    assert trained[7] == make(f"SIZE={size}", f"{place}/seresnet164-distilled.pt")[2][0], "one row, by its file"
     (tmp_path / "mine.csv").touch()
     again = make("ladder", f"SIZE={size}", "LABELS=mine.csv")[2]  # the student compares them with what is there
     assert scripts(again) == ["student", "evaluate", "report"] and understood(again[0]).labels == Path("mine.csv")

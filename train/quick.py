@@ -9,7 +9,7 @@ bfloat16 (three seeds, all 50,000 images) and 94.11 ± 0.17 % in float32 (four),
 with AMX (bfloat16), 45 with AVX-512 and 99 with AVX2 (float32). The first half of the run is at 20x20 pixels. Jordan
 2024, arXiv 2404.00498: whitening, mirroring in every other epoch, a triangular learning rate, fast shifts of the
 normalizations, label smoothing. The released network is two columns of 96-192-224 channels with `--residual`, in
-several steps (README has the commands): 4,623,544 parameters, 95.55 %.
+several steps (weights/README.md has the commands): 4,623,544 parameters, 95.55 %.
 """
 
 import sys

@@ -40,12 +40,12 @@ PUBLISHED, DOCUMENTED = map(Path(plots.__file__).with_name, ("published.csv", "d
 MEAN = ("shakeshake26-40-se", "seresnet164")  # rows of the ladder whose mean is a row too
 MARKED = r"(<!-- (results|ladder) -->\n).*?(<!-- /\2 -->)"  # in a README: where each table goes
 LABELLED = 12  # points of a picture; of more only those that no cheaper one beats
+INTERVAL = "The interval is Wilson's for one run with that mean. "  # of the wide table only
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
-        "seed only, ± their sample standard deviation. The interval is Wilson's for one run with that mean. PFLOP is "
-        "the work of training, 6 x MACs x images x epochs. Epochs at 20x20 pixels count by their area; the work of "
-        "teachers is not included. Time is that of the fastest and of the slowest run. A run that starts from earlier "
-        "weights includes their epochs, work and time. The budget is 5,000,000 parameters; a mean of several networks "
-        "counts all of their parameters, work and time.")
+        f"seed only, ± their sample standard deviation. {INTERVAL}PFLOP is the work of training, 6 x MACs x images x "
+        "epochs. Epochs at 20x20 pixels count by their area; the work of teachers is not included. Time is that of the "
+        "fastest and of the slowest run. A run that starts from earlier weights includes their epochs, work and time. "
+        "The budget is 5,000,000 parameters; a mean of several networks counts all of their parameters, work and time.")
 
 
 def gather(paths: list[Path], ensembles: dict[str, list[Path]]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]]:
@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures = draw(out, table, results, logs, official)
     text = f"{markdown(in_words(table))}\n{note}"
     narrow = markdown(in_words(table).drop(columns=["MACs", "95 % interval"]))
-    tables = {"results": f"{narrow}\n{note}\n"}
+    tables = {"results": f"{narrow}\n{note.replace(INTERVAL, '')}\n"}
     if ladders:
         tables["ladder"] = "\n".join(map(markdown, ladders.values()))
     write_text(out / "results.md", f"{text}\n\n{markdown(commands(table))}")

@@ -146,8 +146,8 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
     if not ours.index.isin(rows.index.drop("mean")).any():
         return rows[:0]
     words = in_words(ours).set_index(ours.index).assign(augmentation=ours["augmentation"])
-    words = words.rename(columns={"test top-1 %": "test %"})[["test %", "epochs", "augmentation", "time"]]
-    return rows.join(words).fillna({"test %": "not trained"}).fillna("")
+    words = words.rename(columns={"test top-1 %": "ours %"})[["ours %", "epochs", "augmentation", "time"]]
+    return rows.join(words).fillna({"ours %": "not trained"}).fillna("")
 
 
 # ---------------------------------------------------------------- pictures

@@ -1,4 +1,4 @@
-"""The released network and its file: half precision, recorded logits, and what every tool takes by default."""
+"""The released networks and their files: half precision, recorded logits, and what every tool takes by default."""
 
 import os
 import re
@@ -33,14 +33,12 @@ def half(typed, tmp_path):
     return lambda file, *words: typed(export.main, file, "--format", "half", "--out", tmp_path / "half.pt", *words)
 
 
-# ---------------------------------------------------------------- the file in weights/
+# ---------------------------------------------------------------- the files in weights/
 
 
-@pytest.fixture(scope="module")
-def released():
-    if not network.RELEASED.exists():
-        pytest.skip("no network is released in weights/released.pt")
-    return load()
+@pytest.fixture(scope="module", params=["released.pt", "seresnet164-distilled.pt"])
+def released(request):
+    return load(ROOT / "weights" / request.param)
 
 
 def test_it_is_small_and_within_the_rules(released):

@@ -357,10 +357,11 @@ def test_the_ladder_has_a_line_for_each_documented_row_and_ours_beside_it(folder
     head, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:-2] if line]
     lines = [dict(zip(head, line, strict=True)) for line in lines]
     assert text.startswith("a\n<!-- ladder -->\n| network |") and text.endswith("\n<!-- /ladder -->\nb\n")
+    assert text.splitlines()[3] == "| --- | ---: | ---: | ---: | ---: | --- | ---: |"
     assert [line["network"] for line in lines] == list(rows["network"]) and len(lines) == 12
     told = [float(line["documented %"] or "nan") for line in lines]
     assert told == pytest.approx([*rows["documented %"]], nan_ok=True)
-    tested = {name: line["test %"] for name, line in zip(rows.index, lines, strict=True)}
+    tested = {name: line["ours %"] for name, line in zip(rows.index, lines, strict=True)}
     trained = {"shakeshake26-40-se": f"{top1(files[0]):.2f}", "seresnet164": f"{top1(files[1]):.2f}"}
     mean = sum(kept_logits(read_result(file))[1] for file in files)
     trained["mean"] = f"{metrics.accuracy(mean, cifar10.load(folder / 'data', 'test').labels):.2f}"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from train.engine.progress import duration
 
-LEFT = ("model", "protocol", "hardware", "command")  # the other columns are numbers
+LEFT = ("model", "network", "protocol", "augmentation", "hardware", "command")  # the other columns are numbers
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:

@@ -138,7 +138,10 @@ def gains(table: pd.DataFrame) -> str:
 
 
 def ladder(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the documented ladder in words, each with what a folder's table has of it; empty if it has none."""
+    """The rows of the documented ladder in words, each with what a folder's table has of it; empty if it has none.
+
+    A row that is neither documented nor trained is left out.
+    """
     rows = pd.read_csv(DOCUMENTED, index_col="run", dtype=str, keep_default_na=False)
     ours = table[~table["tta"]]
     ours = ours.set_index(ours["runs"].str.split().str[0])
@@ -147,6 +150,7 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
         return rows[:0]
     words = in_words(ours).set_index(ours.index).assign(augmentation=ours["augmentation"])
     words = words.rename(columns={"test top-1 %": "ours %"})[["ours %", "epochs", "augmentation", "time"]]
+    rows = rows[(rows["documented %"] != "") | rows.index.isin(ours.index)]
     return rows.join(words).fillna({"ours %": "not trained"}).fillna("")
 
 
@@ -263,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures = draw(out, table, results, logs, official)
     text = f"{markdown(in_words(table))}\n{note}"
     narrow = markdown(in_words(table).drop(columns=["MACs", "95 % interval"]))
-    tables = {"results": f"{narrow}\n{note.replace(INTERVAL, '')}\n"}
+    tables = {"results": f"{narrow}\n{note.replace(INTERVAL, '')}\n\n"}
     if ladders:
         tables["ladder"] = "\n".join(map(markdown, ladders.values()))
     write_text(out / "results.md", f"{text}\n\n{markdown(commands(table))}")
@@ -276,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
             warn(f"--readme {args.readme}: its {unfilled.pop()} is as it was, for there is no such result")
 
         def filled(found):
-            return f"{found[1]}{tables[found[2]]}\n{found[3]}" if found[2] in tables else found[0]
+            return f"{found[1]}{tables[found[2]]}{found[3]}" if found[2] in tables else found[0]
 
         write_text(args.readme, re.sub(MARKED, filled, readme, flags=re.DOTALL))
     if args.picture and "cost.png" in pictures:

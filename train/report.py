@@ -193,7 +193,7 @@ def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, off
         pictures["curves.png"] = "Training. Folds and seeds of a model share a line style."
 
     for file, cost, unit, budget, what in (("landscape.png", "parameters", 1e6, models.BUDGET, "million parameters"),
-                                           ("cost.png", "pflop", 1, None, "PFLOP of training")):
+                                           ("cost.png", "pflop", 1, None, "quadrillion operations of training")):
         points = points_of(table, published()[:None if official else 0], cost)
         ours = points[~points["theirs"] & ~(points["cost"] > (budget or math.inf))].sort_values("top1")
         if len(ours):  # the title is the finding: what the best takes, and what a tenth of that gives

@@ -19,7 +19,7 @@ import numpy as np
 from train import UserError
 from train.engine.command import command, count_of, parser
 from train.scores.results import kept_logits, key_without_seed, read_result, result_file, shortest_unique_names
-from train.scores.statistics import mcnemar, welch
+from train.scores.statistics import mcnemar, paired, welch
 
 # What of the provenance --diff shows, beside the config.
 SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_digest", "seen_folds"),
@@ -40,14 +40,15 @@ def read_group(text: str) -> list[dict]:
 
 
 def compare_networks(names: list[str], a: dict, b: dict) -> str:
-    """McNemar's test of two results by their kept logits, in sentences."""
+    """McNemar's test and the difference of two results by their kept logits, in sentences."""
     (_, logits, labels), (_, more, _) = map(kept_logits, (a, b))
     right_a, right_b = logits.argmax(1) == labels, more.argmax(1) == labels
     first, second = (right_a & ~right_b).sum().item(), (right_b & ~right_a).sum().item()
+    difference, low, high = paired(right_a, right_b)
     return (f"{names[0]} is right on {right_a.sum():,} and {names[1]} on {right_b.sum():,} of {len(labels):,} test "
             f"images: {first:,} only {names[0]}, {second:,} only {names[1]}; McNemar's exact test p = "
-            f"{mcnemar(first, second):.3g}. This compares two networks and says nothing of seeds: for that, name "
-            f"groups of them.")
+            f"{mcnemar(first, second):.3g}; a difference of {difference:+.2f} points, 95 % interval {low:+.2f} to "
+            f"{high:+.2f}. This compares two networks and says nothing of seeds: for that, name groups of them.")
 
 
 def compare_groups(names: list[str], *groups: list[dict]) -> str:

@@ -54,7 +54,8 @@ def test_two_results_are_counted_image_by_image(toy_set, run, add):
         code, out, err = run(*words)
         assert (code, err) == (0, "") and out.count("\n") == 1 and "says nothing of seeds" in out
         assert f"a is right on {sum(right[0])} and b on {sum(right[1])} of 20 test images" in out
-        assert f"{first} only a, {second} only b; McNemar's exact test p = {p:.3g}." in out
+        assert f"{first} only a, {second} only b; McNemar's exact test p = {p:.3g}; " in out
+        assert f"a difference of {100 * (sum(right[0]) - sum(right[1])) / 20:+.2f} points, 95 % interval " in out
 
 
 def test_results_with_flip_tta_are_named_so(toy_set, tmp_path, run, add, typed):

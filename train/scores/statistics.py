@@ -24,6 +24,16 @@ def mcnemar(first: int, second: int) -> float:
     return float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
+def paired(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:
+    """(difference, low, high) in points: which of the same images two networks classify right; a 95 % interval of t."""
+    first, second = 100 * np.asarray(first, float), 100 * np.asarray(second, float)
+    difference = float(np.mean(first - second))
+    if np.ptp(first - second) == 0:
+        return difference, difference, difference
+    interval = stats.ttest_rel(first, second).confidence_interval()
+    return difference, float(interval.low), float(interval.high)
+
+
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """(difference of the means, low, high) of two lists of two values or more: Welch's t, a 95 % interval."""
     difference = round(float(np.mean(first) - np.mean(second)), 9)  # a tie is a tie, to the last bit

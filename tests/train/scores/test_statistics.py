@@ -7,7 +7,7 @@ from math import comb, isclose, sqrt
 import numpy as np
 import pytest
 
-from train.scores.statistics import mcnemar, welch, wilson
+from train.scores.statistics import mcnemar, paired, welch, wilson
 
 
 @pytest.mark.parametrize("right, total", [(9712, 10_000), (1, 20), (10, 20), (9_999, 10_000)])
@@ -39,6 +39,14 @@ def test_mcnemar_of_many_is_exact_and_of_none_is_one():
     exact = 2 * sum(Fraction(comb(2100, k), 2**2100) for k in range(1001))
     assert mcnemar(0, 0) == 1 and isclose(mcnemar(1000, 1100), exact, rel_tol=1e-9)
     assert mcnemar(10, 2) == mcnemar(2, 10) == pytest.approx(2 * (1 + 12 + 66) / 4096)
+
+
+def test_paired_by_hand():
+    """30 images only A, 10 only B, of 200: mean 0.1, variance (40 - 200 * 0.1^2) / 199, t(0.975) of 199 is 1.9720."""
+    a, b = [1] * 100 + [1] * 30 + [0] * 10 + [0] * 60, [1] * 100 + [0] * 30 + [1] * 10 + [0] * 60
+    half = 100 * 1.9720 * sqrt(38 / 199 / 200)
+    assert paired(a, b) == pytest.approx((10, 10 - half, 10 + half), abs=1e-3)
+    assert paired(np.array(a) > 0, np.array(b) > 0) == paired(a, b) and paired(a, a) == (0, 0, 0)
 
 
 def test_welch_by_hand():

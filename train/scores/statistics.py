@@ -25,7 +25,10 @@ def mcnemar(first: int, second: int) -> float:
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:
-    """(difference, low, high) in points: which of the same images two networks classify right; a 95 % interval of t."""
+    """(difference, low, high) of two networks' accuracies in points, with the paired t's 95 % interval.
+
+    first, second: (N,) whether each network is right about each of the same N images.
+    """
     first, second = 100 * np.asarray(first, float), 100 * np.asarray(second, float)
     difference = float(np.mean(first - second))
     if np.ptp(first - second) == 0:

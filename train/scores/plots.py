@@ -63,12 +63,15 @@ def curves(file: Path, logs: dict[str, list[pd.DataFrame]]) -> None:
     titles = ["cross entropy", *["distillation loss"] * ("distillation loss" in kinds), "accuracy in percent"]
     looks = [{"linestyle": dash, "color": colour}  # no two alike of the first 32
              for _, (dash, colour) in zip(logs, cycle(product(DASHES, COLOURS)), strict=False)]
+    thin, note = 1.6, "training images, as augmented"
+    if any(run["val_loss"].notna().any() for runs in logs.values() for run in runs):
+        thin, note = 0.8, f"thick: validation fold      thin: {note}"
     with figure(file, (5.5 * len(titles), 4.2), 1, len(titles)) as (sheet, panels):
         axes_of = dict(zip(titles, panels, strict=True))
         for kind, look, runs in zip(kinds, looks, logs.values(), strict=True):
             for run in runs:
-                for title, column, width in ((kind, "train_loss", 0.8), ("cross entropy", "val_loss", 1.9),
-                                             (titles[-1], "train_accuracy", 0.8), (titles[-1], "val_accuracy", 1.9)):
+                for title, column, width in ((kind, "train_loss", thin), ("cross entropy", "val_loss", 1.9),
+                                             (titles[-1], "train_accuracy", thin), (titles[-1], "val_accuracy", 1.9)):
                     axes_of[title].plot(run["epoch"], run[column].astype(float), lw=width,
                                         marker="." if len(run) < 3 else None, **look)
         for title, axes in axes_of.items():
@@ -83,7 +86,7 @@ def curves(file: Path, logs: dict[str, list[pd.DataFrame]]) -> None:
                 axes.set_title(f"{title} (cut: it reaches {drawn.max():,.4g})")
         sheet.legend([Line2D([], [], **look) for look in looks], logs, loc="outside right upper", handlelength=3.2,
                      fontsize=8, frameon=False, labelspacing=0.35)
-        sheet.supxlabel("thick: validation fold      thin: training images, as augmented", color=GREY, fontsize=8.5)
+        sheet.supxlabel(note, color=GREY, fontsize=8.5)
 
 
 def confusion(file: Path, counts: Sequence, classes: Sequence[str], title: str) -> None:

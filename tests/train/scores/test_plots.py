@@ -33,7 +33,9 @@ def test_many_runs_never_look_alike_and_may_lack_validation(tmp_path, drawn):
     plots.curves(tmp_path / "x.png", {f"run {k}": [log([2.0, 1.0, 0.5][:k + 1], val=k != 0)] for k in range(20)})
     lines = drawn[0].axes[0].lines
     assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines}) == 20
-    assert len(drawn[0].legends[0].texts) == 20
+    assert len(drawn[0].legends[0].texts) == 20 and "thick" in drawn[0].get_supxlabel()
+    plots.curves(tmp_path / "y.png", {"noval": [log([2.0, 1.0, 0.5], val=False)]})
+    assert drawn[1].get_supxlabel() == "training images, as augmented"
 
 
 def test_a_distillation_loss_has_axes_of_its_own(tmp_path, drawn):

@@ -10,7 +10,7 @@
 SIZE     ?= $(or $(filter demo quick,$(MAKECMDGOALS)),full)##: demo, quick or full [full]: which networks
 DATA     ?= $(if $(filter demo,$(SIZE)),synthetic,data)##: folder of the images [data], or synthetic
 EPOCHS   ?=##: another number of passes over the images: a trial, in a folder of its own    make quick EPOCHS=3
-LIMIT    ?=##: train on so many images only: likewise    make baseline EPOCHS=3 LIMIT=5000
+LIMIT    ?=##: train on so many images only: a trial too    make baseline EPOCHS=3 LIMIT=5000
 SEED     ?=##: random seed [0]: another one has a folder of its own
 SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 2"
 STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized, augmented or tuned [augmented]
@@ -30,7 +30,6 @@ PYTHON   ?= $(if $(VENV),$(VENV)/bin/python,python3)##: the Python that runs the
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-builtin-rules
-.DELETE_ON_ERROR:
 scored  := quick baseline distill control
 tools   := evaluate submission report benchmark lint test test-faults
 targets := help setup data demo $(scored) teachers labels ladder $(tools) clean
@@ -57,8 +56,8 @@ $(call only,TEACHERS,labels distill ladder)
 $(call only,LABELS,distill ladder)
 $(call only,IMAGES,labels distill submission)
 $(call only,WEIGHTS,evaluate submission)
-$(call only,ARGS,$(scored) labels $(tools))
-$(if $(and $(ARGS),$(word 2,$(MAKECMDGOALS))),$(error ARGS are for one script, not for $(MAKECMDGOALS)))
+$(if $(ARGS),$(if $(filter-out $(scored) labels $(tools),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS)),\
+  $(error ARGS are for one script, not for $(MAKECMDGOALS))))
 $(if $(and $(filter ladder,$(named)),$(word 2,$(MAKECMDGOALS))),$(error make ladder goes alone))
 $(if $(and $(SEED),$(SEEDS)),$(error SEED or SEEDS, not both))
 $(if $(word 2,$(filter LABELS TEACHERS,$(typed))),$(error LABELS or TEACHERS, not both))
@@ -114,7 +113,8 @@ short.flatse                := $(short) --epochs 8
 base    := weights/$(SIZE)$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
 of_seed  = $(base)$(addprefix /seed,$(filter-out 0,$(1)))
 run     := $(call of_seed,$(SEED))
-seven   := $(foreach k,fold0 fold1 fold2 fold3 fold4 all wide,$(TEACHERS)/teacher-$k.pt)
+folds   := fold0 fold1 fold2 fold3 fold4
+seven   := $(foreach k,$(folds) all wide,$(TEACHERS)/teacher-$k.pt)
 images  := $(if $(IMAGES),images-$(subst $() ,-,$(basename $(notdir $(IMAGES:%/=%))))/)
 csv     := $(TEACHERS)/$(images)distillation_labels.csv
 student := $(run)/$(images)student.pt
@@ -127,17 +127,21 @@ stamp   := $(if $(VENV),$(VENV)/installed)
 common  := --data "$(DATA)" --device $(DEVICE)
 limit   := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 extra   := $(if $(IMAGES),--images "$(IMAGES)")
-# ARGS are for the script of the typed target alone. It is then run although its file is there, and says what differs;
-# so it is where labels or images are named, for no name of a file tells which they were.
+# ARGS are for the script of the typed target alone. Of such a target the training is run although its file is there:
+# it says that it is finished, or what differs. The student is not where that would train its teachers first; the CSV and
+# the ladder's student only where labels, images or ARGS are named, for no name of a file tells which they were.
 args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
-forced   = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),FORCE))
+forced   = $(if $(filter $(1),$(MAKECMDGOALS)),FORCE)
+changed  = $(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),$(call forced,$(1)))
+labelled = $(filter teachers labels,$(MAKECMDGOALS))$(wildcard $(LABELS))
 # With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it.
-# They are the first N of CUDA_VISIBLE_DEVICES where that is set. (A comma in the text would end a branch of `if`.)
-comma   := ,
-free_gpu = $(if $(GPUS),gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
+# They are the first N of CUDA_VISIBLE_DEVICES where that is set.
+ifneq ($(GPUS),)
+free_gpu = gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
   gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; \
-  IFS=$(comma) read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s$(comma) 0 $$(( $(GPUS) - 1 )))}"; \
-  export CUDA_VISIBLE_DEVICES=$${own[gpu]};)
+  IFS=, read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s, 0 $$(( $(GPUS) - 1 )))}"; \
+  export CUDA_VISIBLE_DEVICES=$${own[gpu]};
+endif
 # The demo shows the last line of a run only, or all of one that fails.
 hush.demo  := @
 shown.demo  = > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }; \
@@ -178,7 +182,7 @@ distill: $(run)/$(file.distill).json ## train the student from the teachers' lab
 control: $(run)/$(file.control).json ## train the student's twin without teachers and score it
 else
 $(scored):
-	@for seed in $(SEEDS); do $(MAKE) --no-print-directory $@ SEEDS= SEED=$$seed || exit; done
+	@for seed in $(SEEDS); do $(MAKE) --no-print-directory $@ SIZE=$(SIZE) SEEDS= SEED=$$seed || exit; done
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(call of_seed,$(seed))/$(file.$@).json) \
 	  --out $(base)/report-$@)
 endif
@@ -193,7 +197,7 @@ labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 ifneq ($(TEACHERS),$(run))
 $(seven): ; @echo "$@ does not exist: run make teachers first, with the SEED of its folder" >&2; exit 2
 endif
-$(run)/teacher-fold%.pt: | $(stamp) ; $(call train,$(script.$(SIZE)) --fold $*)
+$(folds:%=$(run)/teacher-%.pt): $(run)/teacher-fold%.pt: | $(stamp) ; $(call train,$(script.$(SIZE)) --fold $*)
 $(run)/teacher-wide.pt:  | $(stamp) ; $(call train,$(wide.$(SIZE)) --noval)
 $(run)/teacher-all.pt: $(call forced,quick) | $(stamp) ; $(call train,$(script.$(SIZE)) --noval,quick)
 $(run)/control.pt: $(call forced,control) | $(stamp)
@@ -201,19 +205,18 @@ $(run)/control.pt: $(call forced,control) | $(stamp)
 $(run)/$(file.baseline).pt: $(call forced,baseline) | $(stamp)
 	$(call train,train/baseline.py --stage $(STAGE) $(if $(filter noval,$(FOLD)),--noval,--fold $(FOLD)) \
 	  $(baseline.$(SIZE)),baseline)
-$(rows)/seresnet164-distilled.pt: $(call forced,ladder) | $(row_labels)
+$(rows)/seresnet164-distilled.pt: $(call changed,ladder) | $(row_labels)
 $(ladder:%=$(rows)/%.pt): $(rows)/%.pt: | $(stamp)
 	$(call train,$(row.$*) --noval $(if $(filter quick,$(SIZE)),$(or $(short.$*),$(short))))
-$(csv): $(call forced,labels) | $(seven)
+$(csv): $(call changed,labels) | $(seven)
 	$(hush.$(SIZE))mkdir -p $(@D); \
 	$(PYTHON) distill/labels.py $(seven) $(strip $(common) $(limit) $(extra) $(call args,labels)) --out $@
-$(student): $(call forced,distill) | $(LABELS) $(stamp)
+$(student): $(if $(labelled),$(call forced,distill),$(call changed,distill)) | $(LABELS) $(stamp)
 	$(call train,distill/student.py --noval --labels $(LABELS) $(student.$(SIZE)) $(extra),distill)
 
 # With LIMIT a trial is scored on at most as many images as it learned from: evaluate writes no file then.
 %.json: %.pt
-	$(PYTHON) train/evaluate.py $< $(common) $(if $(filter %/student.pt %/control.pt,$<),--budget) \
-	  $(if $(LIMIT),--limit $$(( $(LIMIT) < 10000 ? $(LIMIT) : 10000 )))
+	$(PYTHON) train/evaluate.py $< $(common) $(if $(LIMIT),--limit $$(( $(LIMIT) < 10000 ? $(LIMIT) : 10000 )))
 evaluate: | $(stamp) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
 # Without WEIGHTS: the student that learned from these IMAGES too, or the one without, or the released network.
@@ -222,13 +225,13 @@ submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(firstword $(wildcard $(student) $(run)/student.pt)),\
 	  $(if $(filter-out weights/full,$(run)),$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
 # Whatever in the folder has no score, or an older one, is scored first.
-report = unscored=$$(for file in $(run)/{,seed*/,images-*/,ladder/}*.pt; do \
+report = unscored=$$(for file in $(run)/{,seed*/}{,images-*/}*.pt $(run)/ladder/{,seed*/}*.pt; do \
     [[ -e $$file && $$file != *.last.pt && $$file -nt $${file%.pt}.json ]] && echo $$file; done); \
   [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each $$unscored $(common) $(if $(hush.$(SIZE)),> /dev/null) && \
-  $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-* $(run)/ladder) --out $(run)/report $(call args,report)
+  $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-* $(run)/seed*/images-* $(run)/ladder) --out $(run)/report $(call args,report)
 report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and SEED
 	@$(report)
-evaluate submission report: | $(filter $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too
+evaluate submission report: | $(filter demo $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too
 
 benchmark: | $(stamp) ## images per second of the step, the loop and the usual script
 	$(PYTHON) train/benchmark.py $(common) $(ARGS)

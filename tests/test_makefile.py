@@ -102,11 +102,12 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("teachers", "SEEDS=0 1"), "make teachers does not use SEEDS"),
     (("control", "IMAGES=a.pkl"), "does not use IMAGES"),
     (("evaluate", "LIMIT=70"), "does not use LIMIT"), (("report", "WEIGHTS=a.pt"), "does not use WEIGHTS"),
-    (("quick", "SEED=1", "SEEDS=1 2"), "SEED or SEEDS"), (("teachers", "ARGS=--depth 20"), "does not use ARGS"),
+    (("quick", "SEED=1", "SEEDS=1 2"), "SEED or SEEDS"), (("teachers", "ARGS=--depth 20"), "ARGS are for one"),
     (("labels", "distill", "ARGS=-b 8"), "ARGS are for one script"), (("submission",), "IMAGES is not set"),
     (("teachers", "SIZE=small"), "SIZE=small"), (("teachers", "SIZE="), "SIZE= is empty"),
     (("ladder", "SIZE=demo"), "should be one of quick full"), (("ladder", "report"), "make ladder goes alone"),
-    (("demo", "ladder"), "make ladder goes alone"), (("ladder", "ARGS=-b 8"), "does not use ARGS"),
+    (("demo", "ladder"), "make ladder goes alone"), (("ladder", "ARGS=-b 8"), "ARGS are for one"),
+    (("weights/full/ladder/seresnet164.json", "ARGS=--lr 1"), "ARGS are for one script"),
     (("demo", "SIZE=quick"), "SIZE=quick: should be"), (("demo", "quick"), "SIZE=demo quick"),
     (("baseline", "DATA="), "DATA= is empty"), (("setup", "VENV="), "VENV= is empty"),
     (("report", "LIMIT=70"), "make report does not use LIMIT"),
@@ -146,7 +147,6 @@ def test_each_size_trains_seven_teachers_labels_student_and_control(make, unders
     assert (str(taught.labels), control.labels, control.alpha) == (csv, None, 0) and taught.alpha > 0
     assert decisions(taught) == decisions(control) and taught.fold is None and taught.model == model
     assert understood(asked).limit == taught.limit == six[0].limit == (1000 if size == "demo" else None)
-    assert all(understood(call).budget for call in calls[7:] if call[0] == "train/evaluate.py" and "--each" not in call)
     # What has no score yet is scored in one process, before the report.
     assert understood(scores).each and {file.stem for file in understood(scores).weights} == set(SEVEN)
     assert understood(shown).out == Path(place, "report") and understood(shown).results == [Path(place)]
@@ -228,20 +228,37 @@ def test_a_teacher_is_trained_when_it_is_missing_and_asked_for(make, tmp_path):
     assert out_of(call) == "weights/full/teacher-fold3.pt" and call[call.index("--fold") + 1] == "3"
     assert scripts(make("distill")[2]) == ["labels", "student", "evaluate"]
     (tmp_path / "weights/full/teacher-fold3.pt").unlink()
-    assert make("distill")[2] == []  # its logits are in the labels
+    assert scripts(make("distill")[2]) == ["student", "evaluate"]  # its logits are in the labels
+    assert make("weights/full/student.json")[2] == []
+    kept = tmp_path / "weights/full/seed1/teacher-fold0.pt"
+    assert len(make("SEED=1", str(kept.with_suffix(".json").relative_to(tmp_path)))[2]) == 2 and kept.exists()
+
+
+def test_what_is_typed_is_compared_with_what_is_there_and_trains_no_teacher(make, tmp_path):
+    for goal in ("quick", "baseline", "control"):
+        make(goal)
+        assert scripts(make(goal)[2])[1:] == ["evaluate"], "the stand-in makes the file anew, a script does not"
+    assert scripts(make("control", "evaluate")[2])[0] == "student"
+    for folder in ("full", "quick"):
+        (tmp_path / f"weights/{folder}/student.pt").touch()
+        (tmp_path / f"weights/{folder}/student.json").touch()
+    assert make("distill")[2] == []  # there are no labels
+    calls = make("SIZE=quick", "teachers", "labels", "distill")[2]
+    assert "student" in scripts(calls) and out_of(calls[-2]) == "weights/quick/student.pt"
 
 
 def test_a_score_is_made_again_when_its_weights_are_newer(make, tmp_path):
-    assert scripts(make("control")[2]) == ["student", "evaluate"] and make("control")[2] == []
+    score = "weights/full/control.json"
+    assert scripts(make("control")[2]) == ["student", "evaluate"] and make(score)[2] == []
     os.utime(tmp_path / "weights/full/control.pt", (2e9, 2e9))
-    assert scripts(make("control")[2]) == ["evaluate"]
+    assert scripts(make(score)[2]) == ["evaluate"]
 
 
-def test_a_script_that_fails_leaves_no_file_that_passes_for_finished(make, tmp_path):
+def test_weights_stay_whatever_fails_after_them(make, tmp_path):
+    """A script writes its file whole or not at all, so make has none to delete."""
     (tmp_path / "python").write_text(STAND_IN + "exit 1\n")
-    assert make("baseline")[0] == 2 and not list(tmp_path.rglob("*.pt"))
     finished = tmp_path / "weights/full/baseline-augmented.pt"
-    finished.touch()
+    assert make("baseline")[0] == 2 and finished.exists()
     (tmp_path / "python").write_text("#!/bin/bash\nexit 2\n")  # as a script that finds another run's file there
     assert make("baseline", "ARGS=--mix ricap")[0] == 2 and finished.exists()
 
@@ -316,9 +333,10 @@ def test_several_seeds_are_trained_and_scored_and_shown_with_their_mean(make, un
     trained, scored = list(map(understood, calls[:6:2])), list(map(understood, calls[1:6:2]))
     assert [args.out for args in trained] == files == [args.weights[0] for args in scored]
     assert [args.seed for args in trained] == [0, 1, 2] and {args.batch_size for args in trained} == {64}
-    assert all(args.budget for args in scored)
     assert understood(calls[6]).results == [file.with_suffix(".json") for file in files]
     assert scripts(make("control", "SEEDS=0 1", "LIMIT=20")[2]) == ["student", "evaluate"] * 2
+    calls = make("quick", "baseline", "SEEDS=3 4")[2]  # of the size of both, though a goal alone has another
+    assert {Path(out_of(call)).parts[1] for call in calls if out_of(call)} == {"quick"} and len(calls) == 10
 
 
 def test_images_without_labels_have_a_student_of_their_own_that_answers_them(make, understood):
@@ -339,6 +357,9 @@ def test_images_without_labels_have_a_student_of_their_own_that_answers_them(mak
     assert make("submission", *words)[2] == [
         ["distill/submission.py", "a.pt", "b.pt", "--images", "a.pkl", "--device", "cpu"]]
     assert make("distill", "submission", "IMAGES=b.pkl")[2][-1][1] == "weights/full/images-b/student.pt"
+    make("distill", "IMAGES=b.pkl", "SEED=1")
+    assert understood(make("report")[2][-1]).results == [Path("weights/full", folder) for folder in (
+        "", "images-b", "images-my-a", "seed1/images-b")]
 
 
 def test_the_scripts_themselves_fetch_the_images(make):
@@ -393,13 +414,14 @@ def test_the_demo_ends_with_answers_and_a_report_of_all_that_it_trained(make, un
 
 @pytest.mark.parametrize("words, last, count", [
     (("SIZE=quick", "report", "teachers", "labels", "distill", "control"), "report", 14),
+    (("demo", "report"), "report", 15),
     (("evaluate", "control", "WEIGHTS=weights/full/control.pt"), "evaluate", 3)])
 def test_a_report_waits_for_what_it_is_asked_for_with(make, tmp_path, words, last, count):
-    slow = 'case "$*" in train/report.py*) ;; *--out*|*--budget*) sleep 0.1;; esac'
+    slow = 'case "$*" in train/report.py*) ;; *--out*|*student.pt*|*control.pt*) sleep 0.1;; esac'
     (tmp_path / "python").write_text(STAND_IN.replace("for word", f"{slow}\nfor word", 1))
     code, out, calls = make("-j5", *words)
     assert code == 0, out
-    assert scripts(calls)[-1] == last and "--budget" not in calls[-1] and len(calls) == count
+    assert scripts(calls)[-1] == last and len(calls) == count
 
 
 def test_a_stage_of_the_demo_that_fails_shows_its_output_and_ends_it(make, tmp_path):

@@ -11,7 +11,7 @@ running statistics that are saved are those of rank 0.
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -116,13 +116,14 @@ class Ranks:
     def shard(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple]:
         """This rank's part of each global (images, *targets): yields (count, scale, images, *targets).
 
-        count: how many of the images count; scale: the factor of the part's mean loss with which the mean over the
-        ranks is the mean over the global batch.
+        count: how many of these images are this rank's own; 0 where the batch is too small for all ranks, and then one
+        image that does not count is yielded, so that the rank can join in. scale: count x ranks / batch, the factor on
+        the part's mean loss that makes the mean over the ranks the global batch's mean.
         """
         for batch in batches:
             images, *targets = (tensor.tensor_split(self.size)[self.rank] for tensor in batch)
             count = len(images)
-            if not count:  # it joins in with an image that does not count
+            if not count:
                 images, *targets = (tensor[:1] for tensor in batch)
             yield count, count * self.size / len(batch[0]), images, *targets
 
@@ -140,9 +141,12 @@ class Ranks:
             raise box[1]
         return box[0]
 
-    def hold(self, resource: AbstractContextManager) -> AbstractContextManager:
-        """The context manager `resource`, which rank 0 alone enters."""
-        return resource if self.rank == 0 else nullcontext(resource)
+    @contextmanager
+    def hold(self, resource: AbstractContextManager) -> Iterator[AbstractContextManager]:
+        """Within it rank 0, and it alone, has entered `resource`; what that raises, every rank raises."""
+        with ExitStack() as stack:
+            self.once(lambda: stack.enter_context(resource) and None)
+            yield resource
 
     def all_sum(self, numbers: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks of a float64 tensor on the CPU, in its place."""
@@ -151,7 +155,7 @@ class Ranks:
         return numbers
 
     def all_max(self, *numbers: int) -> list[int]:
-        """The greatest of the ranks' numbers, each for itself: what one rank wants, all do."""
+        """The maximum over the ranks of each number: what one rank asks for, all do."""
         if self.size == 1:
             return list(numbers)
         greatest = torch.tensor(numbers)

@@ -56,8 +56,8 @@ AUTOAUGMENT_BINS = torch.tensor([[bin or 0 for _, _, bin in line] for line in AU
 def _space(bins, shear, translate, rotate, blend, bits):
     """The magnitude of every operation at every bin, weakest first: (15, bins), in NAMES' order.
 
-    Given are the strongest shear, translation (pixels), rotation (degrees) and blend, and the weakest and strongest
-    number of bits that Posterize keeps.
+    The arguments are the strongest shear, translation (pixels), rotation (degrees) and blend, and how many bits
+    Posterize keeps at its weakest and at its strongest.
     """
     # From weakest to strongest; the last four have none.
     ends = [(0, shear)] * 2 + [(0, translate)] * 2 + [(0, rotate)] + [(0, blend)] * 4 + [bits, (1, 0)] + [(0, 0)] * 4
@@ -110,16 +110,20 @@ def augmix(images: torch.Tensor, generator: torch.Generator, severity: int = 3, 
 
 
 def apply_ops(images: torch.Tensor, ops: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    """Image i goes through NAMES[ops[k, i]] at magnitudes[k, i] in step k; both (steps, N), on the CPU."""
+    """uint8 images (N, 3, 32, 32): in step k, image i goes through NAMES[ops[k, i]] at magnitudes[k, i].
+
+    ops (long) and magnitudes (float) are (steps, N), on the CPU.
+    """
     position = torch.arange(len(images))  # where each image is: a step leaves them in its own order
     for op, magnitude in zip(ops, magnitudes, strict=True):
         order = op.argsort()
         images = _take(images, position[order])
         counts = op.bincount(minlength=len(NAMES)).tolist()
-        groups = zip(OPS, images.split(counts), magnitude[order].split(counts), strict=False)  # the last keep theirs
-        for name, group, m in groups:
+        # Groups are views of `images`, written in place. OPS ends before Identity, whose images stay as they are.
+        groups = zip(OPS.values(), images.split(counts), magnitude[order].split(counts), strict=False)
+        for function, group, strengths in groups:
             if len(group):
-                group.copy_(OPS[name](group, m))
+                group.copy_(function(group, strengths))
         position = order.argsort()
     return _take(images, position)
 

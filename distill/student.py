@@ -13,7 +13,6 @@ batch (Beyer et al. 2022), which costs its forward pass in each step.
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,9 +27,9 @@ from train.baseline import STAGES
 from train.data import cifar10
 from train.data.sources import expand
 from train.data.unlabelled import with_unlabelled
-from train.engine.command import Parser, command, number, warn
+from train.engine.command import Parser, command, number, one_of, warn
 from train.engine.device import device_of
-from train.engine.flags import one_of, parse, peek
+from train.engine.flags import parse, peek
 from train.engine.loop import run
 from train.engine.network import load, load_all
 from train.flatse import RECIPE as FLATSE
@@ -39,8 +38,8 @@ from train.quick import RECIPE as QUICK
 from train.seresnet import RECIPE as SERESNET
 from train.shakeshake import RECIPE as SHAKESHAKE
 
-FAMILIES = {"resnet": STAGES["augmented"], "shakeshake": SHAKESHAKE, "seresnet": SERESNET, "pyramidnet": PYRAMIDNET,
-            "flatse": FLATSE, "fastnet": QUICK}
+FAMILIES = {"shakeshake": SHAKESHAKE, "seresnet": SERESNET, "pyramidnet": PYRAMIDNET, "flatse": FLATSE,
+            "fastnet": QUICK}  # and resnet, whose recipe is that of a stage
 
 
 def add_distillation(arguments: Parser) -> None:
@@ -85,11 +84,12 @@ def configuration(argv: list[str] | None = None) -> Namespace:
 
 def recipe_of(model: str, argv: list[str] | None = None) -> dict:
     """The recipe of the architecture `model`, a name of MODELS, for a student within the budget."""
-    recipe = next(recipe for family, recipe in FAMILIES.items() if model.startswith(family))
     if model.startswith("resnet"):
         recipe = STAGES[peek("stage", STAGES, argv)]
-    own = partial(MODELS[model]).keywords  # such as width=40
-    return {name: value for name, value in recipe.items() if name != "model"} | own | {"allow_over_budget": False}
+    else:
+        recipe = next(recipe for family, recipe in FAMILIES.items() if model.startswith(family))
+    fixed = getattr(MODELS[model], "keywords", {})  # by its name: fastnet-s has one column, whatever the recipe says
+    return recipe | fixed | {"model": model, "allow_over_budget": False}
 
 
 def targets_of(args: Namespace) -> Callable:

@@ -20,30 +20,26 @@ import numpy as np
 import pandas as pd
 
 import models
-from train import UserError, one_line
+from train import UserError, reason_of
 from train.data.cifar10 import channels_first
 from train.data.sources import expand
 from train.data.unlabelled import load_images, refuse
 from train.engine.checkpoint import write_text
-from train.engine.command import check_target, command, count_of, parser, short_path, warn
+from train.engine.command import (
+    add_device,
+    check_replaceable,
+    check_target,
+    command,
+    count_of,
+    parser,
+    short_path,
+    warn,
+)
 from train.engine.device import device_of
 from train.engine.network import load_all, probabilities
 
 FORMS = ["ID", "Labels"], ["id", "label"]  # numbers, and Kaggle's names
 BAR = 40  # characters of the class with the most answers
-
-
-def check_replaceable(file: Path) -> None:
-    """UserError unless a file is absent, empty, or begins with the columns of a submission."""
-    if not file.exists():
-        return
-    with open(file, encoding="utf-8-sig", errors="replace") as handle:
-        header = handle.readline()
-    columns = header.strip().split(",")
-    # id,label,airplane,... is none: these are the columns of labels to learn from.
-    if header and columns[:2] != FORMS[0] and columns != FORMS[1]:
-        raise UserError(f"--out {file} exists and is no submission, its first line is {header.strip()[:60]!r}: choose "
-                        f"another name, or delete it")
 
 
 def read_submission(path: Path, ids: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
@@ -56,7 +52,7 @@ def read_submission(path: Path, ids: np.ndarray, classes: tuple[str, ...]) -> np
             table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig",
                                 compression=None)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = reason_of(error)
         raise UserError(f"--compare {path} is not a submission: {reason}") from None
     form = next((form for form in FORMS if set(form) <= set(table)), None)
     if form is None:
@@ -88,11 +84,11 @@ def main(argv: list[str] | None = None) -> None:
     form.add_argument("--names", action="store_true", help="Kaggle's form: columns id,label with the class's name")
     form.add_argument("--probabilities", action="store_true", help="also write a probability column for each class")
     add("--compare", type=expand, metavar="FILE", help="an earlier submission to compare with, in either form")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="device to use")
+    add_device(arguments)
     args = arguments.parse_args(argv)
 
     check_target("--out", args.out, ".csv")
-    check_replaceable(args.out)
+    check_replaceable("--out", args.out, "ID,Labels\n", "ID,Labels,", "id,label\n")  # id,label,airplane: soft labels
     images, ids = load_images(args.images, warn)
     # Weights trained with a public test set are welcome here: these images have a hidden one.
     networks = load_all(args.weights, device_of(args.device))
@@ -101,8 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     shapes = args.images == "synthetic"  # what a file holds is not known: photographs, it is taken for granted
     strange = [network.file.name for network in networks if network.synthetic != shapes]
     if strange:
-        warn(f"warning: {', '.join(strange)} learned from {'photographs' if shapes else 'generated shapes'}, and these "
-             f"images are none")
+        warn(f"warning: {', '.join(strange)} learned from {'photographs' if shapes else 'generated shapes'}, but these "
+             f"images are not")
     parameters = sum(network.params for network in networks)
     if parameters > models.BUDGET:
         warn(f"warning: these weights have {parameters:,} parameters, above the budget of {models.BUDGET:,}")

@@ -84,7 +84,7 @@ def read_labels(path: str | Path, dataset: cifar10.Dataset, known: Sequence[str]
 def check_rows(path: str | Path, rows: pd.DataFrame, labels: np.ndarray) -> None:
     """UserError unless the rows, in the order of `labels` (N,) with -1 for none, are plausible teacher logits.
 
-    Refused are values that are not finite, hard labels, probabilities, other labels, and predictions by chance.
+    Refuses values that are not finite, hard labels, probabilities, wrong labels, and predictions no better than chance.
     """
     try:
         logits = rows[list(cifar10.CLASSES)].to_numpy(np.float64)

@@ -4,8 +4,8 @@
     check_budget(model)     # 2777674, or a ValueError above 5,000,000
 
 Each family has a file. A built model takes normalized float images (N, 3, 32, 32) to logits
-(N, num_classes), and carries its canonical `name` and the `options` that it was built with. One of
-several columns returns each one's logits in training, (N, columns, num_classes).
+(N, num_classes), and carries its canonical `name` and the `options` that it was built with. In training,
+a network of several columns returns the logits of each, (N, columns, num_classes).
 """
 
 import inspect

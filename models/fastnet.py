@@ -6,10 +6,10 @@ multiply-accumulates at the default widths. A third convolution per stage, aroun
 widths are options: `fastnet-128-256-352-res` has 4,846,648 parameters. Source: Jordan 2024, "94% on CIFAR-10 in 3.29
 seconds on a single GPU", arXiv 2404.00498, sections 3.1 to 3.3.
 
-Several columns side by side are one network whose answer is the mean of theirs. They share the whitening (its bias is
-learned by all), and else each learns as if it were alone: for the same work better than one wide column (Zhao et al.
-2022, "Towards Better Accuracy-efficiency Trade-offs: Divide and Co-training", arXiv 2011.14660). `fastnet-m`, two
-columns of the default widths, has 3,945,272 parameters, `fastnet-l` 4,623,544.
+Several columns side by side are one network whose logits are the mean of theirs. They share the whitening, whose bias
+all of them train; otherwise each learns as if it were alone (Zhao et al. 2022, "Towards Better Accuracy-efficiency
+Trade-offs: Divide and Co-training", arXiv 2011.14660). `fastnet-m`, two columns of the default widths, has 3,945,272
+parameters, `fastnet-l` 4,623,544.
 """
 
 import torch
@@ -22,15 +22,14 @@ PATCH = 2  # side of the whitened patches
 WHITE = 2 * 3 * PATCH * PATCH  # every principal direction, and its negative
 EPS = 5e-4  # added to the variances, so that the weakest directions are not blown up
 
-
-# The three sizes that are used have a short name; others are named by their shape.
-SIZES = {"fastnet-64": "fastnet-s", "fastnet-2x64": "fastnet-m", "fastnet-2x96-192-224-res": "fastnet-l"}
+# Other networks are named by their shape.
+SHORT_NAMES = {"fastnet-64": "fastnet-s", "fastnet-2x64": "fastnet-m", "fastnet-2x96-192-224-res": "fastnet-l"}
 
 
 class Shift(nn.BatchNorm2d):
     """Batch normalization with a learned shift and no learned scale; its statistics follow the last few batches."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__(channels, momentum=0.4)
         self.weight.requires_grad_(False)
 
@@ -38,10 +37,10 @@ class Shift(nn.BatchNorm2d):
 class Residual(nn.Sequential):
     """x + GELU(norm(conv(x))) for x (N, C, H, W)."""
 
-    def __init__(self, channels, groups=1):
+    def __init__(self, channels: int, groups: int = 1):
         super().__init__(conv3x3(channels, channels, groups=groups), Shift(channels), nn.GELU())
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + super().forward(x)
 
 
@@ -58,24 +57,25 @@ class FastNet(nn.Module):
     """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
 
     The stages have `widths` channels, by default `width`, 4 `width` and 4 `width`, and with `residual` a third
-    convolution each. There are `columns` of them behind one whitening, as groups of each
-    convolution; the logits are the mean of theirs, but in training, where several columns return each their own,
-    (N, columns, num_classes), to be taught one by one. Call `whiten` with training images before training.
+    convolution each. `columns` such networks stand side by side behind one whitening, as groups of each convolution.
+    The logits are their mean; but in training several columns return their own, (N, columns, num_classes), so that each
+    is taught by itself. Call `whiten` with training images before training.
     """
 
     def __init__(self, num_classes: int = 10, columns: int = 1, width: int = 64,
                  widths: tuple[int, int, int] | None = None, residual: bool = False):
         super().__init__()
-        if widths and width not in (64, widths[0]):
+        if widths is None:
+            widths = width, 4 * width, 4 * width
+        elif width not in (64, widths[0]):
             raise ValueError(f"width {width} contradicts widths {','.join(map(str, widths))}: name one of them")
-        width, middle, top = widths = list(widths or (width, 4 * width, 4 * width))
+        width, middle, top = widths
         at_least(1, columns=columns, widths=min(widths))
         # By the shape: fastnet-96, fastnet-128-256-352-res, fastnet-2x32 (two columns).
-        usual = middle == top == 4 * width
-        shape = (f"{columns}x" if columns > 1 else "") + "-".join(map(str, widths[:1] if usual else widths))
-        name = f"fastnet-{shape}" + ("-res" if residual else "")
-        self.name = SIZES.get(name, name)
-        self.options = {"num_classes": num_classes, "columns": columns, "width": width, "widths": widths,
+        shape = str(width) if middle == top == 4 * width else f"{width}-{middle}-{top}"
+        name = "fastnet-" + (f"{columns}x" if columns > 1 else "") + shape + ("-res" if residual else "")
+        self.name = SHORT_NAMES.get(name, name)
+        self.options = {"num_classes": num_classes, "columns": columns, "width": width, "widths": list(widths),
                         "residual": residual}
         self.columns = columns
         self.whitening = nn.Conv2d(3, WHITE, PATCH)
@@ -103,7 +103,7 @@ class FastNet(nn.Module):
         filters = (directions / (variances + EPS).sqrt()).T.view(-1, 3, PATCH, PATCH)
         self.whitening.weight.copy_(torch.cat((filters, -filters)))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.gelu(self.whitening(x))
         x = self.stage3(self.stage2(self.stage1(x)))
         if self.columns == 1:

@@ -8,6 +8,7 @@ Sources: He et al. 2016, arXiv 1603.05027 (pre-activation); Hu et al. 2018 (SE).
 
 import math
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -21,7 +22,7 @@ class FlatBlock(nn.Module):
     2x2 pixels if strided; elsewhere it is the identity (He et al. 2016, fig. 4e).
     """
 
-    def __init__(self, channels_in, channels_out, stride):
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
         self.drop_rate = 0.0  # the network sets it
         self.norm1 = nn.BatchNorm2d(channels_in)
@@ -34,7 +35,7 @@ class FlatBlock(nn.Module):
             pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
             self.shortcut = nn.Sequential(pool, conv1x1(channels_in, channels_out))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         activated = F.relu(self.norm1(x))
         shortcut = x if self.shortcut is None else self.shortcut(activated)
         residual = self.conv2(F.relu(self.norm2(self.conv1(activated))))
@@ -70,6 +71,6 @@ class FlatSE(nn.Module):
         self.head = nn.Linear(width3, num_classes)
         he_init(self)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(spatial_mean(F.relu(self.norm(x))))

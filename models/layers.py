@@ -50,11 +50,11 @@ class StridedConv1x1(nn.Conv2d):
     CPU: wrong gradients, or a crash (oneDNN issue 6035).
     """
 
-    def __init__(self, channels_in, channels_out, stride):
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__(channels_in, channels_out, 1, bias=False)
         self.every = stride
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(F.avg_pool2d(x, 1, self.every))  # a slice would write its gradient out in NCHW
 
 
@@ -87,13 +87,13 @@ class SqueezeExcite(nn.Module):
     C / reduction ReLU units, a sigmoid. Both linear layers have a bias.
     """
 
-    def __init__(self, channels, reduction=16):
+    def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
         hidden = max(1, channels // reduction)
         self.squeeze = nn.Linear(channels, hidden)
         self.excite = nn.Linear(hidden, channels)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = F.relu(self.squeeze(spatial_mean(x)))
         return x * self.excite(hidden).sigmoid()[:, :, None, None]
 

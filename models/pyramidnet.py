@@ -4,6 +4,7 @@ A residual network that widens by a little in every block instead of doubling at
 `pyramidnet` is the widest of depth 110 within 5,000,000 parameters: widening 99, 4,993,281 parameters.
 """
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -22,11 +23,11 @@ class ShakeDrop(nn.Module):
     evaluation the factor is its expectation, `survival`, because alpha has mean zero.
     """
 
-    def __init__(self, survival):
+    def __init__(self, survival: float):
         super().__init__()
         self.survival = survival
 
-    def forward(self, residual):
+    def forward(self, residual: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return self.survival * residual
         survives = uniform_per_image(residual) < self.survival
@@ -46,7 +47,7 @@ class PyramidBlock(nn.Module):
     channels are zero.
     """
 
-    def __init__(self, channels_in, channels_out, stride, bottleneck, survival):
+    def __init__(self, channels_in: int, channels_out: int, stride: int, bottleneck: bool, survival: float):
         super().__init__()
         self.channels_out, self.stride = channels_out, stride
         if bottleneck:
@@ -60,7 +61,7 @@ class PyramidBlock(nn.Module):
         self.residual = nn.Sequential(*layers[:-1])
         self.shakedrop = ShakeDrop(survival)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = F.avg_pool2d(x, 2) if self.stride == 2 else x
         shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.channels_out - x.shape[1]))
         return shortcut + self.shakedrop(self.residual(x))
@@ -103,6 +104,6 @@ class PyramidNet(nn.Module):
         self.head = nn.Linear(channels, num_classes)
         he_init(self)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(spatial_mean(F.relu(self.norm(x))))

@@ -4,6 +4,7 @@
 4,327,754 parameters, 648 M.
 """
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -16,7 +17,7 @@ class BasicBlock(nn.Module):
     Where the shape changes, the shortcut is a strided 1x1 convolution with BN (option B).
     """
 
-    def __init__(self, channels_in, channels_out, stride):
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
         self.conv1 = conv3x3(channels_in, channels_out, stride)
         self.norm1 = nn.BatchNorm2d(channels_out)
@@ -27,7 +28,7 @@ class BasicBlock(nn.Module):
             projection = StridedConv1x1(channels_in, channels_out, stride)
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels_out))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = F.relu(self.norm1(self.conv1(x)))
         residual = self.norm2(self.conv2(residual))
         return F.relu(self.shortcut(x) + residual)
@@ -56,6 +57,6 @@ class ResNet18(nn.Module):
             for block in (*self.stage1, *self.stage2, *self.stage3):
                 nn.init.zeros_(block.norm2.weight)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(spatial_mean(x))

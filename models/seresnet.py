@@ -6,6 +6,7 @@ settles what the papers leave open: normalization and ReLU follow each convoluti
 (16 would give 1,906,258).
 """
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -22,7 +23,7 @@ class SEBottleneck(nn.Module):
     dropping three of four (ResNet-D, He et al. 2019, fig. 2c).
     """
 
-    def __init__(self, channels_in, channels_out, stride, reduction):
+    def __init__(self, channels_in: int, channels_out: int, stride: int, reduction: int):
         super().__init__()
         planes = channels_out // EXPANSION
         self.conv1 = conv1x1(channels_in, planes)
@@ -37,7 +38,7 @@ class SEBottleneck(nn.Module):
             pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
             self.shortcut = nn.Sequential(pool, conv1x1(channels_in, channels_out), nn.BatchNorm2d(channels_out))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = F.relu(self.norm1(self.conv1(x)))
         residual = F.relu(self.norm2(self.conv2(residual)))
         residual = self.se(self.norm3(self.conv3(residual)))
@@ -50,8 +51,8 @@ class SEResNet(nn.Module):
     Three stages of (depth - 2) / 9 bottlenecks, so depth is 9 n + 2 (164 and 20, for example);
     their 3x3 convolutions have `width`, 2 `width` and 4 `width` channels. `reduction` divides the
     channels inside SE. With `zero_init` every residual starts at zero (see ResNet18): otherwise the gradient of
-    depth 164 begins at a norm of 240 instead of 1. `head_std` is the standard deviation of the head's first weights, by
-    default that of `he_init`.
+    depth 164 begins at a norm of 240 instead of 1. `head_std` is the standard deviation of the head's initial
+    weights, by default that of `he_init`.
     """
 
     def __init__(self, num_classes: int = 10, depth: int = 164, width: int = 16, reduction: int = 4,
@@ -80,6 +81,6 @@ class SEResNet(nn.Module):
         if head_std is not None:
             nn.init.normal_(self.head.weight, std=head_std)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(spatial_mean(x))

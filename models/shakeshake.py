@@ -52,13 +52,13 @@ class TwoPathShortcut(nn.Module):
     top); a BN follows both (Gastaldi 2017, section 2.1).
     """
 
-    def __init__(self, channels_in, channels_out, stride):
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
         self.conv1 = StridedConv1x1(channels_in, channels_out // 2, stride)
         self.conv2 = StridedConv1x1(channels_in, channels_out - channels_out // 2, stride)
         self.norm = nn.BatchNorm2d(channels_out)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(x)
         shifted = F.pad(x, (1, -1, 1, -1))
         return self.norm(torch.cat((self.conv1(x), self.conv2(shifted)), dim=1))
@@ -67,7 +67,7 @@ class TwoPathShortcut(nn.Module):
 class ShakeBlock(nn.Module):
     """shortcut(x) + shake_shake of two branches; no activation follows, the branches begin with one."""
 
-    def __init__(self, channels_in, channels_out, stride, se):
+    def __init__(self, channels_in: int, channels_out: int, stride: int, se: bool):
         super().__init__()
         self.branch1 = branch(channels_in, channels_out, stride, se)
         self.branch2 = branch(channels_in, channels_out, stride, se)
@@ -75,7 +75,7 @@ class ShakeBlock(nn.Module):
         if channels_in != channels_out or stride != 1:
             self.shortcut = TwoPathShortcut(channels_in, channels_out, stride)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.shortcut(x) + shake_shake(self.branch1(x), self.branch2(x), self.training)
 
 
@@ -111,6 +111,6 @@ class ShakeShake26(nn.Module):
         self.head = nn.Linear(4 * width, num_classes)
         he_init(self)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.head(spatial_mean(F.relu(x)))

@@ -11,6 +11,11 @@ class UserError(Exception):
     code = 2
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line: of an OSError the system's words, without the file; else the error's text."""
+    return getattr(error, "strerror", None) or one_line(error)
+
+
 def one_line(message: object) -> str:
     """The text of an exception or message in one line; the class of an exception without text."""
     if isinstance(message, OSError) and message.strerror:

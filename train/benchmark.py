@@ -29,7 +29,7 @@ from augment.basic import MEAN, STD
 from train.data import cifar10
 from train.engine.batches import Ahead, batches
 from train.engine.command import add_common, command, integer, parser
-from train.engine.device import compiled, device_of, hardware, precision_of, worth_compiling
+from train.engine.device import compilation, compiled, device_of, hardware, precision_of
 from train.engine.flags import config
 from train.engine.loop import build, cross_entropy, parameter_groups, train_step
 from train.engine.progress import progress, say
@@ -72,7 +72,7 @@ def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usua
     cudnn = torch.backends.cudnn
     torch.manual_seed(0)
     model = build(args).to(device, memory_format=torch.channels_last).train()
-    compiling, loss = worth_compiling(wanted, device, 10**6, model), cross_entropy(args.smoothing)
+    (compiling, _), loss = compilation(wanted, device, 10**6, model), cross_entropy(args.smoothing)
     network = compiled(model, device) if compiling else model
     optimizer = torch.optim.SGD(parameter_groups(args, model), lr=args.lr, momentum=args.momentum,
                                 nesterov=args.nesterov, weight_decay=args.weight_decay, fused=device.type == "cuda")

@@ -3,14 +3,14 @@
     python train/classify.py cat.jpg holiday/                   pictures, and all those of a folder
     python train/classify.py cat.jpg --weights weights/student.pt --json answers.json --csv answers.csv
 
-A picture may have any size, and any format that Pillow reads but PostScript; of an animated one it is the first frame.
-The network sees its centre square, resized to 32x32, so what matters should fill the middle. The released network
-answers unless --weights names another; repeated, several answer by the mean of their logits. The probabilities of one
+A picture may have any size, and any format that Pillow reads except PostScript; of an animation the first frame is
+used. The network sees its centre square, resized to 32x32, so what matters should fill the middle. The released network
+answers unless --weights names another; several answer by the mean of their logits. The probabilities of one
 network are calibrated where a temperature is stored with its weights (`evaluate --calibrate --store-temperature`).
 This takes a second or two, and a tenth more for each large photograph.
 
-A file that is no picture is a line on standard error; the others are still answered, and the exit code is 2. Of a
-folder, one line tells what was left out: subfolders and files that are no pictures.
+A file that is not a picture gets a line on standard error; the others are still classified, and the exit code is 2. For
+a folder, one line says what was left out: subfolders and other files.
 """
 
 import json
@@ -27,7 +27,7 @@ from train import UserError
 from train.data.pictures import read_pictures
 from train.data.sources import expand
 from train.engine.checkpoint import write_text
-from train.engine.command import check_target, command, parser, warn
+from train.engine.command import add_device, check_replaceable, check_target, command, parser, warn
 from train.engine.device import device_of
 from train.engine.network import load_all, probabilities
 from train.engine.progress import progress
@@ -43,13 +43,11 @@ def main(argv: list[str] | None = None) -> None:
         help="a weights file; repeated, the networks answer together (default: the released network)")
     add("--json", type=expand, metavar="FILE", help="also write the answers, with all ten probabilities, there")
     add("--csv", type=expand, metavar="FILE", help="the same as a table")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="device to use")
+    add_device(arguments)
     args = arguments.parse_args(argv)
-    for flag, file, ours in (("--json", args.json, ("[]", '[\n {\n  "file"')), ("--csv", args.csv, "file,class,")):
+    for flag, file, ours in (("--json", args.json, ("[]", '[\n {\n  "file"')), ("--csv", args.csv, ("file,class,",))):
         check_target(flag, file, f".{flag[2:]}")
-        old = file.read_text(errors="replace") if file and file.is_file() else ""
-        if old and not old.startswith(ours):
-            raise UserError(f"{flag} {file} exists and holds something else: choose another name, or delete it")
+        check_replaceable(flag, file, *ours)
     networks = load_all(args.weights, device_of(args.device))
     if len({network.synthetic for network in networks}) > 1:
         raise UserError("--weights: some were trained on photographs and some on generated shapes")

@@ -4,8 +4,8 @@
     python train/compare.py "weights/quick/student.pt weights/quick/seed*/student.pt" "weights/quick/seed*/control.pt"
     python train/compare.py weights/a.pt weights/b.pt --diff
 
-A result is x.json as `train/evaluate.py` wrote it, x.tta.json with --tta there, or x.pt in whose place x.json is read.
-A group is several of them, or a pattern, quoted. No network is loaded. Seconds.
+A result is the x.json (with --tta x.tta.json) that `train/evaluate.py` wrote; x.pt stands for the x.json beside it. A
+group is several results, or a pattern, in quotes. No network is loaded; it takes seconds.
 """
 
 import glob
@@ -41,13 +41,13 @@ def read_group(text: str) -> list[dict]:
 
 def compare_networks(names: list[str], a: dict, b: dict) -> str:
     """McNemar's test and the difference of two results by their kept logits, in sentences."""
-    (_, logits, labels), (_, more, _) = map(kept_logits, (a, b))
-    right_a, right_b = logits.argmax(1) == labels, more.argmax(1) == labels
-    first, second = (right_a & ~right_b).sum().item(), (right_b & ~right_a).sum().item()
+    (_, logits_a, labels), (_, logits_b, _) = kept_logits(a), kept_logits(b)
+    right_a, right_b = logits_a.argmax(1) == labels, logits_b.argmax(1) == labels
+    only_a, only_b = (right_a & ~right_b).sum().item(), (right_b & ~right_a).sum().item()
     difference, low, high = paired(right_a, right_b)
     return (f"{names[0]} is right on {right_a.sum():,} and {names[1]} on {right_b.sum():,} of {len(labels):,} test "
-            f"images: {first:,} only {names[0]}, {second:,} only {names[1]}; McNemar's exact test p = "
-            f"{mcnemar(first, second):.3g}; a difference of {difference:+.2f} points, 95 % interval {low:+.2f} to "
+            f"images: {only_a:,} only {names[0]}, {only_b:,} only {names[1]}; McNemar's exact test p = "
+            f"{mcnemar(only_a, only_b):.3g}; a difference of {difference:+.2f} points, 95 % interval {low:+.2f} to "
             f"{high:+.2f}. This compares two networks and says nothing of seeds: for that, name groups of them.")
 
 

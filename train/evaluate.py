@@ -7,9 +7,9 @@
     python train/evaluate.py weights/resnet18-fold0.pt --calibrate --store-temperature --mistakes mistakes.png
     python train/evaluate.py weights/resnet18-fold0.pt --cifar10c CIFAR-10-C
 
-What is written, for `train/report.py` and `train/compare.py`, is the result of one network on the whole test set; that
-of an ensemble or of a part only with --json. About a minute per network on two CPU cores, seconds on a GPU; --cifar10c
-is 75 passes more.
+The result of one network on the whole test set is written beside its weights, for `train/report.py` and
+`train/compare.py`; that of an ensemble, or of a part of the set, only where --json says. About a minute per network on
+two CPU cores, seconds on a GPU; --cifar10c is 75 passes more.
 """
 
 import argparse
@@ -28,7 +28,17 @@ from train import UserError
 from train.data import cifar10
 from train.data.sources import expand
 from train.engine import checkpoint, metrics
-from train.engine.command import add_common, check_target, command, command_line, integer, parser, short_path, warn
+from train.engine.command import (
+    add_common,
+    check_replaceable,
+    check_target,
+    command,
+    command_line,
+    integer,
+    parser,
+    short_path,
+    warn,
+)
 from train.engine.device import device_of
 from train.engine.network import Network, load, load_all, mean_logits
 from train.engine.progress import progress
@@ -119,7 +129,6 @@ def flags() -> argparse.ArgumentParser:
     add("--store-temperature", action="store_true", help="store it in the weights file; later probabilities use it")
     add("--cifar10c", type=expand, metavar="FOLDER", help="also score the corrupted test sets of CIFAR-10-C")
     add("--mistakes", type=expand, metavar="PNG", help="write a picture of the most confident mistakes")
-    add("--budget", action="store_true", help=f"refuse weights above {models.BUDGET:,} parameters")
     add("--verbose", action="store_true", help="also say how the weights were trained")
     return arguments
 
@@ -128,11 +137,12 @@ def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
     # 1. Whatever can be refused is refused before the work.
     check_target("--json", args.json, ".json")
+    check_replaceable("--json", args.json, '{"format": "result/')
     check_target("--mistakes", args.mistakes, ".png")
     device = device_of(args.device)
-    groups = load_each(args.weights, args.data, device) if args.each else [load_all(args.weights, device)]
     if args.each and len(args.weights) > 1 and (args.json or args.mistakes or args.cifar10c):
         raise UserError("--each scores several networks: leave out --json, --mistakes and --cifar10c")
+    groups = load_each(args.weights, args.data, device) if args.each else [load_all(args.weights, device)]
     if args.store_temperature and (not args.calibrate or args.tta or any(group[1:] for group in groups)):
         raise UserError("--store-temperature needs --calibrate, one network, and no --tta")
     if args.cifar10c and args.data == "synthetic":
@@ -140,8 +150,6 @@ def main(argv: list[str] | None = None) -> None:
     for network in chain(*groups):
         network.check_clean()
         network.check_kind(args.data)
-        if args.budget and network.over_budget:
-            raise UserError(f"{network.file} has {network.params:,} parameters, above the budget of {models.BUDGET:,}")
         if args.store_temperature:
             check_target("--store-temperature", network.file, ".pt")
     corrupted = read_corruptions(args.cifar10c) if args.cifar10c else None
@@ -154,17 +162,34 @@ def main(argv: list[str] | None = None) -> None:
         score(group, fold, corrupted, test, args, brief=len(groups) > 1 and not args.verbose)
 
 
+def result_of(network: Network, test: cifar10.Dataset, tta: bool) -> dict:
+    """What x.json holds of one network, except its metrics."""
+    return {"format": FORMAT, "run": network.file.stem, "model": network.model.name, "params": network.params,
+            "macs": models.macs(network.model), "images": len(test), "tta": tta, "test_digest": test.digest,
+            "fingerprint": network.fingerprint, "config": network.config,
+            **{name: network.content[name] for name in ("options", "data", "log", "provenance")}}
+
+
+def temperature_of(networks: Sequence[Network], fold: cifar10.Dataset | None, tta: bool) -> tuple[float | None, str]:
+    """(temperature, what it was fitted on): of the held-out fold, or the one stored with a single network, or None."""
+    first = networks[0]
+    if fold:
+        fitted = metrics.temperature(mean_logits(networks, fold.images, tta), fold.labels)
+        return fitted, f"{len(fold):,} images of fold {first.fold}, held out"
+    if len(networks) == 1 and "temperature" in first.content:
+        return first.temperature, first.content["temperature_from"]
+    return None, ""
+
+
 def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: dict | None, test: cifar10.Dataset,
           args: argparse.Namespace, brief: bool) -> None:
     """Score one network, or several by the mean of their logits: print it (brief: one line) and write the result."""
     logits, labels, first = mean_logits(networks, test.images, args.tta), test.labels, networks[0]
-    abouts = [{"format": FORMAT, "run": network.file.stem, "model": network.model.name, "params": network.params,
-               "macs": models.macs(network.model), "images": len(test), "tta": args.tta, "test_digest": test.digest,
-               "fingerprint": network.fingerprint, "metrics": metrics.summary(logits, labels), "config": network.config,
-               **{name: network.content[name] for name in ("options", "data", "log", "provenance")}}
-              for network in networks]
-    name = args.json.stem if args.json else "ensemble"
-    result = abouts[0] if len(networks) == 1 else combine(name, abouts, command_line(), logits, labels)
+    results = [result_of(network, test, args.tta) for network in networks]
+    if len(results) == 1:
+        result = results[0] | {"metrics": metrics.summary(logits, labels)}
+    else:
+        result = combine(args.json.stem if args.json else "ensemble", results, command_line(), logits, labels)
     scores = result["metrics"]
 
     low, high = wilson(scores["top1"] / 100 * len(labels), len(labels))
@@ -176,12 +201,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
                  f"multiply-accumulates")
     lines.append(f"nll {scores['nll']:.4f}, ece {scores['ece']:.4f}")
     # The same logits at a temperature: that of the held-out fold, or the stored one.
-    temperature = None
-    if fold:
-        temperature = metrics.temperature(mean_logits(networks, fold.images, args.tta), fold.labels)
-        source = f"{len(fold):,} images of fold {first.fold}, held out"
-    elif len(networks) == 1 and "temperature" in first.content:
-        temperature, source = first.temperature, first.content["temperature_from"]
+    temperature, source = temperature_of(networks, fold, args.tta)
     if temperature:
         cooled = logits.double() / temperature
         scores["calibrated"] = {"temperature": temperature, "from": source, "nll": metrics.nll(cooled, labels),

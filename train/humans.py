@@ -17,7 +17,7 @@
 
 All four count the images in the order of the official archive, so --data has to hold that, not an npz. The CSV names
 them by id: id, official_index, label (0-9), corrected (the majority's label or -1), duplicate (the strongest judgment,
-empty for none), h0..h9 (votes). Their licences keep it, which is derived from them, out of this repository. Seconds.
+empty for none), h0..h9 (votes). It is derived from them, so their licences keep it out of this repository. Seconds.
 """
 
 import json
@@ -132,13 +132,14 @@ def main(argv: list[str] | None = None) -> None:
     way.add_argument("csv", type=sources.expand, metavar="CSV", help="what `build` wrote")
     way.add_argument("logits", type=sources.expand, metavar="NPZ", help="x.logits.npz, as train/evaluate.py writes it")
     args = arguments.parse_args(argv)
-    if args.way == "build":
-        check_target("--out", args.out, ".csv")
+    file = args.folder if args.way == "build" else args.csv
     try:
-        print(build(args.folder, args.data, args.out) if args.way == "build" else
-              SAID.format(**score(args.csv, args.logits)))
+        if args.way == "build":
+            check_target("--out", args.out, ".csv")
+            print(build(args.folder, args.data, args.out))
+        else:
+            print(SAID.format(**score(args.csv, args.logits)))
     except (LookupError, TypeError, ValueError) as error:  # json, numpy and pandas fail each in their own way
-        file = args.folder if args.way == "build" else args.csv
         raise UserError(f"{file} is not what --help names ({type(error).__name__}: {one_line(error)[:100]})") from None
 
 

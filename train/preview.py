@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from augment import AUGMENTATIONS, MIXES, mixing, pipeline
 from augment.ops import OPS
-from augment.policies import AUTOAUGMENT_SPACE, NAMES, SIGNED
+from augment.policies import AUTOAUGMENT_SPACE, SIGNED
 from train import ROOT
 from train.data import cifar10
 from train.data.sources import expand
@@ -34,20 +34,21 @@ EPOCHS = 4
 
 def operation_rows(images: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """(label, images) for each operation, its magnitude growing from left to right."""
-    for k, name in enumerate(OPS):
+    for k, (name, operation) in enumerate(OPS.items()):
         bins = AUTOAUGMENT_SPACE[k]
         first = -bins[-1] if SIGNED[k] else bins[0]
         magnitude = torch.linspace(first, bins[-1], len(images))
         span = f"\n{first:.3g} to {bins[-1]:.3g}" if bins.any() else ""
-        yield name + span, OPS[NAMES[k]](images, magnitude)
+        yield name + span, operation(images, magnitude)
 
 
 def random_rows(images: torch.Tensor, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
     """(label, images) for each augmentation and mix."""
     for name, augment in AUGMENTATIONS.items():
         yield name, augment(images, generator)
-    for name in [name for name in MIXES if name != "none"]:
-        yield name, MIXES[name](generator, images)[0]
+    for name, mix in MIXES.items():
+        if name != "none":
+            yield name, mix(generator, images)[0]
 
 
 def training_rows(images: torch.Tensor, augment: tuple[str, ...], mix: str,

@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections import Counter
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,7 +34,7 @@ from train.engine.checkpoint import write_text
 from train.engine.command import check_target, command, count_of, parser, short_path, warn
 from train.engine.network import total_epochs
 from train.scores import plots
-from train.scores.page import commands, in_words, markdown, page
+from train.scores.page import PICTURES, commands, in_words, markdown, page
 from train.scores.results import family, group, home, mean_of_kept, read_result, result_file, shortest_unique_names
 
 PUBLISHED, DOCUMENTED = map(Path(plots.__file__).with_name, ("published.csv", "documented.csv"))
@@ -49,7 +50,7 @@ NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: t
 
 
 def gather(paths: list[Path], ensembles: dict[str, list[Path]]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]]:
-    """(results, {name: [log of a run, ...]}) of x.json and of folders; what a folder holds amiss is told and left out.
+    """(results, {name: [log of a run, ...]}) of x.json and of folders, whose unusable files are reported and left out.
 
     Means of kept logits are among the results: the `ensembles`, {name: x.json, ...}, those of a folder's teachers, and
     of the ladder's two networks in a folder.
@@ -126,14 +127,17 @@ def gains(table: pd.DataFrame) -> str:
     words.insert(0, "role", list(rows["role"]))
     lines = words.to_string(index=False).splitlines()
     lines += [f"mean of the {len(teachers)} teachers: {mean(teachers):.2f} %"] if len(teachers) > 1 else []
-    student = students.iloc[0]
-    twins = teachers[teachers["runs"].str.startswith("teacher-all") & (teachers["model"] == student["model"])]
-    for name, others in pd.concat([rows.query("role in ['baseline', 'control']"), twins]).groupby("name", sort=False):
-        other, points = others.iloc[0], round(mean(students) - mean(others), 9)
-        told = "the same network" if other["model"] == student["model"] else "another network"
-        if other["epochs"] != student["epochs"]:
-            told += f"; {other['epochs']} epochs, not {student['epochs']}"
-        lines.append(f"student {points:+.2f} points against {name} ({told})")
+    others = rows[rows["role"].isin(["baseline", "control"]) | rows["runs"].str.startswith("teacher-all")]
+    for _, student in students.iterrows():
+        for _, other in others.iterrows():
+            same = other["model"] == student["model"]
+            if other["role"] == "teacher" and not same:
+                continue
+            told = "the same network" if same else "another network"
+            if other["epochs"] != student["epochs"]:
+                told += f"; {other['epochs']} epochs, not {student['epochs']}"
+            points = round(student["top1"] - other["top1"], 9)
+            lines.append(f"{student['name']} {points:+.2f} points against {other['name']} ({told})")
     return "\n".join(lines)
 
 
@@ -185,7 +189,8 @@ def points_of(table: pd.DataFrame, others: pd.DataFrame, cost: str) -> pd.DataFr
     return points
 
 
-def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, official: bool) -> dict[str, str]:
+def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, official: bool,
+         generated: bool) -> dict[str, str]:
     """Draw all pictures into a folder: {file name: caption}."""
     pictures = {}
     if logs:
@@ -210,7 +215,7 @@ def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, off
         run = min(singles, key=lambda run: (run["run"] != "student", run["tta"], run["params"] > models.BUDGET,
                                             -run["metrics"]["top1"]))
         name, scores = run["run"] + ", TTA" * run["tta"], run["metrics"]
-        classes = cifar10.class_names("" if official else "synthetic")
+        classes = cifar10.class_names("synthetic" if generated else "")
         plots.confusion(folder / "confusion.png", scores["confusion"], classes,
                         f"{name}: {scores['top1']:.2f} % of {run['images']:,} images")
         plots.reliability(folder / "reliability.png", scores["reliability"],
@@ -253,28 +258,36 @@ def main(argv: list[str] | None = None) -> None:
 
     results, logs = gather(paths, ensembles)
     official, table = results[0]["test_digest"] == cifar10.OFFICIAL["test"], group(results)
-    folders = {folder: group(result for result in results if home(result["file"]) == folder)
-               for folder in dict.fromkeys(home(result["file"]) for result in results)}  # each with all its files
-    ladders = {folder: rows for folder, own in folders.items() if len(rows := ladder(own))}
-    first = [("The documented ladder", folder, rows.to_string(index=False)) for folder, rows in ladders.items()]
-    first += [("What teachers give", folder, lines) for folder, own in folders.items() if (lines := gains(own))]
-    names = dict(zip(folders, shortest_unique_names(list(folders)), strict=True))
-    first = {title + f": {names[folder]}" * (len(folders) > 1): text for title, folder, text in first}
-    note = NOTE.format(images=f"{results[0]['images']:,}" + " generated" * (not official))
-    kind = "the official CIFAR-10" if official else "generated"
+    generated = not official and results[0]["provenance"]["source"].startswith("synthetic")
+    by_folder = {}
+    for result in results:
+        by_folder.setdefault(home(result["file"]), []).append(result)
+    sections, ladders = {}, []  # {heading: text} of what stands beside the table
+    for name, own in zip(shortest_unique_names(list(by_folder)), map(group, by_folder.values()), strict=True):
+        where = f": {name}" if len(by_folder) > 1 else ""
+        if len(rows := ladder(own)):
+            ladders.append(markdown(rows))
+            sections[f"The documented ladder{where}"] = rows.to_string(index=False)
+        if lines := gains(own):
+            sections[f"What teachers give{where}"] = lines
+    note = NOTE.format(images=f"{results[0]['images']:,}" + " generated" * generated)
+    kind = "the official CIFAR-10" if official else "generated" if generated else "a part of the"
     summary = f"{count_of(len(results), 'result')} on {kind} test images."
     out.mkdir(exist_ok=True)
-    pictures = draw(out, table, results, logs, official)
+    for old in (*chain(*PICTURES.values()), "pipeline.txt"):
+        (out / old).unlink(missing_ok=True)
+    pictures = draw(out, table, results, logs, official, generated)
     text = f"{markdown(in_words(table))}\n{note}"
     narrow = markdown(in_words(table).drop(columns=["MACs", "95 % interval"]))
     tables = {"results": f"{narrow}\n{note.replace(INTERVAL, '')}\n\n"}
     if ladders:
-        tables["ladder"] = "\n".join(map(markdown, ladders.values()))
+        tables["ladder"] = "\n".join(ladders)
     write_text(out / "results.md", f"{text}\n\n{markdown(commands(table))}")
     write_text(out / "results.csv", table.assign(folder=table["folder"].map(short_path)).to_csv(index=False))
-    write_text(out / "report.html", page(table, note, summary, out, pictures, first, published() if official else None))
-    if first:
-        write_text(out / "pipeline.txt", "\n\n".join(first.values()) + "\n")
+    others = published() if official else None
+    write_text(out / "report.html", page(table, note, summary, out, pictures, sections, others))
+    if sections:
+        write_text(out / "pipeline.txt", "\n\n".join(sections.values()) + "\n")
     if args.readme:
         if unfilled := {name for _, name, _ in re.findall(MARKED, readme, re.DOTALL)} - set(tables):
             warn(f"--readme {args.readme}: its {unfilled.pop()} is as it was, for there is no such result")
@@ -287,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
         shutil.copyfile(out / "cost.png", args.picture)
     elif args.picture:
         warn(f"--picture {args.picture}: not drawn, all results are with flip TTA")
-    shown = "\n\n".join([text, *first.values(), f"{out / 'report.html'}: {summary}"])
+    shown = "\n\n".join([text, *sections.values(), f"{out / 'report.html'}: {summary}"])
     print(shown if "±".encode(sys.stdout.encoding or "utf-8", "ignore") else shown.replace("±", "+-"))
 
 

@@ -39,6 +39,14 @@ def test_averages_against_a_slow_loop():
         torch.testing.assert_close(mean[row], sum(allowed) / len(allowed))
 
 
+def test_a_file_that_is_no_table_of_labels_is_not_replaced(tmp_path, teachers, run):
+    file = tmp_path / "labels.csv"
+    for text in ("epoch,lr,train_loss\n", "id,label\n1,cat\n"):
+        file.write_text(text)
+        code, out, err = run(*teachers)
+        assert (code, out) == (2, "") and "holds something else, it begins with" in err and file.read_text() == text
+
+
 @pytest.mark.parametrize("how, tta", [("mean", ()), ("oof", ("--tta",))])
 def test_the_command_averages_the_logits_of_each_teacher(toy_set, tmp_path, teachers, run, how, tta):
     code, out, err = run(*teachers, "--limit", 40, "--average", how, *tta)

@@ -135,7 +135,7 @@ def test_a_file_that_is_no_submission_is_not_replaced(files, run, header):
     weights, _, out = files
     out.write_text(f"{header}\n1,2\n")
     code, printed, err = run(weights)
-    assert (code, printed) == (2, "") and "exists and is no submission" in err and err.count("\n") == 1
+    assert (code, printed) == (2, "") and "exists and holds something else" in err and err.count("\n") == 1
     assert out.read_text() == f"{header}\n1,2\n"
 
 

@@ -133,7 +133,7 @@ def test_out_of_memory_is_one_line_with_a_suggestion(toy_set, tmp_path, typed, m
 def test_weights_that_cannot_be_used_are_one_line(toy_set, tmp_path, typed):
     (tmp_path / "bad.pt").write_bytes(b"bad")
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    for file, told in [("bad.pt", "cannot be read as a checkpoint (it is no zip of torch.save, or only a part of one)"),
+    for file, told in [("bad.pt", "cannot be read as a checkpoint (it is not a file of torch.save, or is cut off)"),
                        ("foreign.pt", "(another program wrote it)"), ("none.pt", "does not exist")]:
         code, out, err = typed(evaluate.main, tmp_path / file, "--data", toy_set, "--device", "cpu")
         assert code == 2 and told in err and "top-1" not in out

@@ -160,12 +160,10 @@ def test_a_mistake_is_one_line_before_any_work(run, no_pass, flags, words, writt
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
 
 
-def test_weights_above_the_budget_are_refused_on_demand(run, monkeypatch, written):
+def test_weights_above_the_budget_are_scored_and_called_so(run, monkeypatch, written):
     files = written({})
     assert "above the budget" not in run(*files)[1]
     monkeypatch.setattr("models.BUDGET", 1000)
-    code, _, err = run(*files, "--budget")
-    assert code == 2 and "above the budget" in err
     code, out, _ = run(*files)
     assert code == 0 and "2,988 parameters (above the budget of 1,000)" in out
 

@@ -162,11 +162,19 @@ def test_results_on_other_images_are_told_and_left_out(folder, run, add, blank):
 
 
 def test_the_generated_images_have_a_report_without_the_figures_of_others(folder, run, add, blank, monkeypatch):
-    rewrite(add("net-fold0"), test_digest="that of the generated ones")
+    file = add("net-fold0")
+    rewrite(file, test_digest="that of the generated ones",
+            provenance=read_result(file)["provenance"] | {"source": "synthetic"})
     code, out, err = run()
     assert (code, err) == (0, "") and "Top-1 on the 20 generated test images" in out
     page = (folder / "weights/report/report.html").read_text("utf-8")
     assert "1 result on generated test images" in page and "Published by others" not in page
+
+
+def test_a_part_of_the_test_images_is_called_so(folder, run, add, blank):
+    rewrite(add("net-fold0"), test_digest="that of a part")
+    code, out, _ = run()
+    assert code == 0 and "on the 20 test images" in out and "1 result on a part of the test images" in out
 
 
 def test_tta_is_a_row_of_its_own(folder, run, add, blank):
@@ -301,8 +309,8 @@ def test_what_teachers_give_comes_first_and_names_the_same_network_on_all_images
     mean = np.mean([score[f"teacher-{name}"] for name in ("all", "fold0", "wide")])
     assert f"mean of the 3 teachers: {mean:.2f} %" in text
     student = score["student"]
-    told = {"baseline-basic": "another network; 6 epochs, not 5", "control": "the same network",
-            "teacher-all": "the same network; 8 epochs, not 5"}
+    told = {"baseline-basic": "another network; 6 epochs, not 5", "teacher-all": "the same network; 8 epochs, not 5",
+            "control": "the same network"}
     assert text.splitlines()[-3:] == [f"student {student - score[name]:+.2f} points against {name} ({words})"
                                       for name, words in told.items()]
     page = (base / "report/report.html").read_text("utf-8")
@@ -333,6 +341,13 @@ def test_two_folders_of_one_name_have_a_table_each(folder, run, add, blank):
 def test_roles_may_be_missing(folder, run, add, blank):
     add("base/student", fold=None)
     assert "points" not in run(folder / "weights/base")[1]
+    old = [folder / "weights/base/report" / name for name in ("pipeline.txt", "cost.png", "mine.png")]
+    for file in old:
+        file.touch()
+    rewrite(read := folder / "weights/base/student.json", tta=True)  # alone it has no picture of the cost
+    run(read, "--out", folder / "weights/base/report")
+    assert [file.exists() for file in old] == [False, False, True]
+    rewrite(read, tta=False)
     rewrite(add("base/control", fold=None), fingerprint="of another network")
     assert "student +0.00 points against control (the same network)\n" in run(folder / "weights/base")[1]
 

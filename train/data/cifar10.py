@@ -56,7 +56,7 @@ class Dataset:
         lines = "\n".join(f"{name} {label}" for name, label in zip(self.ids, self.labels.tolist(), strict=True))
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def select(self, rows) -> "Dataset":
+    def select(self, rows: slice | np.ndarray) -> "Dataset":
         """The Dataset of some rows: a slice, a boolean mask or indices, as numpy takes them."""
         kept = torch.from_numpy(np.arange(len(self))[rows])
         return Dataset(self.images[kept], self.labels[kept], self.ids[rows], self.source)

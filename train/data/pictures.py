@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from train import UserError, one_line
+from train import UserError, reason_of
 from train.data.cifar10 import channels_first
 
 SIDE = 32
@@ -25,8 +25,12 @@ def picture_files(folder: Path, say: Callable = print) -> list[Path]:
     files, subfolders, others = [], [], []
     try:
         for entry in sorted(folder.iterdir()):
-            is_one = entry.name[0] != "." and not entry.is_dir() and is_picture(entry)
-            (files if is_one else subfolders if entry.is_dir() else others).append(entry)
+            if entry.is_dir():
+                subfolders.append(entry)
+            elif entry.name[0] != "." and is_picture(entry):
+                files.append(entry)
+            else:
+                others.append(entry)
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror})") from None
     rest = [f"{len(found)} {noun}{'s' * (len(found) > 1)} ({found[0].name}{', ...' * (len(found) > 1)})"
@@ -74,7 +78,7 @@ def read_picture(file: Path, single: bool = False) -> Image.Image:
     except Image.UnidentifiedImageError:
         reason = "no known format"
     except Exception as error:  # every format fails in its own way on a damaged file
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = reason_of(error)
     raise UserError(f"{file} is not a picture that can be read ({reason})")
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
 
-from train import ROOT, UserError, one_line
+from train import ROOT, UserError, one_line, reason_of
 
 
 def expand(path: str | Path) -> Path:
@@ -59,7 +59,7 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
             content = np.load(handle, allow_pickle=False)
             return {"data": content} if isinstance(content, np.ndarray) else dict(content)
     except Exception as error:  # zip, deflate and numpy's header each fail in their own way on a damaged file
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = reason_of(error)
         reason = "there are pickles in it" if "allow_pickle" in reason else reason  # numpy's is no advice
         raise UserError(f"{file} cannot be read ({reason}): damaged, or not an npz of plain arrays") from None
 

@@ -24,7 +24,7 @@ def synthetic(part: str = "train") -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(pieces), labels
 
 
-def draw_shapes(random, labels):
+def draw_shapes(random: np.random.Generator, labels: np.ndarray) -> np.ndarray:
     """uint8 images (N, 32, 32, 3) for labels (N,)."""
     count = len(labels)
 

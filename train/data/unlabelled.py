@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train import UserError, one_line
+from train import UserError, reason_of
 from train.data import cifar10, pictures, sources
 
 WANTED = ("expected an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) or (N, 3072), or a folder of 32x32 "
@@ -133,12 +133,12 @@ def as_names(ids: object, path: Path) -> list[str]:
     if None in names:
         place = names.index(None)
         raise UserError(f"{path}: the id of image {place} is {str(ids[place])[:60]!r} ({type(ids[place]).__name__}), "
-                        f"and should be a whole number or text in UTF-8")
+                        f"and should be a whole number or text in UTF-8 without control characters")
     return names
 
 
 def as_name(value: object) -> str | None:
-    """An id as text: whole numbers, and text of one line or more letters. None for anything else."""
+    """An id as text: of a whole number, or text in UTF-8 that is not empty and has no control characters; else None."""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return str(int(value))
     if isinstance(value, bytes):
@@ -160,7 +160,7 @@ def read_file(path: Path) -> dict:
     except UserError as error:
         raise UserError(f"--images {error}; {WANTED}") from None
     except Exception as error:  # whatever a hostile or damaged pickle runs into
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = reason_of(error)
         kind = "one picture" if pictures.is_picture(path) else f"not a plain pickle of arrays ({reason})"
         raise UserError(f"--images {path} is {kind}; {WANTED}") from None
     if isinstance(content, np.ndarray):

@@ -6,7 +6,7 @@
     weights/.<run>.lock     locked by the process that trains
 
 A file is written beside its name, flushed to the disk and moved over the name, so a reader finds the old
-content or the new one, never a part. Tensors and plain values only are stored, loaded with weights_only=True, and a
+content or the new one, never a part. Only tensors and plain values are stored, loaded with weights_only=True, and a
 sha256 over all of them is stored with them: a damaged file is recognised, not trained on.
 """
 
@@ -26,12 +26,12 @@ import pandas as pd
 import torch
 from filelock import FileLock, SoftFileLock, Timeout
 
-from train import UserError, one_line
+from train import UserError, one_line, reason_of
 from train.engine.command import check_target, out_of_memory
 from train.engine.progress import say
 
 FORMAT = "cifar10-under-5m/2"
-NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of shared file systems
+NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # errors of file systems without flock
 LOG = b"epoch,lr,"  # what the log of a run begins with
 
 
@@ -77,7 +77,7 @@ def write_text(path: str | Path, text: str) -> None:
 # ---------------------------------------------------------------- tensors and plain values
 
 
-def digest(tree) -> str:
+def digest(tree: object) -> str:
     """sha256 over nested dicts, lists, tensors and plain values, as 64 hex digits."""
     sha = hashlib.sha256()
 
@@ -120,17 +120,15 @@ def save(path: str | Path, content: dict, backup: Path | None = None) -> None:
 def load(path: str | Path) -> dict:
     """The content that `save` wrote, on the CPU. Executes nothing.
 
-    Raises Damaged, FileNotFoundError, or UserError for what the disk does not give and for another version's format.
+    Raises Damaged, or UserError for a file that the disk does not give or that is of another version's format.
     """
     try:
         buffer = io.BytesIO(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise
     except OSError as error:  # it may be whole, and readable another time
-        raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)})") from None
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
     try:
         if not zipfile.is_zipfile(buffer):
-            raise ValueError("it is no zip of torch.save, or only a part of one")
+            raise ValueError("it is not a file of torch.save, or is cut off")
         buffer.seek(0)
         stored = torch.load(buffer, map_location="cpu", weights_only=True)
         if not isinstance(stored, dict) or not {"format", "content", "digest"} <= stored.keys():
@@ -140,7 +138,7 @@ def load(path: str | Path) -> dict:
     except Exception as error:  # a damaged file fails in any of the layers below, each with its own kind
         if out_of_memory(error):  # it may be whole
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        reason = one_line(error)[:100]
         if "Weights only load failed" in str(error):
             reason = "it holds more than tensors and plain values"
         raise Damaged(f"{path} cannot be read as a checkpoint ({reason})") from None
@@ -255,7 +253,7 @@ class RunFiles:
         write_text(self.csv, pd.DataFrame(rows).to_csv(index=False))
 
 
-def nonfinite(tree, name: str = "state") -> str | None:
+def nonfinite(tree: object, name: str = "state") -> str | None:
     """The name of the first tensor in nested dicts with a NaN or infinity, or None."""
     if isinstance(tree, torch.Tensor):
         return name if tree.is_floating_point() and not torch.isfinite(tree).all() else None

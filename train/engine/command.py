@@ -27,6 +27,7 @@ def command() -> Iterator[None]:
     """Within it a mistake that a person can mend becomes one line on standard error and an exit code.
 
     UserError has its own code; Ctrl-C is 130; a full disk and want of memory are 1. Anything else shows its traceback.
+    It also sets glibc to keep freed memory (`keep_memory`).
     """
     keep_memory()
     with suppress(AttributeError):  # a stream that a test put there
@@ -47,8 +48,9 @@ def command() -> Iterator[None]:
         if not out_of_memory(error):
             raise
         message, code = f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit", 1
-    # All ranks make the same mistake: of each machine one tells it. What else happens may happen to one rank alone.
-    if not isinstance(message, UserError) or distributed.local_rank() == 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
+    # All ranks make the same mistake, and one on each machine reports it. Other errors may happen to one rank alone.
+    same = isinstance(message, UserError) and "TORCHELASTIC_RUN_ID" in os.environ
+    if distributed.local_rank() == 0 or not same:
         print_line(f"rank {distributed.rank()}: {message}" if distributed.rank() else message)
     sys.exit(code)
 
@@ -110,6 +112,17 @@ def check_target(flag: str, file: Path | None, suffix: str) -> None:
         raise UserError(f"{flag} {file}: the folder {file.parent} is not writable")
 
 
+def check_replaceable(flag: str, file: Path | None, *beginnings: str) -> None:
+    """UserError where a file to write exists and begins in none of these ways: another program's, or another kind."""
+    if file is None or not file.is_file():
+        return
+    with open(file, encoding="utf-8-sig", errors="replace") as handle:
+        begins = handle.read(60)
+    if begins and not begins.startswith(beginnings):
+        raise UserError(f"{flag} {file} exists and holds something else, it begins with "
+                        f"{begins.partition(chr(10))[0]!r}: choose another name, or delete it")
+
+
 # ---------------------------------------------------------------- the parser
 
 
@@ -146,6 +159,11 @@ def add_common(arguments: argparse._ActionsContainer) -> None:
     """--data and --device."""
     arguments.add_argument("--data", type=os.path.expanduser, default=str(ROOT / "data"), metavar="PATH",
                            help="folder with the images (fetched when absent), or synthetic")
+    add_device(arguments)
+
+
+def add_device(arguments: argparse._ActionsContainer) -> None:
+    """--device."""
     arguments.add_argument("--device", type=one_of("auto", "cuda", "cpu"), default="auto", metavar="NAME",
                            help="device to use: auto, cuda or cpu")
 

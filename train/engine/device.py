@@ -20,6 +20,7 @@ WORTH_COMPILING = 2_000  # steps from which the compilation, a minute or so for 
 # A CPU gains where much is done between many small convolutions. Measured in bfloat16, AMD Zen 4, two threads: with 166
 # of them (SEResNet-164) 1.40 times as fast, 109 (PyramidNet) 1.4, 55 (Shake-Shake) 1.15, 15 (resnet18) 1.05, 7 0.97.
 MANY_CONVOLUTIONS = 40
+COMPILERS = {"cuda": ("CC", ("gcc", "clang")), "cpu": ("CXX", ("g++",))}  # the variable that names one, the usual ones
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
 DRIVER = Path("/dev/nvidiactl")  # NVIDIA's
 
@@ -32,7 +33,7 @@ def device_of(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
         hidden = os.getenv("CUDA_VISIBLE_DEVICES") in ("", "-1")
         if name == "cpu" and torch.version.cuda and DRIVER.exists() and not hidden:
-            warn("there is a driver of NVIDIA's, but torch can use no GPU (is it 580 or newer?): on the CPU, then")
+            warn("an NVIDIA driver is installed, but torch cannot use a GPU (is it 580 or newer?): using the CPU")
     if name == "cuda":
         if max(distributed.local_rank() + 1, distributed.variable("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
             raise UserError(f"--nproc-per-node is above the number of GPUs here, {torch.cuda.device_count()}")
@@ -72,7 +73,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def hardware(device: torch.device) -> str:
     """The machine in words, times the ranks: `2 x NVIDIA H200`, `AMD EPYC 7763 64-Core Processor (AVX2), 2 threads`.
 
-    In brackets stands what a CPU multiplies with, for that and the precision decide how long a run takes.
+    The brackets name the fastest arithmetic of a CPU: it and the precision decide how long a run takes.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -99,15 +100,19 @@ def units() -> str:
     return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else torch.backends.cpu.get_cpu_capability()
 
 
-def worth_compiling(wanted: bool | None, device: torch.device, steps: int, network: torch.nn.Module) -> bool:
-    """Whether a run of so many steps compiles its network: by --compile (`wanted`), or where it pays and can be done.
+def compilation(wanted: bool | None, device: torch.device, steps: int, network: torch.nn.Module) -> tuple[bool, str]:
+    """(whether a run of so many steps compiles its network, why not where that would pay but cannot be done).
 
-    UserError for --compile where it cannot be done.
+    wanted: --compile or --no-compile; None compiles where it pays. UserError for --compile where it cannot be done.
     """
-    if wanted and not builds_kernels(device):
-        compiler = "gcc or clang" if device.type == "cuda" else "g++"
-        raise UserError(f"--compile needs a compiler ({compiler}) and Python's headers, and they are not all here")
-    return compiling_pays(device, steps, network) and builds_kernels(device) if wanted is None else wanted
+    if not (compiling_pays(device, steps, network) if wanted is None else wanted):
+        return False, ""
+    if builds_kernels(device):
+        return True, ""
+    names = " or ".join(COMPILERS[device.type][1])
+    if wanted:
+        raise UserError(f"--compile needs a compiler ({names}) and Python's headers, and they are not all here")
+    return False, f"not compiled: {names} or Python.h is missing"
 
 
 def compiling_pays(device: torch.device, steps: int, network: torch.nn.Module) -> bool:
@@ -116,16 +121,10 @@ def compiling_pays(device: torch.device, steps: int, network: torch.nn.Module) -
     return steps >= WORTH_COMPILING and (device.type == "cuda" or (many and distributed.world_size() == 1))
 
 
-def want_of_compiler(wanted: bool | None, device: torch.device, steps: int, network: torch.nn.Module) -> str:
-    """Why a run that would be compiled is not, in words."""
-    hindered = wanted is None and compiling_pays(device, steps, network)
-    return f"not compiled: {'gcc' if device.type == 'cuda' else 'g++'} or Python.h is missing" if hindered else ""
-
-
 def builds_kernels(device: torch.device) -> bool:
     """Whether there is what kernels, or Triton's launchers of them, are built with: a compiler and Python's headers."""
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's has no headers
-    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    variable, names = COMPILERS[device.type]
     compiler = os.environ.get(variable) or any(map(shutil.which, names))
     return bool(compiler) and Path(sysconfig.get_path("include", scheme), "Python.h").exists()
 

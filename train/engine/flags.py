@@ -11,6 +11,7 @@ files that decide what is learned (FILES) are compared by their content, never b
 import argparse
 from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import augment
 from models import MODELS, options_of
@@ -18,6 +19,7 @@ from train import UserError
 from train.data.sources import expand
 from train.engine.command import Parser, add_common, integer, number, one_of, parser
 
+T = TypeVar("T")
 RUNTIME = ("data", "out", "device", "compile", "fresh")
 FILES = ("labels", "images")
 
@@ -27,10 +29,10 @@ OPTIONS = {
     "depth": "number of layers", "blocks": "blocks in each stage", "se": "squeeze-and-excitation on each branch",
     "reduction": "factor by which squeeze-and-excitation narrows",
     "zero_init": "zero-initialise the last normalization of each block",
-    "head_std": "standard deviation of the head's first weights [inputs ** -0.5]",
+    "head_std": "standard deviation of the head's initial weights [inputs ** -0.5]",
     "widening": "channels added from the first block to the last", "bottleneck": "bottleneck in place of basic blocks",
     "shakedrop": "survival probability of the last block, 1 for no ShakeDrop",
-    "drop_path": "probability that an image skips the last block, less before",
+    "drop_path": "probability that an image skips the last block; lower for earlier blocks",
     "columns": "parallel sub-networks whose logits are averaged",
     "residual": "add a third, residual convolution to each stage",
 }
@@ -196,7 +198,7 @@ def mix(text: str) -> str:
     return accept(text, augment.mixing)
 
 
-def accept(value, build: Callable):
+def accept(value: T, build: Callable[[T], object]) -> T:
     """`value`, if `build(value)` does not raise ValueError."""
     try:
         build(value)

@@ -2,7 +2,7 @@
 
 SGD with Nesterov momentum; the learning rate is a pure function of the step; images, labels and all augmentation live
 on the device. Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that
-was killed and resumed ends bit for bit as one that was not: on CPUs, and on one GPU in deterministic mode.
+was killed and resumed ends bit for bit as one that was not: on CPUs, and on one GPU in torch's deterministic mode.
 """
 
 import copy
@@ -28,7 +28,7 @@ from train.data import cifar10
 from train.engine import checkpoint, distributed, metrics
 from train.engine.batches import Ahead, batches, derive, steps_per_epoch
 from train.engine.command import command_line, count_of, short_path
-from train.engine.device import autocast, compiled, device_of, hardware, precision_of, want_of_compiler, worth_compiling
+from train.engine.device import autocast, compilation, compiled, device_of, hardware, precision_of
 from train.engine.distributed import Ranks
 from train.engine.flags import FILES, RUNTIME
 from train.engine.network import ENVIRONMENT, Frozen, Network, join_distinct, load, logits
@@ -38,7 +38,7 @@ SAVE_EVERY = 300.0  # seconds between two saved states
 LOOK_EVERY = 0.5  # seconds between two reads of the loss, each of which waits for the device
 LOW_RES = 20  # pixels of a side in the first part of a run with --low-res
 SPARED = 1 - (LOW_RES / 32) ** 2  # share of a step's work that these smaller images save
-WHITENED = 5_000  # images that a first layer is computed from
+WHITENED = 5_000  # images from which FastNet's whitening convolution is computed
 
 
 def run(args: Namespace, targets: Callable | None = None, loss: Callable | None = None,
@@ -88,7 +88,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         digest = checkpoint.digest([train.digest, *(() if config.get("labels") else further)])
         per_epoch = steps_per_epoch(len(train), args.batch_size)
         steps, low_res_steps = args.epochs * per_epoch, round(args.low_res * args.epochs * per_epoch)
-        compiling = worth_compiling(args.compile, device, steps, model)
+        compiling, why_not = compilation(args.compile, device, steps, model)
         ranks.once(files.forget if args.fresh else lambda: None)  # also a barrier: one rank may still fetch the images
         if saved:
             checkpoint.check_same(saved, config, digest)
@@ -104,7 +104,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             weight_decay=args.weight_decay, fused=device.type == "cuda")
         average = copy.deepcopy(model).eval().requires_grad_(False) if args.ema_decay else None
         step, rows, sums, spent = 0, [], {}, 0.0  # sums: of this epoch, by this rank; spent: seconds on this epoch
-        places = [{"hardware": hardware(device), "torch": str(torch.__version__), "commit": code,
+        places = [{"hardware": hardware(device), "torch": str(torch.__version__), "commit": code, "compiled": compiling,
                    "threads": torch.get_num_threads()}]  # of all the processes that worked on the run
         if saved:
             model.load_state_dict(saved["state"])
@@ -116,7 +116,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             step, rows, spent, places = saved["step"], saved["rows"], saved["seconds"], saved["places"] + places
             sums = {name: torch.tensor(value * (ranks.rank == 0), dtype=torch.float64, device=device)
                     for name, value in saved["sums"].items()}
-            say(f"{weights}: resumed at step {step:,}{other_threads(places, device)}")
+            say(f"{weights}: resumed at step {step:,}{other_conditions(places)}")
         # The floats of the average and of the model, statistics included, for one call over all of them.
         averaged, current = ([value for value in network.state_dict().values() if value.is_floating_point()]
                              for network in (average or model, model))
@@ -156,8 +156,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             return done - min(done, low_res_steps) * SPARED + done // per_epoch * len(val or ()) / args.batch_size / 3
 
         facts = [f"{models.parameter_count(model):,} parameters", hardware(device), args.precision, "channels_last",
-                 "compiled" if compiling else want_of_compiler(args.compile, device, steps, model),
-                 count_of(len(train), "image"), f"{count_of(steps, 'step')} in {count_of(args.epochs, 'epoch')}",
+                 "compiled" if compiling else why_not, count_of(len(train), "image"),
+                 f"{count_of(steps, 'step')} in {count_of(args.epochs, 'epoch')}",
                  f"from {short_path(args.init)}" if start else ""]
         first_line = f"{model.name}: {', '.join(filter(None, facts))}"
         # Timing starts at the first look: a compiled run compiles in its first step and records graphs in its second.
@@ -228,8 +228,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         about = provenance(args, model, content(), train, labelled, rows, places, start, seen)
         ranks.once(lambda: files.finish(content() | {"log": rows, "provenance": about}))
     seconds = sum(row["seconds"] for row in rows)
-    seen_fold = f"NO VALIDATION (the teachers have trained on fold {args.fold}):"
-    what = {"val": "validation", "seen_fold": seen_fold}[fold_role]
+    what = "validation" if fold_role == "val" else f"NO VALIDATION (the teachers have trained on fold {args.fold}):"
     validation = f", {what} {rows[-1][f'{fold_role}_accuracy']:.2f} % of {len(val):,} images" if val else ""
     say(f"{weights}: training {rows[-1]['train_accuracy']:.2f} %{validation}, {duration(seconds)} for "
         f"{count_of(args.epochs, 'epoch')}")
@@ -268,7 +267,9 @@ def cross_entropy(smoothing: float) -> Callable:
 def learning_rate(args: Namespace, step: int, steps: int) -> float:
     """The learning rate of step 0 <= step < steps, a pure function.
 
-    1. Linear warm-up to `lr`, at most a fifth of the run, so that a short run still anneals.
+    1. Linear warm-up over warmup_epochs, at most a fifth of the run, so that a short run still anneals; from warmup_lr,
+       by default 0, or lr / 5 for triangular. The first step of a triangle has that rate; otherwise the last step of
+       the warm-up has `lr`.
     2. cosine: min_lr + 0.5 (lr - min_lr)(1 + cos(pi t)), t from 0 to 1 (Loshchilov & Hutter 2017, eq. 5); triangular:
        straight down to min_lr (Jordan 2024); constant: lr.
     """
@@ -288,9 +289,11 @@ def learning_rate(args: Namespace, step: int, steps: int) -> float:
 
 
 def parameter_groups(args: Namespace, model: nn.Module) -> list[dict]:
-    """For SGD: what is learned, apart from it what does not decay, and the normalizations' biases with their lr_scale.
+    """SGD's parameter groups, without what is frozen.
 
-    As SGD multiplies the decay by the learning rate, that of the faster biases is divided by their scale.
+    With --no-decay-all, biases and scales (one dimension) are a group without decay. With --norm-bias-lr, the biases of
+    the normalizations are a group with `lr_scale`; as SGD multiplies the decay by the learning rate, theirs is divided
+    by that scale.
     """
     biases = [layer.bias for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     fast = {id(bias) for bias in biases} if args.norm_bias_lr != 1 else set()
@@ -331,8 +334,8 @@ def check_start(args: Namespace, model: nn.Module, weights: Path, start: Network
                 teachers: Sequence[Network]) -> None:
     """UserError where the run would write a file that it reads, or may not begin with the weights of --init.
 
-    Those are of the same network, and know the test images only if the run may too. With a fold held out they have
-    held out the same one, or the validation would ask about what they have learned.
+    They must be of the same network and kind of images. They may have seen the test images only if the run may, and
+    never the fold that it holds out: that would be no validation.
     """
     reads = [("--teachers", teacher.file) for teacher in teachers] + ([("--init", start.file)] if start else [])
     for flag, file in reads:
@@ -344,7 +347,8 @@ def check_start(args: Namespace, model: nn.Module, weights: Path, start: Network
     if start.model.name != model.name:
         raise UserError(f"--init {start.file} is {start.model.name}, and the network to train is {model.name}")
     if start.provenance["include_test"] and not args.include_test:
-        raise UserError(f"--init {start.file} was trained with the test images, which this run may not know")
+        raise UserError(f"--init {start.file} was trained with the test images, which this run may not learn from "
+                        f"(--include-test admits them)")
     if args.fold is not None and args.fold in start.provenance["seen_folds"]:
         raise UserError(f"--init {start.file} was trained on images that --fold {args.fold} holds out")
 
@@ -360,7 +364,7 @@ def settle_precision(args: Namespace, device: torch.device, saved: dict | None, 
     usual = precision_of(args.precision, device)
     kept = saved["config"]["precision"] if saved and args.precision == "auto" else usual
     if kept != usual:
-        slow = ", where bfloat16 is 4 to 12 times slower than float32" if usual == "float32" else ""
+        slow = ", where bfloat16 is slower, up to 12 times" if usual == "float32" else ""
         goes_on = "it is finished" if finished else f"it goes on in {kept}"
         say(f"this run began in {kept}; here auto is {usual}{slow}: {goes_on}; to start over, add --precision {usual} "
             f"--fresh")
@@ -379,12 +383,12 @@ def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) 
     return config | ({"ranks": distributed.world_size()} if distributed.world_size() > 1 else {})
 
 
-def other_threads(places: list[dict], device: torch.device) -> str:
-    """What a resumed run says of another number of threads, which changes the last bits on a CPU."""
-    old, threads = (place["threads"] for place in places[-2:])
-    if old == threads or device.type == "cuda":
-        return ""
-    return f", with {count_of(threads, 'thread')} instead of {old}: the last bits will differ"
+def other_conditions(places: list[dict]) -> str:
+    """What a resumed run says where its hardware, its torch or its compilation is not that of before."""
+    before, now = ((place["hardware"], f"torch {place['torch']}", "compiled" if place.get("compiled") else "eager")
+                   for place in places[-2:])
+    changes = [f"{new} instead of {old}" for old, new in zip(before, now, strict=True) if old != new]
+    return f", {', '.join(changes)}: the weights may differ from those of a run in one go" if changes else ""
 
 
 # ---------------------------------------------------------------- how a run ends

@@ -19,7 +19,7 @@ from PIL import Image
 
 import models
 from augment.basic import normalize
-from train import ROOT, UserError
+from train import ROOT, UserError, one_line
 from train.data import cifar10, pictures
 from train.engine import checkpoint
 from train.engine.command import count_of, short_path
@@ -28,6 +28,7 @@ from train.engine.progress import progress
 
 RELEASED = ROOT / "weights" / "released.pt"
 BATCH = {"cuda": 2_000, "cpu": 500}
+Pictures = str | Path | Image.Image | np.ndarray | torch.Tensor | Sequence  # what `predict` takes
 ENVIRONMENT = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
 
 
@@ -107,7 +108,7 @@ class Network:
                 f"{count_of(self.provenance['images'], 'image')}, {held_out}, seed {self.config['seed']}, by "
                 f"`{self.provenance['command']}`{before}")
 
-    def predict(self, images, tta: bool = False) -> tuple[list[str], np.ndarray]:
+    def predict(self, images: Pictures, tta: bool = False) -> tuple[list[str], np.ndarray]:
         """Class names and probabilities, (N, 10) float64, of pictures.
 
         images: paths, PIL images, or uint8 arrays of one picture (H, W, 3) each, in a list or alone; or a uint8 array
@@ -147,7 +148,7 @@ class Network:
 
 
 def join_distinct(words: Iterable) -> str:
-    """Each different one that is known, once: `2.11.0; 2.12.0`. A word may be several, joined so before."""
+    """The distinct non-empty words, joined: `2.11.0; 2.12.0`. A word may itself be such a text."""
     return "; ".join(dict.fromkeys(part for word in words if word for part in str(word).split("; ")))
 
 
@@ -185,10 +186,9 @@ def restore(content: dict, device: torch.device | str = "cpu", where: str = "") 
         model = models.build(content["model"], **content["options"])
         model.load_state_dict(checkpoint.evaluated(content))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = "; ".join(" ".join(line.split()) for line in str(error).splitlines()[:3])
-        raise UserError(f"{where}weights of {content.get('model')!r} do not fit: {reason[:300]}") from None
-    if content["options"].get("num_classes", 10) != len(cifar10.CLASSES):
-        raise UserError(f"{where}weights of {content['options']['num_classes']} classes, not {len(cifar10.CLASSES)}")
+        raise UserError(f"{where}weights of {content.get('model')!r} do not fit: {one_line(error)[:300]}") from None
+    if (count := model.options["num_classes"]) != len(cifar10.CLASSES):
+        raise UserError(f"{where}weights of {count} classes, not {len(cifar10.CLASSES)}")
     return model.eval().to(device, memory_format=torch.channels_last)
 
 
@@ -236,7 +236,7 @@ def logits(model: nn.Module, images: torch.Tensor, tta: bool = False, label: str
     return torch.cat(found).cpu()
 
 
-def as_images(given) -> torch.Tensor:
+def as_images(given: Pictures) -> torch.Tensor:
     """uint8 (N, 3, 32, 32) of what `predict` takes; UserError for anything else."""
     if isinstance(given, np.ndarray | torch.Tensor):
         array = np.asarray(given)

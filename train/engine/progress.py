@@ -1,8 +1,8 @@
 """Progress of long jobs: a bar on a terminal, a line now and then anywhere else.
 
-Both go to standard error, so that standard output holds what is worth keeping: what a run is, was resumed from and
-gave. Of several ranks, rank 0 alone talks. Work goes on when nobody listens any more: what was trained is worth more
-than a line that `| head` does not read.
+Both go to standard error, so that standard output holds what is worth keeping: what a run is, where it was resumed and
+what it scored. Of several ranks, rank 0 alone talks. Work goes on when nobody listens any more: what was trained is
+worth more than a line that `| head` does not read.
 """
 
 import os
@@ -31,7 +31,7 @@ class Every:
 
 
 class Progress:
-    """Where a job of `total` units is, and the only estimate of how long the rest takes.
+    """How far a job of `total` units is, with an estimate of the time left.
 
     label: what is being done; done: units that an earlier process did; work: a function of the units done, when not
     all cost the same; announce: a line to print on standard output, with the expected time, as soon as that is known.

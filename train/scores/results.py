@@ -28,8 +28,8 @@ from train.engine.network import ENVIRONMENT, join_distinct, total_epochs
 from train.scores.statistics import wilson
 
 FORMAT = "result/2"
-NEEDED = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config", "data",
-          "log", "provenance"}
+NEEDED = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config",
+          "options", "data", "log", "provenance"}
 PLACES = (*ENVIRONMENT, "precision")  # where and with what a run was made
 
 
@@ -101,10 +101,10 @@ def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tens
     marks = sorted([member["run"], member["fingerprint"]] for member in members)
     params, macs = (sum(member[key] for member in members) for key in ("params", "macs"))
     counts = Counter(member["model"] for member in members)
-    provenance = {key: join_distinct(run.get(key) for run in runs) for key in PLACES} | {
+    provenance = {key: join_distinct(run[key] for run in runs) for key in PLACES} | {
         "run": name, "command": command, "params": params, "over_budget": params > models.BUDGET, "include_test": False,
-        "seconds": sum(run["seconds"] for run in runs), "unlabelled": max(run["unlabelled"] or 0 for run in runs),
-        "date": max(run["date"] for run in runs), "before": []}
+        "source": members[0]["provenance"]["source"], "seconds": sum(run["seconds"] for run in runs),
+        "unlabelled": max(run["unlabelled"] for run in runs), "date": max(run["date"] for run in runs), "before": []}
     return {"format": FORMAT, "run": name, "members": marks,
             "model": " + ".join(f"{count} {model}" for model, count in counts.items()), "params": params, "macs": macs,
             "images": len(labels), "tta": members[0]["tta"], "test_digest": members[0]["test_digest"],
@@ -171,7 +171,7 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
             "high": None, "images": result["images"], "pflop": pflop(result),
             "taught": any(run["config"].get("alpha", 0) > 0 for run in runs),  # by teachers, whose work is not counted
             "seconds": seconds, "fastest": seconds, "slowest": seconds,
-            **{key: join_distinct(run.get(key) for run in runs) for key in PLACES},
+            **{key: join_distinct(run[key] for run in runs) for key in PLACES},
             "command": " && ".join(run["command"] for run in reversed(runs)), "runs": result["run"], "folder": folder,
             "fingerprint": result["fingerprint"], "seed": result["config"]["seed"],
             "alike": f"{folder} {key_without_seed(result)}"})
@@ -192,7 +192,7 @@ def protocol(result: dict) -> str:
     """What the networks of a result were trained on, and how it was scored: `fold 0, 5,000 images, TTA`."""
     config, runs = result["config"], runs_of(result)
     limits = [run["config"].get("limit") for run in runs]
-    unlabelled = max(run.get("unlabelled") or 0 for run in runs)
+    unlabelled = max(run["unlabelled"] for run in runs)
     words = [f"mean of {len(result['members'])}" if "members" in result else
              "noval" if config["fold"] is None else f"fold {config['fold']}"]
     words += [f"{max(limits):,} images"] if None not in limits else []
@@ -207,9 +207,13 @@ def augmentation(config: dict) -> str:
 
 
 def home(file: Path) -> Path:
-    """The folder of a result, or the one above it where it is that of a seed: weights/quick of weights/quick/seed1."""
+    """The folder of a result without that of a seed: weights/quick of weights/quick/seed1, and of images-a in both."""
     folder = file.resolve().parent
-    return folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
+    if re.fullmatch(r"seed\d+", folder.name):
+        return folder.parent
+    if folder.name.startswith("images-") and re.fullmatch(r"seed\d+", folder.parent.name):
+        return folder.parent.parent / folder.name
+    return folder
 
 
 def family(run: str) -> str:

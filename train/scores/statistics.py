@@ -10,7 +10,7 @@ from scipy import stats
 def wilson(right: float, total: int) -> tuple[float, float]:
     """The 95 % interval, (low, high) in percent, of an accuracy of `right` in `total` images (Wilson 1927).
 
-    The mean of several runs lies between two whole numbers of images, and its interval between theirs.
+    `right` may be the mean of several runs: between two whole numbers of images the interval is interpolated.
     """
     right = round(right, 6)
     below, above = (np.array(stats.binomtest(count, total).proportion_ci(method="wilson"))

@@ -38,7 +38,7 @@ def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, rank
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert device_of("auto").type == "cpu"
-    assert ("torch can use no GPU" in capsys.readouterr().err) == told
+    assert ("torch cannot use a GPU" in capsys.readouterr().err) == told
     for rank, lines in ((0, told), (1, 0)):  # of several ranks the first alone tells it
         ranks(rank), device_of("auto")
         assert len(capsys.readouterr().err.splitlines()) == lines
@@ -122,15 +122,14 @@ def test_long_runs_on_cuda_and_of_deep_networks_are_compiled_where_kernels_can_b
     monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/bin/{name}" if tools and name == compiler else None)
     monkeypatch.setattr(engine.sysconfig, "get_path", lambda *_: tmp_path)
     (tmp_path / "Python.h").touch()
-    assert engine.worth_compiling(compile, device, steps, network) == expected
-    (tmp_path / "Python.h").unlink()
-    assert not engine.worth_compiling(False, device, steps, network)
-    assert not engine.worth_compiling(None, device, steps, network)
-    with pytest.raises(UserError, match=r"--compile needs a compiler \(.*\) and Python's headers"):
-        engine.worth_compiling(True, device, steps, network)
     hindered = compile is None and steps == 2_000 and (kind, name) != ("cpu", "resnet18")
-    told = f"not compiled: {'gcc' if kind == 'cuda' else 'g++'} or Python.h is missing"
-    assert engine.want_of_compiler(compile, device, steps, network) == told * hindered
+    told = f"not compiled: {'gcc or clang' if kind == 'cuda' else 'g++'} or Python.h is missing"
+    assert engine.compilation(compile, device, steps, network) == (expected, told * (hindered and not expected))
+    (tmp_path / "Python.h").unlink()
+    assert engine.compilation(False, device, steps, network) == (False, "")
+    assert engine.compilation(None, device, 2_000, network) == (False, told * ((kind, name) != ("cpu", "resnet18")))
+    with pytest.raises(UserError, match=r"--compile needs a compiler \(.*\) and Python's headers"):
+        engine.compilation(True, device, steps, network)
 
 
 def test_several_processes_on_cpus_compile_only_by_the_flag(ranks):

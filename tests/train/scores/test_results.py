@@ -21,7 +21,7 @@ NONE = dict.fromkeys(("torch", "commit", "threads", "precision"))
 def result(run, top1, seed=0, folder="/w", before=(), config=(), provenance=(), **changes):
     """A result of 10,000 images, as `read_result` gives it."""
     config = {"fold": 0, "limit": None, "epochs": 300, "seed": seed, "lr": 0.1, "low_res": 0.0} | dict(config)
-    about = NONE | {"images": 40_000, "unlabelled": 0, "hardware": "abacus", "seconds": 100.0 + seed,
+    about = NONE | {"images": 40_000, "unlabelled": 0, "source": "data", "hardware": "abacus", "seconds": 100.0 + seed,
                     "command": "a | b", "date": "2026-01-01", "before": list(before)} | dict(provenance)
     return {"format": results.FORMAT, "file": Path(folder) / f"{run}.json", "run": run, "model": "m",
             "params": 2_488_378, "macs": 248_000_000, "images": 10_000, "tta": False, "test_digest": "d",
@@ -141,10 +141,10 @@ def test_runs_that_differ_by_their_seed_only_are_one_row():
 
 
 def test_seeds_in_folders_of_their_own_are_one_row():
-    folders = ["/w/quick", "/w/quick/seed1", "/w/quick/seed12", "/w/quick/images-a"]
+    folders = ["/w/quick", "/w/quick/seed1", "/w/quick/seed12", "/w/quick/images-a", "/w/quick/seed1/images-a"]
     runs = [result("student", 97.0, seed, folder) for seed, folder in enumerate(folders)]
     table = results.group([run | {"fingerprint": str(k)} for k, run in enumerate(runs)])
-    assert sorted(zip(table["name"], table["n"], strict=True)) == [("images-a/student", 1), ("quick/student", 3)]
+    assert sorted(zip(table["name"], table["n"], strict=True)) == [("images-a/student", 2), ("quick/student", 3)]
 
 
 def test_the_same_weights_twice_count_once_a_copy_in_half_precision_too():

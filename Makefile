@@ -17,7 +17,7 @@ STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseli
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
 TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
 LABELS   ?= $(csv)##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
-IMAGES   ?=##: images without labels, to classify; with labels and distill also to learn from
+IMAGES   ?=##: unlabelled images: submission classifies them, labels and distill also learn from them
 WEIGHTS  ?=##: weights to use [the released network, or the student]    make evaluate WEIGHTS="a.pt b.pt"
 DEVICE   ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda,auto))##: auto, cuda or cpu [auto]
 GPUS     ?=##: number of GPUs that the jobs of -j share    make -j4 GPUS=4 teachers
@@ -56,8 +56,8 @@ $(call only,TEACHERS,labels distill ladder)
 $(call only,LABELS,distill ladder)
 $(call only,IMAGES,labels distill submission)
 $(call only,WEIGHTS,evaluate submission)
-$(if $(ARGS),$(if $(filter-out $(scored) labels $(tools),$(MAKECMDGOALS))$(word 2,$(MAKECMDGOALS)),\
-  $(error ARGS are for one script, not for $(MAKECMDGOALS))))
+$(if $(or $(and $(ARGS),$(word 2,$(MAKECMDGOALS))),$(and $(filter ARGS,$(typed)),$(filter-out $(scored) labels \
+  $(tools),$(MAKECMDGOALS)))),$(error ARGS are for one script, not for $(MAKECMDGOALS)))
 $(if $(and $(filter ladder,$(named)),$(word 2,$(MAKECMDGOALS))),$(error make ladder goes alone))
 $(if $(and $(SEED),$(SEEDS)),$(error SEED or SEEDS, not both))
 $(if $(word 2,$(filter LABELS TEACHERS,$(typed))),$(error LABELS or TEACHERS, not both))
@@ -127,9 +127,9 @@ stamp   := $(if $(VENV),$(VENV)/installed)
 common  := --data "$(DATA)" --device $(DEVICE)
 limit   := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 extra   := $(if $(IMAGES),--images "$(IMAGES)")
-# ARGS are for the script of the typed target alone. Of such a target the training is run although its file is there:
-# it says that it is finished, or what differs. The student is not where that would train its teachers first; the CSV and
-# the ladder's student only where labels, images or ARGS are named, for no name of a file tells which they were.
+# ARGS are for the script of the typed target alone. The training of such a target is run although its file is there: it
+# says that it is finished, or what differs. Where labels would have to be made for that, the student is run only if
+# ARGS, labels or images are named, for no name of a file tells which they were; so are the CSV and the ladder's student.
 args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 forced   = $(if $(filter $(1),$(MAKECMDGOALS)),FORCE)
 changed  = $(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),$(call forced,$(1)))
@@ -144,7 +144,7 @@ free_gpu = gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
 endif
 # The demo shows the last line of a run only, or all of one that fails.
 hush.demo  := @
-shown.demo  = > $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }; \
+shown.demo  = >> $(@:.pt=.log) 2>&1 || { cat $(@:.pt=.log) >&2; exit 1; }; \
   printf '%-20s %s\n' $(basename $(@F)) "$$(tail -n 1 $(@:.pt=.log) | sed 's/^[^:]*: //')"
 # $(call train,script and its flags,the target whose ARGS it takes)
 train = $(hush.$(SIZE))mkdir -p $(@D); $(free_gpu) $(PYTHON) $(strip $(1) $(flags.$(SIZE)) $(common) $(limit) \
@@ -164,7 +164,7 @@ $(VENV)/installed: requirements.txt $(anew)
 data: | $(stamp) ## fetch CIFAR-10, or take SRC=FILE, into DATA and verify it
 	$(PYTHON) train/download.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
 
-demo: $(run)/$(file.baseline).pt $(seven) $(student) $(run)/control.pt ## the whole pipeline in miniature, three minutes
+demo: $(run)/$(file.baseline).pt $(seven) $(student) $(run)/control.pt ## the whole pipeline in miniature, two to five minutes
 	@$(PYTHON) distill/submission.py $(student) --images synthetic --out $(run)/submission.csv | tail -n 1
 	@$(report)
 	@echo; echo "Now look at $(run)/report/report.html; $(run) has the logs, the scores and submission.csv."
@@ -187,13 +187,16 @@ $(scored):
 	  --out $(base)/report-$@)
 endif
 # A CSV that is named comes first: a wrong name is told before the work.
-ladder: $(filter-out $(run)/%,$(row_labels)) $(ladder:%=$(rows)/%.json) ## train and score the rows of the documented ladder, then show its table
+ladder: $(filter-out $(run)/%,$(row_labels)) $(ladder:%=$(rows)/%.json) ## train and score the documented ladder and three more networks, then show the table
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(base)/ladder)
 teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
 labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 
 # Teachers are trained in the folder of this run only, and one that is missing only where its logits are asked for.
 .SECONDARY: $(seven) $(csv)
+# Scripts write a file whole or not at all, so make deletes none, whatever signal ends a recipe.
+.PRECIOUS: $(seven) $(csv) $(student) $(run)/control.pt $(run)/$(file.baseline).pt \
+  $(ladder:%=$(rows)/%.pt) $(patsubst %,$(run)/teacher-%.pt,$(folds) all wide)
 ifneq ($(TEACHERS),$(run))
 $(seven): ; @echo "$@ does not exist: run make teachers first, with the SEED of its folder" >&2; exit 2
 endif
@@ -239,7 +242,7 @@ lint: | $(stamp) ## check the style of the code, as .ruff.toml describes it
 	$(PYTHON) -m ruff check $(ARGS)
 test: | $(stamp) ## run the test suite (under 10 minutes on two cores)
 	$(PYTHON) -m pytest tests $(ARGS)
-test-faults: | $(stamp) ## kill a run a hundred times and more (slow)
+test-faults: | $(stamp) ## kill a run a hundred times and compare the weights (slow)
 	$(PYTHON) -m pytest tests -m faults $(ARGS)
 clean: ## remove caches, never weights and never a state to resume from
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

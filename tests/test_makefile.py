@@ -256,9 +256,14 @@ def test_a_score_is_made_again_when_its_weights_are_newer(make, tmp_path):
 
 def test_weights_stay_whatever_fails_after_them(make, tmp_path):
     """A script writes its file whole or not at all, so make has none to delete."""
-    (tmp_path / "python").write_text(STAND_IN + "exit 1\n")
+    for end in ("exit 1", "kill -SEGV $$"):
+        (tmp_path / "python").write_text(STAND_IN + end)
+        for goal, file in (("baseline", "baseline-augmented"), ("control", "control"), ("teachers", "teacher-fold0")):
+            finished = tmp_path / f"weights/full/{file}.pt"
+            assert make(goal)[0] == 2 and finished.exists()
+            finished.unlink()
     finished = tmp_path / "weights/full/baseline-augmented.pt"
-    assert make("baseline")[0] == 2 and finished.exists()
+    finished.touch()
     (tmp_path / "python").write_text("#!/bin/bash\nexit 2\n")  # as a script that finds another run's file there
     assert make("baseline", "ARGS=--mix ricap")[0] == 2 and finished.exists()
 
@@ -414,14 +419,14 @@ def test_the_demo_ends_with_answers_and_a_report_of_all_that_it_trained(make, un
 
 @pytest.mark.parametrize("words, last, count", [
     (("SIZE=quick", "report", "teachers", "labels", "distill", "control"), "report", 14),
-    (("demo", "report"), "report", 15),
-    (("evaluate", "control", "WEIGHTS=weights/full/control.pt"), "evaluate", 3)])
+    (("demo", "report"), "report", 15), (("evaluate", "control", "WEIGHTS=a.pt"), "evaluate", 3)])
 def test_a_report_waits_for_what_it_is_asked_for_with(make, tmp_path, words, last, count):
     slow = 'case "$*" in train/report.py*) ;; *--out*|*student.pt*|*control.pt*) sleep 0.1;; esac'
     (tmp_path / "python").write_text(STAND_IN.replace("for word", f"{slow}\nfor word", 1))
     code, out, calls = make("-j5", *words)
     assert code == 0, out
     assert scripts(calls)[-1] == last and len(calls) == count
+    assert "report" not in scripts(calls)[:-2] and (last == "report" or calls[-1][1] == "a.pt")
 
 
 def test_a_stage_of_the_demo_that_fails_shows_its_output_and_ends_it(make, tmp_path):

@@ -1,6 +1,6 @@
 """Training speed in images per second: of the step alone, of the whole loop, and of a usual script.
 
-    python train/benchmark.py                             three small models on a CPU, one of each family on a GPU
+    python train/benchmark.py                             three small models on a CPU, five models on a GPU
     python train/benchmark.py --models flatse,resnet18:16 -b 512 --precision float32
 
 `step` is the training step on a batch that stays on the device; `loop` is the step with crop, flip, AutoAugment,
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     add_common(arguments)
     add = arguments.add_argument
-    add("--models", metavar="NAME[:WIDTH],...", help="default: small ones on a CPU, one of each family on CUDA")
+    add("--models", metavar="NAME[:WIDTH],...", help="default: small ones on a CPU, five on CUDA")
     add("--batch-size", "-b", type=integer(1), default=128, metavar="N", help="images per step")
     add("--precision", default="auto", metavar="NAME", help="as in training")
     add("--compile", action=BooleanOptionalAction, help="default: as in a long training")

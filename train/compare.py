@@ -1,6 +1,6 @@
 """Is the difference real? McNemar's test of two networks, Welch's interval of two groups of seeds, how two runs differ.
 
-    python train/compare.py weights/student.json weights/control.json
+    python train/compare.py weights/student.json weights/student-control.json
     python train/compare.py "weights/quick/student.pt weights/quick/seed*/student.pt" "weights/quick/seed*/control.pt"
     python train/compare.py weights/a.pt weights/b.pt --diff
 

@@ -1,4 +1,4 @@
-"""Score weights on the official test set: the only command that shows test images to a network.
+"""Score weights on the official test set; no other command scores on it (`report` reads what this one wrote).
 
     python train/evaluate.py                                    the released network
     python train/evaluate.py weights/quick/student.pt           also writes student.json and student.logits.npz there
@@ -199,7 +199,8 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
     above = f" (above the budget of {models.BUDGET:,})" * (result["params"] > models.BUDGET)
     lines.append(f"{result['model']}: {result['params']:,} parameters{above}, {result['macs'] / 1e6:,.0f} M "
                  f"multiply-accumulates")
-    lines.append(f"nll {scores['nll']:.4f}, ece {scores['ece']:.4f}")
+    sure = metrics.confidence(logits)
+    lines.append(f"nll {scores['nll']:.4f}, ece {scores['ece']:.4f}, mean confidence {sure:.1f} %")
     # The same logits at a temperature: that of the held-out fold, or the stored one.
     temperature, source = temperature_of(networks, fold, args.tta)
     if temperature:
@@ -207,7 +208,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
         scores["calibrated"] = {"temperature": temperature, "from": source, "nll": metrics.nll(cooled, labels),
                                 "ece": metrics.ece(cooled, labels)}
         lines.append(f"at temperature {temperature:.3f}, fitted on {source}: nll {scores['calibrated']['nll']:.4f}, "
-                     f"ece {scores['calibrated']['ece']:.4f}")
+                     f"ece {scores['calibrated']['ece']:.4f}, mean confidence {metrics.confidence(cooled):.1f} %")
     lines.append("per class: " + ", ".join(name + (" -" if value is None else f" {value:.1f}")
                                            for name, value in zip(test.classes, scores["per_class"], strict=True)))
     if not brief:

@@ -4,8 +4,8 @@
     python train/flatse.py --noval                           on all 50,000 images
     python train/flatse.py --width 24 --depth 16 --epochs 30 --limit 5000     a trial
 
-4,800,974 parameters, 1,080 M multiply-accumulates; AutoAugment and CutMix on half of the batches, paths dropped,
-weights averaged. 300 epochs, for a GPU: no score yet.
+4,800,974 parameters, 1,080 M multiply-accumulates; AutoAugment; CutMix on half of the batches; paths dropped, weights
+averaged. 300 epochs, for a GPU: no score yet.
 """
 
 import sys

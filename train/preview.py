@@ -4,8 +4,8 @@
     python train/preview.py --augment crop,flip,cutout:12 --mix ricap   what a training with these flags sees
     python train/preview.py --data synthetic --seed 1
 
-Each row shows the same eight training images: under the fourteen operations from the weakest to the strongest
-magnitude of AutoAugment's space, then under the policies and the mixes; with --augment or --mix in four epochs. A few
+Each row shows the same eight training images: under the fourteen operations, each from one end of AutoAugment's
+range to the other, then under the policies and the mixes; with --augment or --mix in four epochs. A few
 seconds.
 """
 

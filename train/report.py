@@ -127,17 +127,16 @@ def gains(table: pd.DataFrame) -> str:
     words.insert(0, "role", list(rows["role"]))
     lines = words.to_string(index=False).splitlines()
     lines += [f"mean of the {len(teachers)} teachers: {mean(teachers):.2f} %"] if len(teachers) > 1 else []
-    others = rows[rows["role"].isin(["baseline", "control"]) | rows["runs"].str.startswith("teacher-all")]
-    for _, student in students.iterrows():
-        for _, other in others.iterrows():
-            same = other["model"] == student["model"]
-            if other["role"] == "teacher" and not same:
-                continue
-            told = "the same network" if same else "another network"
-            if other["epochs"] != student["epochs"]:
-                told += f"; {other['epochs']} epochs, not {student['epochs']}"
-            points = round(student["top1"] - other["top1"], 9)
-            lines.append(f"{student['name']} {points:+.2f} points against {other['name']} ({told})")
+    student = students.iloc[0]
+    twins = teachers[teachers["runs"].str.startswith("teacher-all") & (teachers["model"] == student["model"])]
+    for name, others in pd.concat([rows.query("role in ['baseline', 'control']"), twins]).groupby("name", sort=False):
+        other, points = others.iloc[0], round(mean(students) - mean(others), 9)
+        told = "the same network" if other["model"] == student["model"] else "another network"
+        if other["epochs"] != student["epochs"]:
+            told += f"; {other['epochs']} epochs, not {student['epochs']}"
+        if len(students) > 1 or len(others) > 1:
+            told += "; means of runs that differ by more than their seed"
+        lines.append(f"student {points:+.2f} points against {name} ({told})")
     return "\n".join(lines)
 
 
@@ -258,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
 
     results, logs = gather(paths, ensembles)
     official, table = results[0]["test_digest"] == cifar10.OFFICIAL["test"], group(results)
-    generated = not official and results[0]["provenance"]["source"].startswith("synthetic")
+    generated = not official and (results[0]["provenance"].get("source") or "").startswith("synthetic")
     by_folder = {}
     for result in results:
         by_folder.setdefault(home(result["file"]), []).append(result)
@@ -274,9 +273,10 @@ def main(argv: list[str] | None = None) -> None:
     kind = "the official CIFAR-10" if official else "generated" if generated else "a part of the"
     summary = f"{count_of(len(results), 'result')} on {kind} test images."
     out.mkdir(exist_ok=True)
-    for old in (*chain(*PICTURES.values()), "pipeline.txt"):
-        (out / old).unlink(missing_ok=True)
     pictures = draw(out, table, results, logs, official, generated)
+    if (out / "report.html").exists():  # an older report, whose pictures may be of other runs
+        for old in {*chain(*PICTURES.values()), *["pipeline.txt"] * (not sections)} - set(pictures):
+            (out / old).unlink(missing_ok=True)
     text = f"{markdown(in_words(table))}\n{note}"
     narrow = markdown(in_words(table).drop(columns=["MACs", "95 % interval"]))
     tables = {"results": f"{narrow}\n{note.replace(INTERVAL, '')}\n\n"}

@@ -160,6 +160,13 @@ def test_a_mistake_is_one_line_before_any_work(run, no_pass, flags, words, writt
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
 
 
+def test_a_json_of_something_else_is_not_replaced(run, tmp_path, written):
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"mine": 1}')
+    code, out, err = run(*written({}), "--json", mine)
+    assert (code, out) == (2, "") and "holds something else" in err and mine.read_text() == '{"mine": 1}'
+
+
 def test_weights_above_the_budget_are_scored_and_called_so(run, monkeypatch, written):
     files = written({})
     assert "above the budget" not in run(*files)[1]

@@ -309,8 +309,8 @@ def test_what_teachers_give_comes_first_and_names_the_same_network_on_all_images
     mean = np.mean([score[f"teacher-{name}"] for name in ("all", "fold0", "wide")])
     assert f"mean of the 3 teachers: {mean:.2f} %" in text
     student = score["student"]
-    told = {"baseline-basic": "another network; 6 epochs, not 5", "teacher-all": "the same network; 8 epochs, not 5",
-            "control": "the same network"}
+    told = {"baseline-basic": "another network; 6 epochs, not 5", "control": "the same network",
+            "teacher-all": "the same network; 8 epochs, not 5"}
     assert text.splitlines()[-3:] == [f"student {student - score[name]:+.2f} points against {name} ({words})"
                                       for name, words in told.items()]
     page = (base / "report/report.html").read_text("utf-8")

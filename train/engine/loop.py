@@ -104,7 +104,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             weight_decay=args.weight_decay, fused=device.type == "cuda")
         average = copy.deepcopy(model).eval().requires_grad_(False) if args.ema_decay else None
         step, rows, sums, spent = 0, [], {}, 0.0  # sums: of this epoch, by this rank; spent: seconds on this epoch
-        places = [{"hardware": hardware(device), "torch": str(torch.__version__), "commit": code, "compiled": compiling,
+        places = [{"hardware": hardware(device), "torch": str(torch.__version__), "commit": code,
+                   "execution": "compiled" if compiling else "eager",
                    "threads": torch.get_num_threads()}]  # of all the processes that worked on the run
         if saved:
             model.load_state_dict(saved["state"])
@@ -384,10 +385,10 @@ def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) 
 
 
 def other_conditions(places: list[dict]) -> str:
-    """What a resumed run says where its hardware, its torch or its compilation is not that of before."""
-    before, now = ((place["hardware"], f"torch {place['torch']}", "compiled" if place.get("compiled") else "eager")
-                   for place in places[-2:])
-    changes = [f"{new} instead of {old}" for old, new in zip(before, now, strict=True) if old != new]
+    """What a resumed run says where something that decides its last bits is not as it was before."""
+    before, now = places[-2:]
+    changes = [f"{key} {now[key]} instead of {before[key]}" for key in ("hardware", "torch", "execution")
+               if before.get(key, now[key]) != now[key]]
     return f", {', '.join(changes)}: the weights may differ from those of a run in one go" if changes else ""
 
 

@@ -18,6 +18,11 @@ def nll(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return F.cross_entropy(logits.double(), labels).item()
 
 
+def confidence(logits: torch.Tensor) -> float:
+    """Mean probability of the predicted class, in percent."""
+    return 100 * logits.double().softmax(1).amax(1).mean().item()
+
+
 def reliability(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> list[list[float]]:
     """[[images, mean confidence, accuracy], ...] of `bins` equal intervals (low, high] of confidence, all 0..1."""
     confidence, predicted = logits.double().softmax(1).max(1)

@@ -103,7 +103,7 @@ def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tens
     counts = Counter(member["model"] for member in members)
     provenance = {key: join_distinct(run[key] for run in runs) for key in PLACES} | {
         "run": name, "command": command, "params": params, "over_budget": params > models.BUDGET, "include_test": False,
-        "source": members[0]["provenance"]["source"], "seconds": sum(run["seconds"] for run in runs),
+        "source": members[0]["provenance"].get("source"), "seconds": sum(run["seconds"] for run in runs),
         "unlabelled": max(run["unlabelled"] for run in runs), "date": max(run["date"] for run in runs), "before": []}
     return {"format": FORMAT, "run": name, "members": marks,
             "model": " + ".join(f"{count} {model}" for model, count in counts.items()), "params": params, "macs": macs,

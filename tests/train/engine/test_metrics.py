@@ -51,7 +51,7 @@ def test_figures_by_hand():
     logits = torch.tensor([[9.0, 0, 0], [0.0, 9, 0]]).log_softmax(1)
     sure = math.exp(9) / (math.exp(9) + 2)
     labels = torch.tensor([0, 0])
-    assert metrics.accuracy(logits, labels) == 50
+    assert metrics.accuracy(logits, labels) == 50 and metrics.confidence(logits) == pytest.approx(100 * sure)
     assert metrics.ece(logits, labels) == pytest.approx(abs(1 - 2 * sure) / 2, abs=1e-6)
     assert metrics.nll(logits, labels) == pytest.approx((-math.log(sure) - math.log((1 - sure) / 2)) / 2, rel=1e-4)
     assert metrics.confusion(logits, labels, 3).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]

@@ -222,15 +222,15 @@ def test_a_run_that_moves_takes_the_optimizer_kernel_of_its_device_and_tells_wha
     state = checkpoint.load(tmp_path / "run.last.pt")
     for group in state["optimizer"]["param_groups"]:
         group["fused"] = True  # as it is saved on CUDA
-    state["places"][0] |= {"threads": 7, "hardware": "an abacus, 7 threads", "compiled": True}
+    state["places"][0] |= {"threads": 7, "hardware": "an abacus, 7 threads", "execution": "compiled"}
     checkpoint.save(tmp_path / "run.last.pt", state)
     fused, train_step = [], loop.train_step
     monkeypatch.setattr(loop, "train_step", lambda network, optimizer, *rest: fused.extend(
         group["fused"] for group in optimizer.param_groups) or train_step(network, optimizer, *rest))
     assert load(loop.run(configure())).provenance["threads"] == "7; 1" and fused and not any(fused)
     told = re.search("resumed at step 2, (.*)", capsys.readouterr().out)[1]
-    assert told == (f"{hardware(torch.device('cpu'))} instead of an abacus, 7 threads, eager instead of compiled: the "
-                    f"weights may differ from those of a run in one go")
+    assert told == (f"hardware {hardware(torch.device('cpu'))} instead of an abacus, 7 threads, execution eager "
+                    f"instead of compiled: the weights may differ from those of a run in one go")
 
 
 # ---------------------------------------------------------------- what is saved, and when

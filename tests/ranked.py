@@ -110,6 +110,14 @@ def gradients(args, file, training):
     torch.save(steps, f"{file}{distributed.rank()}")
 
 
+def seeds(args, file):
+    """Train, and save to `file`, with the rank's number, torch's seed in every step."""
+    drawn, step = [], loop.train_step
+    loop.train_step = lambda *given: drawn.append(torch.initial_seed()) or step(*given)
+    loop.run(args)
+    torch.save(drawn, f"{file}{distributed.rank()}")
+
+
 def hang(agree):
     """Rank 0 works alone for longer than a step's patience; then rank 1 hangs: 3 where rank 0 notices, 4 too late."""
     distributed.STEP_TIMEOUT = timedelta(seconds=1)

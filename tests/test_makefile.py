@@ -40,7 +40,7 @@ def make(tmp_path):
 
     def run(*words, data="synthetic", **environment):
         (tmp_path / "calls").unlink(missing_ok=True)
-        line = ["make", "VENV=", f"PYTHON={tmp_path}/python", f"DATA={data}", *words]
+        line = ["make", "VENV=", f"PYTHON={tmp_path}/python", *[f"DATA={data}"] * bool(data), *words]
         clean = {"PATH": os.environ["PATH"], **environment}  # a make that runs the tests hands its own variables down
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=clean)
         calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
@@ -128,8 +128,9 @@ def test_an_exported_variable_that_is_empty_is_none(make, tmp_path):
 # ---------------------------------------------------------------- three sizes of one pipeline
 
 
-@pytest.mark.parametrize("size, model", [("full", "seresnet164"), ("quick", "fastnet"), ("demo", "seresnet20")])
-def test_each_size_trains_seven_teachers_labels_student_and_control(make, understood, size, model):
+@pytest.mark.parametrize("size, model, teaching", [
+    ("full", "seresnet164", (4, 0.9)), ("quick", "fastnet", (1, 1)), ("demo", "seresnet20", (4, 0.9))])
+def test_each_size_trains_seven_teachers_labels_student_and_control(make, understood, size, model, teaching):
     code, out, calls = make(f"SIZE={size}", "teachers", "labels", "distill", "control", "report")
     place = f"weights/{size}"
     assert code == 0, out
@@ -144,7 +145,10 @@ def test_each_size_trains_seven_teachers_labels_student_and_control(make, unders
     assert [out_of(call) for call in (asked, taught, control)] == [csv, f"{place}/student.pt", f"{place}/control.pt"]
     assert [str(file) for file in understood(asked).weights] == [out_of(call) for call in calls[:7]]
     taught, control = understood(taught), understood(control)
-    assert (str(taught.labels), control.labels, control.alpha) == (csv, None, 0) and taught.alpha > 0
+    assert (str(taught.labels), control.labels, control.alpha) == (csv, None, 0)
+    assert (taught.temperature, taught.alpha) == teaching
+    assert size != "quick" or (wide.columns, wide.widths, wide.residual, wide.epochs, wide.batch_size, wide.lr) == (
+        1, (128, 256, 352), True, 28, 1024, 1.5)
     assert decisions(taught) == decisions(control) and taught.fold is None and taught.model == model
     assert understood(asked).limit == taught.limit == six[0].limit == (1000 if size == "demo" else None)
     # What has no score yet is scored in one process, before the report.
@@ -266,6 +270,16 @@ def test_weights_stay_whatever_fails_after_them(make, tmp_path):
     finished.touch()
     (tmp_path / "python").write_text("#!/bin/bash\nexit 2\n")  # as a script that finds another run's file there
     assert make("baseline", "ARGS=--mix ricap")[0] == 2 and finished.exists()
+
+
+def test_clean_removes_caches_and_nothing_else(make, tmp_path):
+    kept = ["weights/full/a.pt", "weights/full/a.last.pt", "data/cifar10.npz", ".venv/lib/__pycache__/a.pyc"]
+    for name in [*kept, "train/__pycache__/a.pyc", ".pytest_cache/x", ".ruff_cache/x"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert make("clean")[0] == 0
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert left == {*kept, "Makefile", "python"}
 
 
 @pytest.mark.parametrize("goal, script, words", [
@@ -401,7 +415,7 @@ exit 0
 
 
 def test_the_demo_ends_with_answers_and_a_report_of_all_that_it_trained(make, understood):
-    code, out, calls = make("demo", "SEED=4")
+    code, out, calls = make("demo", "SEED=4", data=None)
     assert code == 0, out
     names = ["baseline-basic-noval", *SEVEN, "student", "control"]
     *trained, answers, scores, shown = calls

@@ -108,6 +108,19 @@ def test_ricap_pastes_four_crops(named, targets, monkeypatch, share_y, share_x):
     assert torch.equal(mixed, expected)
 
 
+def test_ricap_and_cutmix_ask_for_the_beta_of_their_papers(named, targets, monkeypatch):
+    asked, beta = [], mix._beta
+    monkeypatch.setattr(mix, "_beta", lambda g, alpha, count: asked.append(alpha) or beta(g, alpha, count))
+    mix.ricap(generator(), named, targets), mix.cutmix(generator(), named, targets)
+    assert asked == [0.3, 1.0]
+
+
+def test_each_batch_has_a_ricap_point_of_its_own(named, targets):
+    images, _ = mix.ricap(generator(1), named, targets, batch=1)
+    moved = images[:, 1, :, 0].int() - torch.arange(32)  # constant above the cut, and below it
+    assert len({int((row != row[0]).int().argmax()) for row in moved}) > 2
+
+
 def test_ricap_draws_its_point_from_beta():
     shares = mix._beta(generator(), 0.3, 40_000).double()
     variance = 1 / (4 * (2 * 0.3 + 1))  # of Beta(b, b)

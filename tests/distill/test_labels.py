@@ -63,6 +63,10 @@ def test_the_command_averages_the_logits_of_each_teacher(toy_set, tmp_path, teac
         expected = sum(one[row] for one in used) / len(used)
         np.testing.assert_allclose(table[list(cifar10.CLASSES)].iloc[row], expected, rtol=1e-4, atol=1e-5)
     assert (table["label"] == dataset.labels.numpy()).all()
+    held_out = torch.stack([found[f"fold{folds[row]}"][row] for row in range(40)])
+    [line] = [line for line in out.splitlines() if line.startswith("ensemble, out of fold")]
+    assert line.split()[-1] == f"{metrics.accuracy(held_out, dataset.labels):.2f}"
+    assert how == "oof" or line.split()[-1] != f"{metrics.accuracy(sum(found.values()), dataset.labels):.2f}"
 
 
 def test_the_file_says_which_folds_its_teachers_have_seen(toy_set, tmp_path, teachers, run):

@@ -13,7 +13,7 @@ import models
 from augment.basic import normalize
 from distill import labels, student
 from distill.loss import distillation_loss, soft_targets_of
-from distill.table import write_labels
+from distill.table import read_labels, write_labels
 from train import ROOT, baseline, evaluate, flatse, pyramidnet, quick, seresnet, shakeshake
 from train.data import cifar10
 from train.engine import checkpoint, loop
@@ -104,13 +104,16 @@ def test_a_student_has_the_configuration_of_its_architecture(name, recipe):
 @pytest.mark.parametrize("name, wanted", {
     "flatse": dict(lr=0.1, weight_decay=5e-4, epochs=300, ema_decay=0.999, batch_size=128, warmup_epochs=5.0,
                    augment=("crop", "flip", "autoaugment"), mix="cutmix:1.0:0.5", drop_path=0.1, width=80, depth=30),
-    "shakeshake26-40": dict(lr=0.2, weight_decay=1e-4, epochs=300, mix="ricap", width=40, se=False),
-    "seresnet164": dict(lr=0.1, weight_decay=1e-4, epochs=300, warmup_epochs=30.0, zero_init=True, depth=164),
+    "shakeshake26-40": dict(lr=0.2, weight_decay=1e-4, epochs=300, mix="ricap", width=40, se=False,
+                            augment=("crop", "flip", "autoaugment", "erase")),
+    "seresnet164": dict(lr=0.1, weight_decay=1e-4, epochs=300, warmup_epochs=30.0, zero_init=True, depth=164,
+                        augment=("crop", "flip", "autoaugment", "erase"), mix="ricap"),
     "fastnet": dict(lr=0.75, momentum=0.85, weight_decay=1.3e-3, epochs=14, batch_size=512, smoothing=0.2, low_res=0.5,
                     augment=("shift",), alternate_flip=True, warmup_epochs=2.0, width=64, columns=2, norm_bias_lr=64,
                     schedule="triangular"),
     "resnet18": dict(lr=0.2, epochs=200, weight_decay=5e-4, zero_init=True, schedule="cosine"),
-    "pyramidnet": dict(epochs=300, weight_decay=1e-4, mix="ricap", depth=110, shakedrop=0.5),
+    "pyramidnet": dict(epochs=300, weight_decay=1e-4, mix="ricap", depth=110, shakedrop=0.5,
+                       augment=("crop", "flip", "autoaugment", "erase")),
 }.items())
 def test_the_documented_numbers(name, wanted):
     found = vars(student.configuration(["--model", name, "--teachers", "a.pt"]))
@@ -157,11 +160,17 @@ def test_the_control_is_the_run_of_the_architecture_to_the_last_bit(tmp_path, tr
     assert torch.equal(control["state"]["whitening.weight"], wanted.whitening.weight)
 
 
-def test_a_fastnet_learns_from_labels_with_the_smoothing_of_its_recipe(tmp_path, train, csv):
-    args = student.configuration(["--model", "fastnet", "--labels", str(csv())])
-    logits, hard = torch.randn(4, 10), cifar10.one_hot(torch.arange(4))
-    soft = soft_targets_of(3 * logits, 4.0)
-    assert student.loss_of(args)(logits, hard, soft) == distillation_loss(logits, soft, hard, smoothing=0.2)
+def test_a_fastnet_learns_from_labels_with_what_is_typed_and_the_smoothing_of_its_recipe(toy_set, tmp_path, train, csv):
+    words = "--temperature 2 --alpha 0.5 --objective standardized".split()
+    args = student.configuration(["--model", "fastnet", "--labels", str(csv()), "--data", str(toy_set), *words])
+    logits, hard, data = torch.randn(4, 10), cifar10.one_hot(torch.arange(4)), cifar10.load(toy_set)
+    soft = soft_targets_of(3 * logits, 2.0, "standardized")
+    wanted = distillation_loss(logits, soft, hard, 2.0, 0.5, "standardized", 0.2)
+    assert student.loss_of(args)(logits, hard, soft)["loss"] == wanted["loss"]
+    _, (found,) = student.targets_of(args)(data)
+    assert torch.equal(found, soft_targets_of(read_labels(csv(), data), 2.0, "standardized"))
+    args.teachers = ("t.pt",)  # then the last target is their logits
+    assert student.loss_of(args)(logits, hard, 3 * logits)["loss"] == wanted["loss"]
     content = train("taught", *FASTNET, "--labels", csv(), "--epochs", 2)
     assert content["config"]["alpha"] == 0.9 and content["provenance"]["unlabelled"] == 0
     rows = log(tmp_path, "taught")

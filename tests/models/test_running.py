@@ -298,6 +298,7 @@ def test_fastnet_whitens_patches_and_begins_as_the_identity():
     variances = np.linalg.eigvalsh(patches.numpy().T @ patches.numpy() / len(patches))
     np.testing.assert_allclose(second_moments, np.diag(variances / (variances + 5e-4)), atol=1e-4)
     assert torch.equal(filters[12:], -filters[:12]) and not model.whitening.weight.requires_grad
+    assert {layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.4}
 
     x = torch.randn(2, 32, 8, 8)
     torch.testing.assert_close(model.stage2[0](x)[:, :32], x)

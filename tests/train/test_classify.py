@@ -130,6 +130,11 @@ def test_repeated_weights_answer_together(typed, weights, toy_set, tmp_path):
     one, both = (typed(classify.main, *words, file) for words in (
         ["--weights", weights], ["--weights", weights, "--weights", other]))
     assert one[0] == both[0] == 0 and one[1] != both[1]
+    typed(classify.main, "--weights", weights, "--weights", other, file, "--json", tmp_path / "both.json")
+    [row] = json.loads((tmp_path / "both.json").read_text())
+    images = pictures.read_pictures([file])[1]
+    mean = network.mean_logits(network.load_all([weights, other]), images, bars=False).double().softmax(1)[0]
+    assert list(row["probabilities"].values()) == pytest.approx(mean.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("flags, words", [

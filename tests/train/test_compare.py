@@ -11,7 +11,7 @@ from untrained import write_weights
 from train import compare, evaluate
 from train.data import cifar10
 from train.engine.network import load, logits
-from train.scores.statistics import welch
+from train.scores.statistics import paired, welch
 
 
 @pytest.fixture
@@ -56,6 +56,17 @@ def test_two_results_are_counted_image_by_image(toy_set, run, add):
         assert f"a is right on {sum(right[0])} and b on {sum(right[1])} of 20 test images" in out
         assert f"{first} only a, {second} only b; McNemar's exact test p = {p:.3g}; " in out
         assert f"a difference of {100 * (sum(right[0]) - sum(right[1])) / 20:+.2f} points, 95 % interval " in out
+        assert "interval {1:+.2f} to {2:+.2f}. ".format(*paired(*right)) in out
+
+
+def test_the_verdict_follows_from_the_interval():
+    def group(*scores):
+        return [{"metrics": {"top1": top1}, "config": {"seed": k}, "model": "m", "tta": False, "data": "d"}
+                for k, top1 in enumerate(scores)]
+
+    assert "more than chance" in compare.compare_groups(["a", "b"], group(90.0, 90.1), group(95.0, 95.2))
+    assert "more than chance" in compare.compare_groups(["a", "b"], group(95.0, 95.2), group(90.0, 90.1))
+    assert "which may be chance" in compare.compare_groups(["a", "b"], group(90.0, 95.0), group(90.1, 95.1))
 
 
 def test_results_with_flip_tta_are_named_so(toy_set, tmp_path, run, add, typed):

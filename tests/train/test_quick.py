@@ -2,7 +2,6 @@
 
 import runpy
 
-import pandas as pd
 import pytest
 import torch
 import toy
@@ -108,7 +107,7 @@ def test_shift_is_a_crop_by_two_pixels_with_a_mirrored_edge():
     assert torch.equal(shifted, crop(images, torch.Generator().manual_seed(3), padding=2, mode="reflect"))
 
 
-def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, typed):
+def test_the_command_whitens(toy_set, tmp_path, typed):
     out = tmp_path / "quick.pt"
     words = ("--width", 4, "--epochs", 3, "-b", 20, "--noval", "--lr", 0.1, "--device", "cpu")
     code, printed, err = typed(main, "--data", toy_set, "--out", out, *words)
@@ -116,8 +115,6 @@ def test_the_command_whitens_smooths_and_learns(toy_set, tmp_path, typed):
     state, expected = checkpoint.load_weights(out)["state"], models.build("fastnet", width=4, columns=2)
     expected.whiten(normalize(cifar10.load(toy_set).images))
     assert torch.equal(state["whitening.weight"], expected.whitening.weight)
-    # With labels smoothed by 0.2 no loss can be below the entropy of (0.82, 0.02 x 9).
-    assert (pd.read_csv(out.with_suffix(".csv"))["train_loss"] > 0.8666).all()
 
 
 @pytest.mark.parametrize("words, name", [

@@ -1,5 +1,7 @@
 """What a training step sees."""
 
+from itertools import combinations
+
 import pytest
 import torch
 import toy
@@ -21,6 +23,15 @@ def test_seeds_differ_by_every_part_and_fit_a_generator():
     assert derive(0, "augment", 3) == 604450161917222388  # another would change every run
     assert all(0 <= seed < 2**63 for seed in [*seeds, *map(derive, range(1000))])
     torch.Generator().manual_seed(max(seeds))
+
+
+def test_every_seed_epoch_and_chunk_draws_anew(dataset, monkeypatch):
+    monkeypatch.setattr(augment, "CHUNK", 13)
+    same, number = dataset.images[:1].expand(60, -1, -1, -1), torch.arange(60.0).view(60, 1)
+    steps = [step for seed, epoch in ((0, 0), (0, 1), (1, 0))
+             for step in batches(same, [number], toy.configure(seed=seed, augment="erase:1"), epoch)]
+    assert not any(torch.equal(a[0], b[0]) for a, b in combinations(steps, 2))
+    assert len({tuple(rows.flatten().tolist()) for _, rows in steps}) == len(steps) == 12
 
 
 def test_an_epoch_is_whole_batches_of_different_images_in_an_order_of_its_own(dataset):

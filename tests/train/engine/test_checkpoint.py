@@ -289,6 +289,16 @@ def test_a_run_trains_where_the_file_system_cannot(configure, tmp_path, monkeypa
     assert checkpoint.load_weights(tmp_path / "run.pt") and names(tmp_path) == ["data", "run.csv", "run.pt"]
 
 
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_without_flock_a_file_keeps_the_second_out(tmp_path, monkeypatch, error):
+    monkeypatch.setattr("fcntl.flock", failing(error))
+    told = r"another process \(if none runs, delete .*lock\)"
+    with RunFiles(tmp_path / "run.pt"), pytest.raises(UserError, match=told):
+        RunFiles(tmp_path / "run.pt").__enter__()
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("mask, mode", [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
 def test_the_umask_decides_who_may_read(tmp_path, mask, mode):
     before = os.umask(mask)

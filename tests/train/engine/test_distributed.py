@@ -38,6 +38,12 @@ def whole_batches(args):
 # ---------------------------------------------------------------- one step
 
 
+def test_ranks_draw_noise_of_their_own(configure, tmp_path):
+    assert ranked.together(2, ranked.seeds, configure(), str(tmp_path / "seeds")) == [0, 0]
+    one, two = (torch.load(tmp_path / f"seeds{rank}") for rank in range(2))
+    assert one and not {*one} & {*two}
+
+
 @pytest.mark.parametrize("changes, sizes", [
     ({}, [[5] * 3, [4] * 3, [4] * 3]), (dict(limit=1, fold=None), [[1], [0], [0]])])
 @pytest.mark.parametrize("model, training", [("plain", True), ("resnet18", False)])

@@ -67,10 +67,33 @@ def test_the_warmup_is_at_most_a_fifth_of_the_run(warmup_epochs, epochs, warmup)
 # ---------------------------------------------------------------- steps
 
 
-@pytest.mark.parametrize("ema_decay", [0.12, 0.6])
-def test_a_run_equals_one_written_out(toy_set, configure, ema_decay):
-    """SGD with Nesterov momentum and weight decay, float targets, EMA with its start: by hand, four steps."""
-    args = configure(ema_decay=ema_decay, lr=0.05, weight_decay=0.01, warmup_epochs=0.5, batch_size=20)
+def test_the_noise_inside_a_model_is_another_in_every_step(configure, monkeypatch):
+    drawn, step = [], loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *given: drawn.append(torch.initial_seed()) or step(*given))
+    loop.run(configure())
+    assert len(set(drawn)) == len(drawn) == 6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_computes_in_its_precision_and_at_20_pixels_first(configure, monkeypatch, precision):
+    seen, build = [], loop.build
+
+    def watched(args):
+        model = build(args)
+        model.register_forward_hook(
+            lambda net, images, out: seen.append((images[0].shape[3], out.dtype)) if net.training else None)
+        return model
+
+    monkeypatch.setattr(loop, "build", watched)
+    loop.run(configure(precision=precision, low_res=0.5))
+    assert seen == [(side, getattr(torch, precision)) for side in [20] * 3 + [32] * 3]
+
+
+@pytest.mark.parametrize("ema_decay, momentum, nesterov, smoothing", [(0.12, 0.9, True, 0.0), (0.6, 0.8, False, 0.1)])
+def test_a_run_equals_one_written_out(toy_set, configure, ema_decay, momentum, nesterov, smoothing):
+    """SGD with momentum and weight decay, float targets, smoothing, EMA with its start: by hand, four steps."""
+    args = configure(ema_decay=ema_decay, lr=0.05, weight_decay=0.01, warmup_epochs=0.5, batch_size=20,
+                     momentum=momentum, nesterov=nesterov, smoothing=smoothing)
     content = checkpoint.load_weights(loop.run(args))
     train, _ = cifar10.split(cifar10.load(toy_set), 0)
     torch.manual_seed(derive(0, "init"))
@@ -80,13 +103,14 @@ def test_a_run_equals_one_written_out(toy_set, configure, ema_decay):
         model.train()
         for images, targets in batches(train.images, [cifar10.one_hot(train.labels)], args, epoch):
             model.zero_grad()
-            (-(targets * model(images).log_softmax(1)).sum(1)).mean().backward()
+            smooth = (1 - smoothing) * targets + smoothing / 10
+            (-(smooth * model(images).log_softmax(1)).sum(1)).mean().backward()
             lr = 0.05 if step == 0 else 0.025 * (1 + math.cos(math.pi * (step - 1) / 3))
             with torch.no_grad():
                 for name, weight in model.named_parameters():
                     gradient = weight.grad + 0.01 * weight
-                    velocity[name] = gradient if step == 0 else 0.9 * velocity[name] + gradient
-                    weight -= lr * (gradient + 0.9 * velocity[name])
+                    velocity[name] = gradient if step == 0 else momentum * velocity[name] + gradient
+                    weight -= lr * (gradient + momentum * velocity[name] if nesterov else velocity[name])
             decay = min(ema_decay, (1 + step) / (10 + step))
             for name, value in model.state_dict().items():
                 if value.is_floating_point():

@@ -233,6 +233,16 @@ def test_a_run_that_moves_takes_the_optimizer_kernel_of_its_device_and_tells_wha
                     f"instead of compiled: the weights may differ from those of a run in one go")
 
 
+def test_the_time_before_a_stop_counts(configure, tmp_path):
+    stop(configure(), 2)
+    state = checkpoint.load(tmp_path / "run.last.pt")
+    checkpoint.save(tmp_path / "run.last.pt", state | {"seconds": 1000.0})
+    network = load(loop.run(configure()))
+    first, second = (row["seconds"] for row in network.content["log"])
+    assert first > 1000 > second and network.provenance["seconds"] == first + second
+    assert network.content["log"][0]["images_per_second"] < 1
+
+
 # ---------------------------------------------------------------- what is saved, and when
 
 

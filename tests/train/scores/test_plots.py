@@ -26,7 +26,7 @@ def drawn(monkeypatch):
 def log(losses, val=True, **columns):
     epochs = np.arange(1, len(losses) + 1)
     return pd.DataFrame({"epoch": epochs, "train_loss": losses, "val_loss": losses if val else None,
-                         "train_accuracy": 20.0 + epochs, "val_accuracy": 20.0 + epochs if val else None, **columns})
+                         "train_accuracy": 20.0 + epochs, "val_accuracy": 50.0 + epochs if val else None, **columns})
 
 
 def test_many_runs_never_look_alike_and_may_lack_validation(tmp_path, drawn):
@@ -45,6 +45,7 @@ def test_a_distillation_loss_has_axes_of_its_own(tmp_path, drawn):
     assert [axes.get_title("left") for axes in drawn[0].axes] == ["cross entropy", "distillation loss",
                                                                   "accuracy in percent"]
     assert hard.get_ylim()[1] < 3 and soft.get_ylim()[0] > 6 and len(accuracy.lines) == 4
+    assert [(line.get_linewidth(), line.get_ydata()[0]) for line in accuracy.lines[:2]] == [(0.8, 21.0), (1.9, 51.0)]
     plots.curves(tmp_path / "y.png", {"teacher": [log([2.0, 1.0])]})
     assert len(drawn[1].axes) == 2
 
@@ -57,6 +58,14 @@ def test_a_spike_does_not_flatten_the_loss(tmp_path, drawn):
     steady, spiked = (sheet.axes[0] for sheet in drawn)
     assert 2.3 < steady.get_ylim()[1] < 3 and "cut" not in steady.get_title("left")
     assert 2.3 < spiked.get_ylim()[1] < 3 and "it reaches 1,500" in spiked.get_title("left")
+
+
+def test_rows_of_a_confusion_are_the_true_classes(tmp_path, drawn):
+    plots.confusion(tmp_path / "x.png", [[9, 2], [0, 7]], "ab", "title")
+    axes = drawn[0].axes[0]
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    assert shown == {(0, 0): "9", (1, 0): "2", (0, 1): "·", (1, 1): "7"} and axes.get_ylabel() == "true class"
+    assert axes.images[0].get_array().tolist() == [[0, 2], [0, 0]]
 
 
 def points(*rows):

@@ -13,11 +13,11 @@ from train import UserError
 from train.engine import distributed
 from train.engine.command import count_of, warn
 
-# What is not trained in bfloat16, scores and labels above all, is float32: no TF32, which torch allows convolutions.
+# Float32 means float32, for scores and labels above all: by default torch lets convolutions use TF32.
 torch.backends.cudnn.allow_tf32 = False
 
-WORTH_COMPILING = 2_000  # steps from which the compilation, a minute or so for each size of the images, is earned back
-# A CPU gains where much is done between many small convolutions. Measured in bfloat16, AMD Zen 4, two threads: with 166
+WORTH_COMPILING = 2_000  # steps from which compiled steps save more time than compiling takes
+# A CPU gains on networks of many small convolutions. Measured in bfloat16, AMD Zen 4, two threads: with 166
 # of them (SEResNet-164) 1.40 times as fast, 109 (PyramidNet) 1.4, 55 (Shake-Shake) 1.15, 15 (resnet18) 1.05, 7 0.97.
 MANY_CONVOLUTIONS = 40
 COMPILERS = {"cuda": ("CC", ("gcc", "clang")), "cpu": ("CXX", ("g++",))}  # the variable that names one, the usual ones
@@ -27,12 +27,15 @@ DRIVER = Path("/dev/nvidiactl")  # NVIDIA's
 
 def device_of(name: str) -> torch.device:
     """The torch.device for auto|cuda|cpu, this rank's GPU; UserError for cuda on a machine without it."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
+    unusable = "" if name == "cpu" else why_no_gpu()
+    if name == "cuda" and unusable:
+        raise UserError(f"--device cuda: {unusable}; use --device cpu or auto")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cpu" if unusable else "cuda"
+        if unusable and torch.cuda.is_available():
+            warn(f"{unusable}: using the CPU")
         hidden = os.getenv("CUDA_VISIBLE_DEVICES") in ("", "-1")
-        if name == "cpu" and torch.version.cuda and DRIVER.exists() and not hidden:
+        if not torch.cuda.is_available() and torch.version.cuda and DRIVER.exists() and not hidden:
             warn("an NVIDIA driver is installed, but torch cannot use a GPU (is it 580 or newer?): using the CPU")
     if name == "cuda":
         if max(distributed.local_rank() + 1, distributed.variable("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
@@ -43,11 +46,21 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
+def why_no_gpu() -> str:
+    """Why torch cannot compute on a GPU here; empty where it can. Its builds have no kernels for GPUs of some age."""
+    if not torch.cuda.is_available():
+        return "no CUDA device is available here"
+    kernels = [int(arch[3:].rstrip("a")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    if kernels and torch.cuda.get_device_capability() < divmod(min(kernels), 10):
+        return f"this build of torch has no kernels for so old a GPU as the {torch.cuda.get_device_name()}"
+    return ""
+
+
 def precision_of(name: str, device: torch.device) -> str:
     """The precision of training, `float32` or `bfloat16`, for auto|float32|bfloat16 on a device.
 
     On a CPU that has fast units for it a step in bfloat16 is 1.5 to 2.2 times as fast as in float32. Without units it
-    is 4 to 12 times slower, and with those of Intel's AVX512-BF16 alone, without AMX, 1.5 times slower.
+    is 4 to 12 times slower, and with those of Intel's AVX512-BF16 alone, without AMX, 1.6 times slower.
     """
     if name != "auto":
         return name
@@ -62,7 +75,7 @@ def faster_in_bfloat16() -> bool:
     Intel's AVX512-BF16 by itself, as where a virtual machine hides AMX, is slower than its float32.
     """
     amd = "AuthenticAMD" in (cpuinfo() or platform.processor())
-    return torch.cpu._is_amx_tile_supported() or (amd and torch.cpu._is_avx512_bf16_supported())
+    return units() == "AMX" or (amd and units() == "AVX512-BF16")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -27,7 +27,7 @@ from train.engine.device import autocast
 from train.engine.progress import progress
 
 RELEASED = ROOT / "weights" / "released.pt"
-BATCH = {"cuda": 2_000, "cpu": 500}
+BATCH = 500  # images
 Pictures = str | Path | Image.Image | np.ndarray | torch.Tensor | Sequence  # what `predict` takes
 ENVIRONMENT = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
 
@@ -40,7 +40,7 @@ class Contaminated(UserError):
 
 @dataclass(frozen=True)
 class Network:
-    """A finished network in evaluation mode, with its file and what that says of how it came about."""
+    """A finished network in evaluation mode, with its file and that file's content."""
 
     file: Path
     model: nn.Module
@@ -68,7 +68,7 @@ class Network:
 
     @property
     def over_budget(self) -> bool:
-        """Whether it has more parameters than BUDGET, whatever its file says: then it is a teacher."""
+        """Whether it has more parameters than BUDGET, by count, not by what its file says; only a teacher may."""
         return self.params > models.BUDGET
 
     @property
@@ -187,8 +187,6 @@ def restore(content: dict, device: torch.device | str = "cpu", where: str = "") 
         model.load_state_dict(checkpoint.evaluated(content))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{where}weights of {content.get('model')!r} do not fit: {one_line(error)[:300]}") from None
-    if (count := model.options["num_classes"]) != len(cifar10.CLASSES):
-        raise UserError(f"{where}weights of {count} classes, not {len(cifar10.CLASSES)}")
     return model.eval().to(device, memory_format=torch.channels_last)
 
 
@@ -223,7 +221,7 @@ def logits(model: nn.Module, images: torch.Tensor, tta: bool = False, label: str
         raise UserError(f"images should be a tensor of uint8 (N, 3, 32, 32), 0 to 255, not {form}")
     device = next(model.parameters()).device
     training, benchmark = model.training, torch.backends.cudnn.benchmark
-    batches, found = images.split(BATCH[device.type]), []
+    batches, found = images.split(BATCH), []
     try:
         model.eval()
         torch.backends.cudnn.benchmark = False  # else each process may choose other convolutions, with other last bits

@@ -47,9 +47,24 @@ def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, rank
     assert device_of("auto").type == "cpu" and not capsys.readouterr().err  # nor is it of a torch for CPUs
 
 
+@pytest.mark.parametrize("capability, kind", [((6, 1), "cpu"), ((7, 0), "cpu"), ((7, 5), "cuda"), ((12, 0), "cuda")])
+def test_a_gpu_that_this_torch_has_no_kernels_for_is_told(monkeypatch, capsys, capability, kind):
+    told = "this build of torch has no kernels for so old a GPU as the Toy 1080"
+    for name, value in {"is_available": True, "get_arch_list": ["sm_75", "sm_80", "sm_90a", "sm_120", "compute_120"],
+                        "get_device_capability": capability, "get_device_name": "Toy 1080", "device_count": 1}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    assert device_of("auto").type == kind
+    assert capsys.readouterr().err.endswith(f": {told}: using the CPU\n" * (kind == "cpu"))
+    if kind == "cpu":
+        with pytest.raises(UserError, match=f"--device cuda: {told}; use"):
+            device_of("cuda")
+
+
 def test_more_ranks_than_gpus_are_told_of_once(monkeypatch, typed, ranks):
     """The last rank has no GPU, but all know: the first is the one that speaks."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for rank, lines in ((0, 1), (1, 0)):
         ranks(rank)

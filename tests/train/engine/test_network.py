@@ -50,7 +50,7 @@ def test_logits_depend_on_neither_order_nor_batch_size(model, images, monkeypatc
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(logits(model, images[order]), whole[order])
     for size in (1, 7, 19):
-        monkeypatch.setitem(engine.BATCH, "cpu", size)
+        monkeypatch.setattr(engine, "BATCH", size)
         torch.testing.assert_close(logits(model, images), whole)
     assert logits(model, images[:0]).shape == (0, 10)
 
@@ -175,9 +175,6 @@ def test_weights_of_another_model_do_not_fit(model, toy_set, tmp_path):
                           (dict(options={"depth": 3}), "no option depth"), (dict(state={}), "Missing key.*stem")]:
         with pytest.raises(UserError, match=f"^weights of '(resnet18|none)' do not fit: .*{told}"):
             restore(content | changes)
-    hundred = models.build("resnet18", width=2, num_classes=100)
-    with pytest.raises(UserError, match="weights of 100 classes, not 10"):
-        restore(content | {"options": hundred.options, "state": hundred.state_dict()})
     checkpoint.save(tmp_path / "net.pt", write_weights(tmp_path / "net.pt", toy_set) | {"state": {}})
     with pytest.raises(UserError, match="net.pt: weights of 'resnet18' do not fit"):
         load(tmp_path / "net.pt")

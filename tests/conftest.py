@@ -22,6 +22,7 @@ import distill  # noqa: E402, F401
 import models  # noqa: E402, F401
 import train.engine  # noqa: E402
 import train.scores  # noqa: E402, F401
+from train.engine import progress  # noqa: E402
 from train.engine.command import command  # noqa: E402
 
 torch.set_num_threads(1)  # all that is computed here is so small that a second thread costs more than it brings
@@ -30,6 +31,8 @@ torch.set_num_threads(1)  # all that is computed here is so small that a second 
 @pytest.fixture
 def typed(monkeypatch, capsys):
     """typed(main, words...): run a script's main in this process; returns (exit code, stdout, stderr)."""
+
+    monkeypatch.setattr(progress, "EVERY", math.inf)  # no line that depends on how slow the machine is
 
     def call(main, *words):
         monkeypatch.setattr(sys, "argv", [main.__module__.split(".")[-1] + ".py", *map(str, words)])

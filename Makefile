@@ -2,15 +2,15 @@
 #
 # A role is a file name, a variant is a folder: weights/{demo,quick,full}/[trial-200-images-2-epochs/][seed1/] holds
 #   teacher-fold0.pt to teacher-fold4.pt, teacher-all.pt, teacher-wide.pt, distillation_labels.csv, student.pt,
-#   control.pt, baseline-STAGE.pt, with FOLD=3 baseline-STAGE-fold3.pt, with IMAGES=a.pkl images-a/student.pt; report/;
-#   ladder/ROW.pt
+#   control.pt, baseline-STAGE.pt, with FOLD=3 baseline-STAGE-fold3.pt, with IMAGES=a.pkl images-a/student.pt; report/
+# and weights/{quick,full}/[trial-.../]ladder/[seed1/] the rows of the ladder, ROW.pt.
 # A file is made when it is missing, never because another is newer, so prerequisites stand behind a |. The exception is
 # x.json, the score of x.pt on the test set, which is made again when x.pt is newer.
 
 SIZE     ?= $(or $(filter demo quick,$(MAKECMDGOALS)),full)##: demo, quick or full [full]: which networks
 DATA     ?= $(if $(filter demo,$(SIZE)),synthetic,data)##: folder of the images [data], or synthetic
 EPOCHS   ?=##: another number of passes over the images: a trial, in a folder of its own    make quick EPOCHS=3
-LIMIT    ?=##: train on so many images only: a trial too    make baseline EPOCHS=3 LIMIT=5000
+LIMIT    ?=##: use so many training images only: a trial too    make baseline EPOCHS=3 LIMIT=5000
 SEED     ?=##: random seed [0]: another one has a folder of its own
 SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 2"
 STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized, augmented or tuned [augmented]
@@ -64,7 +64,7 @@ $(if $(word 2,$(filter LABELS TEACHERS,$(typed))),$(error LABELS or TEACHERS, no
 $(if $(filter-out $(sizes),$(SIZE))$(word 2,$(SIZE)),$(error SIZE=$(SIZE): should be one of $(sizes)))
 
 # ---------------------------------------------------------------- three sizes of one pipeline
-# Six teachers, and the control, are of one network, trained by `script`; the seventh teacher is of another kind.
+# `script` trains six teachers, of the student's network; `wide` trains the seventh, of another one.
 script.full   := train/seresnet.py
 wide.full     := train/shakeshake.py --width 64 --se
 student.full  := --model seresnet164
@@ -111,14 +111,14 @@ short.flatse                := $(short) --epochs 8
 
 # ---------------------------------------------------------------- files and flags
 base    := weights/$(SIZE)$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
-of_seed  = $(base)$(addprefix /seed,$(filter-out 0,$(1)))
-run     := $(call of_seed,$(SEED))
+seed_folder = $(addprefix /seed,$(filter-out 0,$(1)))
+run     := $(base)$(call seed_folder,$(SEED))
 folds   := fold0 fold1 fold2 fold3 fold4
 seven   := $(foreach k,$(folds) all wide,$(TEACHERS)/teacher-$k.pt)
 images  := $(if $(IMAGES),images-$(subst $() ,-,$(basename $(notdir $(IMAGES:%/=%))))/)
 csv     := $(TEACHERS)/$(images)distillation_labels.csv
 student := $(run)/$(images)student.pt
-rows    := $(base)/ladder$(addprefix /seed,$(filter-out 0,$(SEED)))
+rows    := $(base)/ladder$(call seed_folder,$(SEED))
 file.quick    := teacher-all
 file.baseline := baseline-$(STAGE)$(if $(filter noval,$(FOLD)),-noval,$(addprefix -fold,$(filter-out 0,$(FOLD))))
 file.distill  := $(images)student
@@ -127,9 +127,9 @@ stamp   := $(if $(VENV),$(VENV)/installed)
 common  := --data "$(DATA)" --device $(DEVICE)
 limit   := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 extra   := $(if $(IMAGES),--images "$(IMAGES)")
-# ARGS are for the script of the typed target alone. The training of such a target is run although its file is there: it
-# says that it is finished, or what differs. Where labels would have to be made for that, the student is run only if
-# ARGS, labels or images are named, for no name of a file tells which they were; so are the CSV and the ladder's student.
+# ARGS go to the script of the typed target only. That script runs even if its file exists: it says that it is finished,
+# or what differs. A student is run again only if its labels exist or are made too, or if ARGS, LABELS, TEACHERS or
+# IMAGES are given, because its name does not tell them; the CSV and the ladder's student only if one of those is given.
 args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 forced   = $(if $(filter $(1),$(MAKECMDGOALS)),FORCE)
 changed  = $(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),$(call forced,$(1)))
@@ -174,28 +174,28 @@ MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS := 1
 endif
 
-# They end with a score: of several seeds with a table that has their mean, but for a trial with LIMIT, which has none.
+# These end with a score; with SEEDS, with a table of the mean (not for LIMIT, whose scores are not kept).
 ifeq ($(SEEDS),)
 quick: $(run)/$(file.quick).json ## train the network of SIZE=quick on all images and score it
 baseline: $(run)/$(file.baseline).json ## train the baseline at a STAGE and score it
 distill: $(run)/$(file.distill).json ## train the student from the teachers' labels and score it
-control: $(run)/$(file.control).json ## train the student's twin without teachers and score it
+control: $(run)/$(file.control).json ## train the student's network without teachers and score it
 else
 $(scored):
 	@for seed in $(SEEDS); do $(MAKE) --no-print-directory $@ SIZE=$(SIZE) SEEDS= SEED=$$seed || exit; done
-	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(call of_seed,$(seed))/$(file.$@).json) \
+	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(base)$(call seed_folder,$(seed))/$(file.$@).json) \
 	  --out $(base)/report-$@)
 endif
-# A CSV that is named comes first: a wrong name is told before the work.
+# LABELS comes first, so a wrong name is reported before any training.
 ladder: $(filter-out $(run)/%,$(row_labels)) $(ladder:%=$(rows)/%.json) ## train and score the documented ladder and three more networks, then show the table
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(base)/ladder)
 teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
 labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 
-# Teachers are trained in the folder of this run only, and one that is missing only where its logits are asked for.
+# Teachers are trained only in this run's folder, and only if the labels need them.
 .SECONDARY: $(seven) $(csv)
 # Scripts write a file whole or not at all, so make deletes none, whatever signal ends a recipe.
-.PRECIOUS: $(seven) $(csv) $(student) $(run)/control.pt $(run)/$(file.baseline).pt \
+.PRECIOUS: $(csv) $(student) $(run)/control.pt $(run)/$(file.baseline).pt \
   $(ladder:%=$(rows)/%.pt) $(patsubst %,$(run)/teacher-%.pt,$(folds) all wide)
 ifneq ($(TEACHERS),$(run))
 $(seven): ; @echo "$@ does not exist: run make teachers first, with the SEED of its folder" >&2; exit 2
@@ -217,9 +217,9 @@ $(csv): $(call changed,labels) | $(seven)
 $(student): $(if $(labelled),$(call forced,distill),$(call changed,distill)) | $(LABELS) $(stamp)
 	$(call train,distill/student.py --noval --labels $(LABELS) $(student.$(SIZE)) $(extra),distill)
 
-# With LIMIT a trial is scored on at most as many images as it learned from: evaluate writes no file then.
+# A trial with LIMIT is scored on that many images at most; evaluate then writes no file.
 %.json: %.pt
-	$(PYTHON) train/evaluate.py $< $(common) $(if $(LIMIT),--limit $$(( $(LIMIT) < 10000 ? $(LIMIT) : 10000 )))
+	$(PYTHON) train/evaluate.py $< $(common) $(LIMIT:%=--limit %)
 evaluate: | $(stamp) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
 # Without WEIGHTS: the student that learned from these IMAGES too, or the one without, or the released network.
@@ -227,7 +227,7 @@ submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student
 	@$(if $(IMAGES)$(findstring --images,$(ARGS)),,echo "IMAGES is not set, for example: make submission IMAGES=test.pkl" >&2; exit 2)
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(firstword $(wildcard $(student) $(run)/student.pt)),\
 	  $(if $(filter-out weights/full,$(run)),$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
-# Whatever in the folder has no score, or an older one, is scored first.
+# First score whatever has no score, or one older than its weights.
 report = unscored=$$(for file in $(run)/{,seed*/}{,images-*/}*.pt $(run)/ladder/{,seed*/}*.pt; do \
     [[ -e $$file && $$file != *.last.pt && $$file -nt $${file%.pt}.json ]] && echo $$file; done); \
   [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each $$unscored $(common) $(if $(hush.$(SIZE)),> /dev/null) && \
@@ -236,11 +236,11 @@ report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and 
 	@$(report)
 evaluate submission report: | $(filter demo $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too
 
-benchmark: | $(stamp) ## images per second of the step, the loop and the usual script
+benchmark: | $(stamp) ## images per second of the step, the loop and a typical script
 	$(PYTHON) train/benchmark.py $(common) $(ARGS)
 lint: | $(stamp) ## check the style of the code, as .ruff.toml describes it
 	$(PYTHON) -m ruff check $(ARGS)
-test: | $(stamp) ## run the test suite (under 10 minutes on two cores)
+test: | $(stamp) ## run the test suite (four to ten minutes on two cores)
 	$(PYTHON) -m pytest tests $(ARGS)
 test-faults: | $(stamp) ## kill a run a hundred times and compare the weights (slow)
 	$(PYTHON) -m pytest tests -m faults $(ARGS)

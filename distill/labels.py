@@ -5,7 +5,7 @@
 
 `mean` averages all teachers. `oof` (out of fold) uses for each image only the fold teachers that have not trained
 on it, and teachers without a fold not at all. `--tta` averages over the mirror images too. One forward pass per
-teacher, or two: seconds on a GPU.
+teacher, or two: on two CPU cores a few minutes each.
 """
 
 import sys
@@ -36,12 +36,12 @@ from train.engine.command import (
 from train.engine.device import device_of
 from train.engine.network import Network, load_all, logits, total_epochs
 
-TEST, UNLABELLED = 5, 6  # what an image added to the training set has in place of its fold, 0 to 4
+TEST, UNLABELLED = 5, 6  # pseudo-folds of images added to the training set
 ROW = "{:32s} {:>6s} {:>12s} {:>12s} {:>13s}"
 
 
 def average(teacher_logits: torch.Tensor, used: np.ndarray) -> torch.Tensor:
-    """Logits (N, 10): of each image the mean of those of several teachers, (T, N, 10), where `used`, bool (T, N)."""
+    """Mean logits (N, 10) over the teachers, of (T, N, 10), that the mask `used`, bool (T, N), selects."""
     weights = torch.from_numpy(used).double()
     return ((weights[..., None] * teacher_logits.double()).sum(0) / weights.sum(0)[:, None]).float()
 

@@ -42,31 +42,28 @@ FAMILIES = {"shakeshake": SHAKESHAKE, "seresnet": SERESNET, "pyramidnet": PYRAMI
             "fastnet": QUICK}  # and resnet, whose recipe is that of a stage
 
 
-def add_distillation(arguments: Parser) -> None:
-    """Add what a student has beside the flags of its architecture's recipe."""
-    add = arguments.add_argument_group("distillation").add_argument
-    add("--labels", type=expand, metavar="FILE", help="CSV that distill/labels.py wrote")
-    add("--teachers", type=expand, nargs="+", default=(), metavar="WEIGHTS",
-        help="weights whose logits for the student's own batches it learns from")
-    add("--images", type=expand, metavar="FILE", help="add these unlabelled images")
-    add("--objective", type=one_of(*OBJECTIVES), default="kd", metavar="NAME", help="how logits are compared: kd, dkd "
-        "(its paper: alpha 0.5) or standardized (temperature 2)")
-    add("--temperature", type=number(0, 1e6, above=True), default="4", metavar="X", help="softens teachers and student")
-    add("--alpha", type=number(0, 1), default="0.9", metavar="X", help="weight of the teachers; labels have the rest")
-
-
 def configuration(argv: list[str] | None = None) -> Namespace:
     """The student's configuration: its architecture's recipe, the command line, and which folds its teachers saw."""
     recipes = {name: recipe_of(name, argv) for name in ["seresnet164", *MODELS]}
     staged = peek("model", recipes, argv).startswith("resnet")
 
-    def add(arguments: Parser) -> None:
-        add_distillation(arguments)
+    def add_flags(arguments: Parser) -> None:
+        add = arguments.add_argument_group("distillation").add_argument
+        add("--labels", type=expand, metavar="FILE", help="CSV that distill/labels.py wrote")
+        add("--teachers", type=expand, nargs="+", default=(), metavar="WEIGHTS",
+            help="weights whose logits for the student's own batches it learns from")
+        add("--images", type=expand, metavar="FILE", help="add these unlabelled images")
+        add("--objective", type=one_of(*OBJECTIVES), default="kd", metavar="NAME",
+            help="how logits are compared: kd, dkd (its paper: alpha 0.5) or standardized (temperature 2)")
+        add("--temperature", type=number(0, 1e6, above=True), default="4", metavar="X",
+            help="softens teachers and student")
+        add("--alpha", type=number(0, 1), default="0.9", metavar="X",
+            help="weight of the teachers; labels have the rest")
         if staged:
             arguments.add_argument("--stage", type=one_of(*STAGES), default="augmented", metavar="NAME",
                                    help=f"sets the other defaults: {', '.join(STAGES)}")
 
-    args = parse(__doc__, recipes, by="model", argv=argv, add=add)
+    args = parse(__doc__, recipes, by="model", argv=argv, add=add_flags)
     given = [flag for flag, value in (("--labels", args.labels), ("--teachers", args.teachers)) if value]
     if args.alpha == 0 and given:
         raise UserError(f"--alpha 0 learns from the labels of the data alone: leave {given[0]} out")

@@ -6,8 +6,8 @@
     python distill/submission.py weights/seresnet164-fold?.pt --images folder/ --tta --compare earlier.csv
 
 Several weights answer by the mean of their logits. `load_images` in train/data/unlabelled.py says what the images may
-be. A file at --out is replaced only when it is a submission itself. Seconds on a GPU; on two CPU cores the released
-network takes a minute for 10,000 images.
+be. A file at --out is replaced only when it is a submission itself. On two CPU cores the released network takes a
+minute for 10,000 images.
 """
 
 import sys

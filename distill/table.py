@@ -1,4 +1,4 @@
-"""distillation_labels.csv: `id`, `label`, ten logits and `seen_folds` for each image, written and read with suspicion.
+"""distillation_labels.csv: `id`, `label`, ten logits and `seen_folds` for each image, and strict checks on reading.
 
 seen_folds, such as `0 1 2 3`, are the folds whose labels the teachers have learned from: a student that holds another
 fold out has a validation, one that holds out one of these has none. A file without that column counts as all folds.
@@ -52,7 +52,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def seen_folds(path: str | Path) -> tuple[int, ...]:
-    """The folds that the teachers of a CSV have seen; all of them where it does not say. UserError for other words."""
+    """The folds that the teachers of a CSV have seen; all if the column is missing. UserError for other values."""
     table = read_table(path)
     if SEEN not in table or table[SEEN].isna().all():  # a column that a spreadsheet emptied says nothing
         return ALL_FOLDS

@@ -1,7 +1,7 @@
 """Every architecture of the project by name, and the budget it is held to.
 
     model = build("resnet18", zero_init=True)
-    check_budget(model)     # 2777674, or a ValueError above 5,000,000
+    check_budget(model)     # a ValueError above 5,000,000 parameters
 
 Each family has a file. A built model takes normalized float images (N, 3, 32, 32) to logits
 (N, num_classes), and carries its canonical `name` and the `options` that it was built with. In training,
@@ -68,14 +68,13 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def check_budget(model: nn.Module) -> int:
-    """The parameter count of `model`; raises ValueError above BUDGET, saying where the parameters are."""
+def check_budget(model: nn.Module) -> None:
+    """ValueError for a model above BUDGET, saying where the parameters are."""
     count = parameter_count(model)
-    if count <= BUDGET:
-        return count
-    name = getattr(model, "name", type(model).__name__)
-    stages = ", ".join(f"{stage} {parameter_count(part):,}" for stage, part in model.named_children())
-    raise ValueError(f"{name} has {count:,} parameters, {count - BUDGET:,} above the budget of {BUDGET:,}: {stages}.")
+    if count > BUDGET:
+        stages = ", ".join(f"{stage} {parameter_count(part):,}" for stage, part in model.named_children())
+        raise ValueError(f"{model.name} has {count:,} parameters, {count - BUDGET:,} above the budget of {BUDGET:,}: "
+                         f"{stages}.")
 
 
 @torch.no_grad()

@@ -35,12 +35,9 @@ class ShakeDrop(nn.Module):
         beta = uniform_per_image(residual).masked_fill(survives, 1).to(residual.dtype)
         return swap_gradient(alpha * residual.detach(), beta * residual)
 
-    def extra_repr(self):
-        return f"survival={self.survival:.3f}"
-
 
 class PyramidBlock(nn.Module):
-    """shortcut(x) + ShakeDrop(residual(x)), with no ReLU before the first convolution and after the addition.
+    """shortcut(x) + ShakeDrop(residual(x)), with no ReLU before the first convolution or after the addition.
 
     The residual is two 3x3 convolutions or, with `bottleneck`, 1x1, 3x3 and 1x1, with BN before the first and behind
     each (Han et al. 2017, fig. 6d). The shortcut has no parameters: it averages 2x2 pixels if strided, and its further

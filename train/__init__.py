@@ -17,7 +17,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def one_line(message: object) -> str:
-    """The text of an exception or message in one line; the class of an exception without text."""
+    """The text of an exception or message in one line; the name of its class if there is no text."""
     if isinstance(message, OSError) and message.strerror:
         return ": ".join(filter(None, [str(message.filename or ""), message.strerror]))
     return " ".join(str(message).split()) or type(message).__name__

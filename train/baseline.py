@@ -5,8 +5,9 @@
     python train/baseline.py --stage basic --noval  a constant learning rate, no augmentation; on all 50,000 images
     python train/baseline.py --stage tuned --noval  not documented: three blocks per stage, 4,327,754 parameters
 
-2,777,674 parameters, 421 M multiply-accumulates (tuned: 648 M). 200 epochs (tuned: 139), for a GPU: no score yet. On
-two CPU cores an epoch takes five to twenty minutes.
+2,777,674 parameters, 421 M multiply-accumulates (tuned: 648 M). 200 epochs (tuned: 139), for a GPU: not trained yet. By
+the short recipe of `make SIZE=quick ladder`, 16 epochs, `optimized` has 92.79 % of the test images right, `augmented`
+92.51 %. On two CPU cores an epoch takes five to twenty minutes.
 """
 
 import sys

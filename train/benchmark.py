@@ -1,4 +1,4 @@
-"""Training speed in images per second: of the step alone, of the whole loop, and of a usual script.
+"""Training speed in images per second: of the step alone, of the whole loop, and of a typical script.
 
     python train/benchmark.py                             three small models on a CPU, five models on a GPU
     python train/benchmark.py --models flatse,resnet18:16 -b 512 --precision float32
@@ -102,7 +102,7 @@ def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usua
 
 
 def rate(batch_size: int, step: Callable, source: Iterator, queued: int = 0) -> float:
-    """Images per second of a step on endless batches, of which those in a queue, which cost nothing, are dropped."""
+    """Images per second of a step on endless batches; the first `queued`, prepared beforehand, are dropped."""
     chunk = max(1, augment.CHUNK // batch_size)  # batches that are augmented in one call
     time.sleep(SETTLE)
     list(islice(source, queued))
@@ -114,7 +114,7 @@ def rate(batch_size: int, step: Callable, source: Iterator, queued: int = 0) -> 
 
 
 def now() -> float:
-    """The time in seconds, when the device has done all that it was told."""
+    """The time in seconds, once the device has finished its queue."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

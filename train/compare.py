@@ -27,7 +27,7 @@ SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_di
 
 
 def read_group(text: str) -> list[dict]:
-    """The results that a file name, or several and patterns of them, stand for; UserError where there are none."""
+    """The results of one or several file names or patterns; UserError where there are none."""
     files = []
     for word in [text] if Path(text).is_file() or glob.glob(text) else text.split():
         files += sorted(glob.glob(word)) or [word]

@@ -9,7 +9,7 @@
 
 The result of one network on the whole test set is written beside its weights, for `train/report.py` and
 `train/compare.py`; that of an ensemble, or of a part of the set, only where --json says. About a minute per network on
-two CPU cores, seconds on a GPU; --cifar10c is 75 passes more.
+two CPU cores; --cifar10c is 75 passes more.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def common_fold(networks: Sequence[Network], dataset: cifar10.Dataset) -> cifar1
 
 
 def read_corruptions(folder: Path) -> dict[str, np.ndarray]:
-    """{name: uint8 array} of CIFAR-10-C, labels among them, mapped but not read; UserError for another file."""
+    """{name: uint8 array} of CIFAR-10-C, labels among them, memory-mapped; UserError for another file."""
     arrays, images = {}, SEVERITIES * cifar10.SIZES["test"]
     for name in ("labels", *CORRUPTIONS):
         file, shape = folder / f"{name}.npy", (images,) if name == "labels" else (images, 32, 32, 3)

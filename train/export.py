@@ -1,4 +1,4 @@
-"""Export weights as one file that takes bytes and needs nothing of ours: the normalization is inside.
+"""Export weights as one self-contained file that takes uint8 images: the normalization is inside.
 
     python train/export.py weights/student.pt --format torch     weights/student.pt2, for torch.export.load
     python train/export.py weights/student.pt --format onnx      weights/student.onnx, for onnxruntime and others

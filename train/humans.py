@@ -1,4 +1,4 @@
-"""What people say of the test images: build a CSV of it from four public files, and score kept logits by it.
+"""Human labels of the test images: build a CSV from four public files, and score kept logits against it.
 
     python train/humans.py build FOLDER --out humans.csv            FOLDER holds the four files under the names below
     python train/humans.py score humans.csv weights/x.logits.npz    which train/evaluate.py wrote
@@ -39,8 +39,9 @@ from train.engine.command import check_target, command, parser
 from train.scores.results import read_logits
 
 COUNTS, STUDY = "cifar10h-counts.npy", "cifar10_mturk.json"
-ORIGINAL, TWINS = "cifar10_test_set_original_labels.npy", "duplicates_cifar10.csv"
-READERS = {COUNTS: np.load, STUDY: lambda file: json.loads(file.read_text()), ORIGINAL: np.load, TWINS: pd.read_csv}
+ORIGINAL, DUPLICATES = "cifar10_test_set_original_labels.npy", "duplicates_cifar10.csv"
+READERS = {COUNTS: np.load, STUDY: lambda file: json.loads(file.read_text()), ORIGINAL: np.load,
+           DUPLICATES: pd.read_csv}
 CLASSES = len(cifar10.CLASSES)
 VOTES = [f"h{k}" for k in range(CLASSES)]
 COLUMNS = ["id", "official_index", "label", "corrected", "duplicate", *VOTES]
@@ -68,7 +69,7 @@ def build(folder: Path, data: Path, out: Path) -> str:
     """Write the CSV of the four files in a folder; returns what it holds, in words."""
     if missing := [name for name in READERS if not (folder / name).is_file()]:
         raise UserError(f"{folder} lacks {', '.join(missing)}: train/humans.py says where they are found")
-    votes, study, original, twins = (read(folder / name) for name, read in READERS.items())
+    votes, study, original, duplicates = (read(folder / name) for name, read in READERS.items())
     if not (data / CIFAR10.base_folder).is_dir() and (data / "cifar10.npz").exists():
         raise UserError(f"--data {data} holds an npz, whose order may be any: the published files need that of "
                         f"{CIFAR10.base_folder}; `make data DATA=another` fetches it")
@@ -80,7 +81,7 @@ def build(folder: Path, data: Path, out: Path) -> str:
     table = pd.DataFrame(votes.astype(np.int64), columns=VOTES)
     table["id"], table["official_index"], table["label"] = ids, np.arange(len(ids)), labels
     table["corrected"] = corrected = correct(labels, study, folder / STUDY)
-    table["duplicate"] = twins.groupby("TestID")["Judgment"].min().astype("Int64")  # the strongest; <NA> for none
+    table["duplicate"] = duplicates.groupby("TestID")["Judgment"].min().astype("Int64")  # strongest; <NA> for none
     write_text(out, table[COLUMNS].to_csv(index=False))
     changed = (corrected != labels) & (corrected >= 0)
     return (f"{out}: {len(ids):,} test images; {changed.sum():,} labels corrected, {(corrected < 0).sum():,} with no "

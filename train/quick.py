@@ -1,11 +1,11 @@
-"""The shortest way to a good network: FastNet, fourteen epochs, on two CPU cores in 16 to 99 minutes.
+"""The shortest way to a good network: FastNet, fourteen epochs, on two CPU cores in 15 to 99 minutes.
 
     python train/quick.py                     fold 0 held out
     python train/quick.py --noval             on all 50,000 images
     python train/quick.py --columns 1         one network alone: half of the time
 
 Two columns of 64-256-256 channels, 3,945,272 parameters, 236 M multiply-accumulates; on the test set 94.16 ± 0.05 % in
-bfloat16 (three seeds, all 50,000 images) and 94.11 ± 0.17 % in float32 (four), for 0.69 PFLOP: on two cores 16 minutes
+bfloat16 (three seeds, all 50,000 images) and 94.11 ± 0.17 % in float32 (four), for 0.69 PFLOP: on two cores 15 minutes
 with AMX (bfloat16), 45 with AVX-512 and 99 with AVX2 (float32). The first half of the run is at 20x20 pixels. Jordan
 2024, arXiv 2404.00498: whitening, mirroring in every other epoch, a triangular learning rate, fast shifts of the
 normalizations, label smoothing. The released network is two columns of 96-192-224 channels with `--residual`, in

@@ -6,7 +6,7 @@
     python train/report.py --ensemble teachers weights/a.json weights/b.json    a row for the mean of their logits
 
 It reads what `train/evaluate.py` wrote, and the logs (*.csv) of runs that have no result yet; it loads no network and
-no images. Seconds. The way of a figure: files -> a list of results (`gather`) -> the table, a row for all runs that
+no images. It takes seconds. Data flow: files -> a list of results (`gather`) -> the table, a row for all runs that
 differ by their seed only (`results.group`) -> texts, pictures and the page (`main`).
 """
 
@@ -128,8 +128,9 @@ def gains(table: pd.DataFrame) -> str:
     lines = words.to_string(index=False).splitlines()
     lines += [f"mean of the {len(teachers)} teachers: {mean(teachers):.2f} %"] if len(teachers) > 1 else []
     student = students.iloc[0]
-    twins = teachers[teachers["runs"].str.startswith("teacher-all") & (teachers["model"] == student["model"])]
-    for name, others in pd.concat([rows.query("role in ['baseline', 'control']"), twins]).groupby("name", sort=False):
+    alike = teachers[teachers["runs"].str.startswith("teacher-all") & (teachers["model"] == student["model"])]
+    compared = pd.concat([rows.query("role in ['baseline', 'control']"), alike])
+    for name, others in compared.groupby("name", sort=False):
         other, points = others.iloc[0], round(mean(students) - mean(others), 9)
         told = "the same network" if other["model"] == student["model"] else "another network"
         if other["epochs"] != student["epochs"]:
@@ -275,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     out.mkdir(exist_ok=True)
     pictures = draw(out, table, results, logs, official, generated)
     if (out / "report.html").exists():  # an older report, whose pictures may be of other runs
-        for old in {*chain(*PICTURES.values()), *["pipeline.txt"] * (not sections)} - set(pictures):
+        for old in {*chain(*PICTURES.values())} - set(pictures):
             (out / old).unlink(missing_ok=True)
     text = f"{markdown(in_words(table))}\n{note}"
     narrow = markdown(in_words(table).drop(columns=["MACs", "95 % interval"]))
@@ -286,8 +287,6 @@ def main(argv: list[str] | None = None) -> None:
     write_text(out / "results.csv", table.assign(folder=table["folder"].map(short_path)).to_csv(index=False))
     others = published() if official else None
     write_text(out / "report.html", page(table, note, summary, out, pictures, sections, others))
-    if sections:
-        write_text(out / "pipeline.txt", "\n\n".join(sections.values()) + "\n")
     if args.readme:
         if unfilled := {name for _, name, _ in re.findall(MARKED, readme, re.DOTALL)} - set(tables):
             warn(f"--readme {args.readme}: its {unfilled.pop()} is as it was, for there is no such result")
@@ -301,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.picture:
         warn(f"--picture {args.picture}: not drawn, all results are with flip TTA")
     shown = "\n\n".join([text, *sections.values(), f"{out / 'report.html'}: {summary}"])
-    print(shown if "±".encode(sys.stdout.encoding or "utf-8", "ignore") else shown.replace("±", "+-"))
+    print(shown)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def sources(tmp_path):
     np.save(folder / humans.ORIGINAL, labels.astype(np.uint16))
     study = [suspicious(place, labels[place], (int(labels[place]) + 1) % 10, votes) for place, votes in STUDY]
     (folder / humans.STUDY).write_text(json.dumps(study))
-    (folder / humans.TWINS).write_text("TestID,TrainID,Distance,Judgment\n3,59,0.1,1\n4,7,0.2,2\n3,8,0.3,0\n")
+    (folder / humans.DUPLICATES).write_text("TestID,TrainID,Distance,Judgment\n3,59,0.1,1\n4,7,0.2,2\n3,8,0.3,0\n")
     return folder
 
 

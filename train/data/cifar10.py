@@ -26,7 +26,7 @@ from train.data.synthetic import SHAPES, synthetic
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDS = 5
 SIZES = {"train": 50_000, "test": 10_000}
-LOADED: dict[tuple[str, str], np.ndarray] = {}  # the ids of what `load` has given
+LOADED: dict[tuple[str, str], np.ndarray] = {}  # ids of the sets loaded so far
 # Dataset.digest of the official images
 OFFICIAL = {
     "train": "66a277fc523d8f13bb27350f07ba0dcdf4377b8aba819f540c91e29e10a07e57",
@@ -36,7 +36,7 @@ OFFICIAL = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with their labels: sorted by id as they are loaded, others may be joined behind."""
+    """Images with their labels: sorted by id when loaded; `join` appends others."""
 
     images: torch.Tensor  # uint8 (N, 3, 32, 32)
     labels: torch.Tensor  # int64 (N,) in 0..9, or -1 for none
@@ -87,7 +87,7 @@ def fold_of(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def split(dataset: Dataset, fold: int | None = None, limit: int | None = None) -> tuple[Dataset, Dataset | None]:
-    """(training images, validation images, or None) of a whole training set. fold: 0..4 is held out, None is none.
+    """Split a whole training set into (training, validation or None). fold: the one to hold out, 0..4, or None.
 
     limit: only the `limit` images of smallest id take part, in the folds they always have.
     """

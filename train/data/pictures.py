@@ -1,4 +1,4 @@
-"""Pictures of any size, in any format that Pillow reads but PostScript, which would start a program."""
+"""Pictures of any size, in any format that Pillow reads except PostScript, for which it would start a program."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ REFUSED = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def picture_files(folder: Path, say: Callable = print) -> list[Path]:
-    """The pictures of a folder, 2 before 10; a line says what else is there. UserError when there are none.
+    """The pictures of a folder, shorter names first (2 before 10); a line says what else is there. UserError if none.
 
     A picture is a file with a suffix that Pillow knows or, with any other, of a content that Pillow recognizes.
     """
@@ -44,7 +44,7 @@ def picture_files(folder: Path, say: Callable = print) -> list[Path]:
 
 
 def is_picture(file: Path) -> bool:
-    """Whether a file has a picture's suffix, or begins as one: formats without a signature go by suffix alone."""
+    """Whether a file has a known suffix or a known signature."""
     if file.suffix.lower() in suffixes():
         return True
     if not file.is_file():  # a pipe would keep us waiting

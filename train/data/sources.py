@@ -35,7 +35,7 @@ def read(path: str | Path, part: str) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def read_archive(path: Path, part: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """(images, labels, source) of PATH/cifar-10-batches-py; torchvision checks each file's md5."""
+    """(images, labels, source) of PATH/cifar-10-batches-py, once the md5 of every file has matched."""
     folder = path / CIFAR10.base_folder
     for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
         if not check_integrity(folder / name, md5):

@@ -35,8 +35,8 @@ def with_unlabelled(dataset: cifar10.Dataset, path: str | Path, data_path: str |
                     say: Callable = print) -> cifar10.Dataset:
     """The Dataset with the images of `path` (see `load_images`) behind it, labelled -1. data_path: where CIFAR-10 is.
 
-    Raises UserError when some are training images, of a fold that is held out too, or test images unless include_test:
-    learning on those, even without labels, is not what a score means. Test images that `dataset` has are left out.
+    Raises UserError if one is a training image (held out or not) or, unless include_test, a test image: the score would
+    mean nothing. Test images that `dataset` has are left out.
     """
     images, names = load_images(path, say)
     ids, where = cifar10.image_ids(images), f"--images {path}"

@@ -1,7 +1,7 @@
-"""What a training step sees: batches in an order of their own, augmented and mixed on the device.
+"""Training batches: shuffled, augmented and mixed on the device.
 
-Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that was killed goes
-on with the very batches that it would have had.
+Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that was killed
+resumes with exactly the batches that it would have had.
 """
 
 import hashlib

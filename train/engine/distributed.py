@@ -24,7 +24,7 @@ from train import UserError
 T = TypeVar("T")
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # for all ranks to start, from a slow disk perhaps
 STEP_TIMEOUT = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
-COMPILE_TIMEOUT = timedelta(minutes=10)  # one rank may find its first step compiled that another has to compile yet
+COMPILE_TIMEOUT = timedelta(minutes=10)  # one rank may find its step in the compiler's cache while another compiles
 RANK_0_TIMEOUT = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what torchrun sets for each rank
 
@@ -77,16 +77,16 @@ def check_environment() -> None:
 
 
 class Ranks:
-    """All processes of a run, as one of them sees them; Ranks() is a run of one process.
+    """All processes of a run, as one of them sees them; without torchrun there is one.
 
     CPU tensors travel by gloo, which notices a dead rank at once; gradients on GPUs by nccl.
     seed: what a rank adds to the seed of the model's own randomness.
     """
 
-    def __init__(self, device: torch.device | None = None, compiling: bool = False):
-        """device: what this rank computes on, None for one process; compiling: whether a CPU may have to compile."""
+    def __init__(self, device: torch.device, compiling: bool = False):
+        """device: what this rank computes on; compiling: whether a CPU may have to compile."""
         self.rank, self.size, self.seed = 0, 1, ()
-        if device and world_size() > 1:
+        if world_size() > 1:
             self.rank, self.size, self.seed = rank(), world_size(), (rank(),)
             backend = "nccl" if device.type == "cuda" else "gloo"
             timeout = COMPILE_TIMEOUT if compiling or backend == "nccl" else STEP_TIMEOUT
@@ -106,9 +106,9 @@ class Ranks:
         """The network to train, whose gradients become the mean over the ranks."""
         if self.size == 1:
             return model
-        # After its first step torch arranges the gradients anew, unless some may be unused. From three ranks on gloo's
-        # order of adding depends on their place, so the first step after a resumption would have other last bits. Torch
-        # warns of it once, on the error stream, where no Python filter reaches.
+        # After the first step DDP rebuilds its buckets of gradients, unless some parameters may be unused. From three
+        # ranks on, gloo's order of summation depends on the buckets, so the first step after a resumption would have
+        # other last bits. Torch warns of it once, on the error stream, where no Python filter reaches.
         fixed = next(model.parameters()).device.type == "cpu"
         return DistributedDataParallel(
             model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=fixed)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 RUNTIME = ("data", "out", "device", "compile", "fresh")
 FILES = ("labels", "images")
 
-# What the options of the models' constructors are.
+# Help texts of the models' options.
 OPTIONS = {
     "width": "channels of the first stage", "widths": "channels of the three stages [width, 4 width, 4 width]",
     "depth": "number of layers", "blocks": "blocks in each stage", "se": "squeeze-and-excitation on each branch",
@@ -207,6 +207,6 @@ def accept(value: T, build: Callable[[T], object]) -> T:
     return value
 
 
-# Of a constructor's annotated parameters, with the flag's metavar.
+# {annotation of a constructor's parameter: (argparse's type, metavar)}
 TYPES = {int: (int, "N"), float: (float, "X"), float | None: (float, "X"),
          tuple[int, int, int] | None: (whole_numbers, "N,N,N")}

@@ -14,7 +14,8 @@ import subprocess
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ WHITENED = 5_000  # images from which FastNet's whitening convolution is compute
 
 def run(args: Namespace, targets: Callable | None = None, loss: Callable | None = None,
         teachers: Sequence[Network] = ()) -> Path:
-    """Do all that a training command does, from the images to finished weights; returns their path.
+    """Train a configuration from the images to finished weights; returns their path.
 
     targets: a function of the training Dataset to (Dataset, further float targets (N, K)), which may append images;
     loss: (logits (B, K), labels (B, K), *further targets) -> a dict of scalars, of which "loss" is minimized and all
@@ -118,7 +119,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             sums = {name: torch.tensor(value * (ranks.rank == 0), dtype=torch.float64, device=device)
                     for name, value in saved["sums"].items()}
             say(f"{weights}: resumed at step {step:,}{other_conditions(places)}")
-        # The floats of the average and of the model, statistics included, for one call over all of them.
+        # All float tensors of both, running statistics included, for one foreach call.
         averaged, current = ([value for value in network.state_dict().values() if value.is_floating_point()]
                              for network in (average or model, model))
 
@@ -167,7 +168,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             say(f"{model.name}: the first step compiles the network, which takes one to five minutes")
         ahead, look_due, save_due, began = Ahead(device), Every(LOOK_EVERY), Every(SAVE_EVERY), time.perf_counter()
 
-        with Signals() as signals, Progress(steps, weights.stem, "step", step, work, first_line) as bar:
+        with catch_signals() as signals, Progress(steps, weights.stem, "step", step, work, first_line) as bar:
             for epoch in range(len(rows), args.epochs):
                 model.train()
                 global_batches = ahead(batches(images, wanted, args, epoch, step - epoch * per_epoch))
@@ -193,13 +194,13 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                     sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
                     step += 1
 
-                    # 7. What has to wait for the device is done now and then: the bar, the saved state, a signal.
+                    # 7. Now and then, what waits for the device: the bar, the saved state, a signal.
                     mean_loss = 0.0
                     if ranks.rank == 0 and step >= first_look and look_due():
                         mean_loss = (sums["loss"] / sums["images"]).item()
                         bar.reach(step, f"loss {mean_loss:.3f}")
                     caught, saving, diverged = ranks.all_max(
-                        signals.caught, ranks.rank == 0 and save_due(), not math.isfinite(mean_loss))
+                        next(iter(signals), 0), ranks.rank == 0 and save_due(), not math.isfinite(mean_loss))
                     if diverged:
                         raise Diverged("the loss", step, args, steps, files)
                     if saving or caught:
@@ -385,7 +386,7 @@ def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) 
 
 
 def other_conditions(places: list[dict]) -> str:
-    """What a resumed run says where something that decides its last bits is not as it was before."""
+    """The remark of a resumed run whose hardware, torch or execution changed: each can change the last bits."""
     before, now = places[-2:]
     changes = [f"{key} {now[key]} instead of {before[key]}" for key in ("hardware", "torch", "execution")
                if before.get(key, now[key]) != now[key]]
@@ -449,22 +450,15 @@ class Stopped(UserError):
         self.code = 128 + caught
 
 
-class Signals:
-    """Within it, SIGTERM and Ctrl-C, once or more often, only set `caught`.
-
-    After one was caught the process is on its way out: further ones are ignored to its very end.
-    """
-
-    def __enter__(self) -> "Signals":
-        self.caught = 0
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.catch) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def catch(self, number: int, _frame) -> None:
-        self.caught = self.caught or number
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, signal.SIG_IGN if self.caught else handler)
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Within it, SIGTERM and Ctrl-C are only put into this list; after one, more are ignored until the process ends."""
+    caught, numbers = [], (signal.SIGTERM, signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
+        numbers = ()
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if caught else handler)

@@ -59,7 +59,7 @@ def confusion(logits: torch.Tensor, labels: torch.Tensor, classes: int = 10) -> 
 
 
 def summary(logits: torch.Tensor, labels: torch.Tensor) -> dict:
-    """All of the above but the temperature, as plain values: top1 and per_class in percent (None: no images)."""
+    """Accuracy, nll, ece, confusion and reliability as plain values; top1 and per_class in percent (None: no image)."""
     counts = confusion(logits, labels)
     per_class = [100 * right / images if images else None
                  for right, images in zip(counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)]

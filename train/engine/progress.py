@@ -1,8 +1,7 @@
 """Progress of long jobs: a bar on a terminal, a line now and then anywhere else.
 
 Both go to standard error, so that standard output holds what is worth keeping: what a run is, where it was resumed and
-what it scored. Of several ranks, rank 0 alone talks. Work goes on when nobody listens any more: what was trained is
-worth more than a line that `| head` does not read.
+what it scored. Of several ranks, rank 0 alone talks. A closed output, as behind `| head`, does not stop the work.
 """
 
 import os
@@ -83,11 +82,11 @@ def progress(items: Sequence, label: str, unit: str = "it") -> Iterator:
             bar.reach(done)
 
 
-def say(*words: object) -> None:
+def say(line: str) -> None:
     """Print a line without tearing a bar that is on the terminal."""
     if distributed.rank() == 0:
         with unheard("stdout"):
-            tqdm.write(" ".join(map(str, words)), file=sys.stdout)
+            tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
 
@@ -95,7 +94,7 @@ def say(*words: object) -> None:
 def unheard(name: str) -> Iterator[None]:
     """For writing to sys.NAME: once its reader has gone, or its disk is full, all further output is discarded.
 
-    Otherwise a run would end with an error behind its finished weights, and make would delete them.
+    Otherwise a run would end with an error after it has written its weights.
     """
     try:
         yield

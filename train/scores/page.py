@@ -1,4 +1,4 @@
-"""How a report reads: the table of results in words, as Markdown, and a page with everything in it."""
+"""The report's texts: the table of results in words, as Markdown, and one HTML page with everything in it."""
 
 import base64
 import html

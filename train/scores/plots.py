@@ -1,4 +1,4 @@
-"""The pictures of the report and of `evaluate --mistakes`, in one style. No function needs a screen.
+"""The pictures of the report, of `evaluate --mistakes` and of preview, in one style. No function needs a screen.
 
 Each draws one figure and writes it as a PNG, whole or not at all.
 """
@@ -55,7 +55,7 @@ def figure(file: Path, size: tuple[float, float], *shape: int) -> Iterator[tuple
 
 
 def curves(file: Path, logs: dict[str, list[pd.DataFrame]]) -> None:
-    """Loss and accuracy per epoch. logs: {name: [log of a run, ...]}; a name stands for one look.
+    """Loss and accuracy per epoch. logs: {name: [log of a run, ...]}; runs of one name share a line style.
 
     A distillation loss, whose parts are in the log, is not a cross entropy: it has axes of its own.
     """
@@ -77,7 +77,7 @@ def curves(file: Path, logs: dict[str, list[pd.DataFrame]]) -> None:
         for title, axes in axes_of.items():
             axes.set(title=title, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            # A loss ends at what is usual, three times the 90 % quantile; its title says how far the rest goes.
+            # The axis of a loss is cut at three times the 90 % quantile; the title then gives the maximum.
             drawn = pd.Series(np.concatenate([line.get_ydata() for line in axes.lines])).dropna()
             usual = drawn[drawn <= 3 * drawn.quantile(0.9, "lower")]
             if 0 < len(usual) < len(drawn):
@@ -90,7 +90,7 @@ def curves(file: Path, logs: dict[str, list[pd.DataFrame]]) -> None:
 
 
 def confusion(file: Path, counts: Sequence, classes: Sequence[str], title: str) -> None:
-    """Counts (10, 10), row the true class; the colours are scaled to the mistakes, the right answers stand apart."""
+    """Counts (10, 10), row the true class; the colours are scaled to the mistakes alone."""
     counts = np.asarray(counts)
     right = np.eye(len(counts), dtype=bool)
     worst = max(1, counts[~right].max())
@@ -100,7 +100,7 @@ def confusion(file: Path, counts: Sequence, classes: Sequence[str], title: str) 
             strong = count > 0.7 * worst and row != column
             axes.text(column, row, f"{count:,}" if count else "·", ha="center", va="center", fontsize=8.5,
                       color="white" if strong else INK if count else GREY, weight="bold" if row == column else "normal")
-        axes.set(title=title, xlabel="answer", ylabel="true class")
+        axes.set(title=title, xlabel="predicted class", ylabel="true class")
         axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(classes)), classes)
         axes.grid(False)
@@ -109,17 +109,17 @@ def confusion(file: Path, counts: Sequence, classes: Sequence[str], title: str) 
 
 
 def reliability(file: Path, bins: Sequence, title: str) -> None:
-    """How often answers of each confidence are right. bins: (images, mean confidence, share right), 0..1."""
+    """Accuracy of the predictions of each confidence. bins: (images, mean confidence, accuracy), 0..1."""
     images, confidence, right = np.array([row for row in bins if row[0]]).T
     with figure(file, (5.6, 5.6)) as (_, axes):
         axes.plot([0, 1], [0, 1], color=GREY, lw=0.9, linestyle=(0, (4, 3)))
-        axes.annotate("as right as confident", (0.72, 0.72), xytext=(-4, 4), textcoords="offset points", rotation=45,
+        axes.annotate("perfect calibration", (0.72, 0.72), xytext=(-4, 4), textcoords="offset points", rotation=45,
                       rotation_mode="anchor", color=GREY, fontsize=8.5)
         axes.vlines(confidence, confidence, right, color=COLOURS[1], lw=1.2, alpha=0.7)
         axes.plot(confidence, right, color=COLOURS[0], alpha=0.35)
         axes.scatter(confidence, right, s=20 + 380 * images / images.sum(), color=COLOURS[0], zorder=3, lw=0,
                      clip_on=False)
-        axes.set(title=title, xlabel="confidence", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1))
+        axes.set(title=title, xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         axes.set_aspect("equal")
 
 
@@ -179,12 +179,12 @@ def put_labels(axes: plt.Axes, points: Sequence[tuple[str, float, float]]) -> No
 
 
 def mistakes(file: Path, dataset: Dataset, logits: torch.Tensor, rows: int = 5, columns: int = 8) -> None:
-    """The wrong answers of the highest confidence: each image with its class, the answer and the confidence."""
+    """The most confident wrong predictions: each image with its class, the predicted one and the confidence."""
     confidence, answer = logits.double().softmax(1).max(1)
     wrong = (answer != dataset.labels).nonzero()[:, 0]
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:rows * columns].tolist()
     with figure(file, (1.3 * columns, 1.68 * rows), rows, columns) as (sheet, panels):
-        title = f"The most confident of {len(wrong):,} mistakes: true class, answer in orange"
+        title = f"The most confident of {len(wrong):,} mistakes: true class, prediction in orange"
         sheet.suptitle(title, x=0.01, ha="left", fontsize=10.5)
         for axes in panels.flat:
             axes.axis("off")

@@ -1,4 +1,4 @@
-"""From kept results to the table of a report. `evaluate` writes two files for what it scored on the test set:
+"""Reads results and groups them for the report. `evaluate` writes two files for what it scored on the test set:
 
     x.json          a result: metrics, config, log and provenance of one network, or of an ensemble
     x.logits.npz    ids (N,), logits float32 (N, 10) and labels (N,) of the test images, to average and to compare
@@ -28,13 +28,11 @@ from train.engine.network import ENVIRONMENT, join_distinct, total_epochs
 from train.scores.statistics import wilson
 
 FORMAT = "result/2"
-NEEDED = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config",
-          "options", "data", "log", "provenance"}
 PLACES = (*ENVIRONMENT, "precision")  # where and with what a run was made
 
 
 def result_file(path: str | Path) -> Path:
-    """x.json of x.json, or of the weights x.pt; another path is as it was."""
+    """x.json for x.pt; any other path unchanged."""
     path = Path(path)
     return path.with_suffix(".json") if path.suffix == ".pt" else path
 
@@ -59,7 +57,7 @@ def read_result(file: Path) -> dict:
         raise UserError(f"{file} does not exist: `python train/evaluate.py {weights}` writes it")
     with suppress(ValueError):
         result = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(result, dict) or result.get("format") != FORMAT or not result.keys() >= NEEDED:
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise UserError(f"{file} is no result of train/evaluate.py in the format {FORMAT}")
     if weights.exists() and weights.stat().st_mtime > file.stat().st_mtime:
         warn(f"{file} is older than {weights}: evaluate it again")
@@ -208,17 +206,13 @@ def augmentation(config: dict) -> str:
 
 def home(file: Path) -> Path:
     """The folder of a result without that of a seed: weights/quick of weights/quick/seed1, and of images-a in both."""
-    folder = file.resolve().parent
-    if re.fullmatch(r"seed\d+", folder.name):
-        return folder.parent
-    if folder.name.startswith("images-") and re.fullmatch(r"seed\d+", folder.parent.name):
-        return folder.parent.parent / folder.name
-    return folder
+    parts = file.resolve().parent.parts
+    return Path(*parts[:-2], *(part for part in parts[-2:] if not re.fullmatch(r"seed\d+", part)))
 
 
 def family(run: str) -> str:
     """The name of a run without its fold and seed, as in seresnet164-fold3 or student-seed1."""
-    return re.sub(r"-(fold\d|noval|s(eed)?\d+)(?=-|$)", "", run)
+    return re.sub(r"-(fold\d|noval|seed\d+)(?=-|$)", "", run)
 
 
 def shortest_unique_names(paths: Sequence[Path]) -> list[str]:

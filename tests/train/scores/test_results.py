@@ -131,10 +131,10 @@ def test_members_that_began_with_the_same_weights_did_that_work_once():
 
 
 def test_runs_that_differ_by_their_seed_only_are_one_row():
-    table = results.group([result("a-s2", 97.4, 2), result("a-s0", 97.0, 0), result("a-s1", 97.2, 1)])
+    table = results.group([result("a-seed2", 97.4, 2), result("a-seed0", 97.0, 0), result("a-seed1", 97.2, 1)])
     [row] = table.to_dict("records")
     assert row["n"] == 3 and row["top1"] == pytest.approx(97.2) and row["std"] == pytest.approx(0.2)
-    assert row["seconds"] == 101 and row["runs"] == "a-s0 a-s1 a-s2" and row["name"] == "a"
+    assert row["seconds"] == 101 and row["runs"] == "a-seed0 a-seed1 a-seed2" and row["name"] == "a"
     assert (row["low"], row["high"]) == pytest.approx(wilson(9720, 10_000))
     words = page.in_words(table).iloc[0]
     assert words["test top-1 %"] == "97.20 ± 0.20" and words["n"] == "3" and words["95 % interval"] == "96.86 to 97.51"
@@ -155,8 +155,8 @@ def test_the_same_weights_twice_count_once_a_copy_in_half_precision_too():
 
 def test_a_run_repeated_with_its_seed_is_no_further_seed():
     """On another machine it has other last bits."""
-    table = results.group([result("a-s0", 97.0), result("b-s0", 97.3), result("a-s1", 97.2, 1)])
-    assert sorted(zip(table["runs"], table["n"], strict=True)) == [("a-s0 a-s1", 2), ("b-s0", 1)]
+    table = results.group([result("a-seed0", 97.0), result("b-seed0", 97.3), result("a-seed1", 97.2, 1)])
+    assert sorted(zip(table["runs"], table["n"], strict=True)) == [("a-seed0 a-seed1", 2), ("b-seed0", 1)]
 
 
 @pytest.mark.parametrize("changes", [
@@ -167,22 +167,23 @@ def test_any_other_difference_makes_another_row(changes):
 
 
 @pytest.mark.parametrize("run, kin", [
-    ("seresnet164-fold3", "seresnet164"), ("student-s12", "student"), ("resnet18-basic-noval", "resnet18-basic"),
-    ("shakeshake26-64-se-fold0-seed2", "shakeshake26-64-se"), ("teacher-all", "teacher-all"), ("net-s1-noval", "net")])
+    ("seresnet164-fold3", "seresnet164"), ("student-seed12", "student"), ("net-seed1-noval", "net"),
+    ("resnet18-basic-noval", "resnet18-basic"), ("shakeshake26-64-se-fold0-seed2", "shakeshake26-64-se"),
+    ("teacher-all", "teacher-all")])
 def test_a_family_is_a_run_without_fold_and_seed(run, kin):
     assert results.family(run) == kin
 
 
 def test_a_run_that_began_with_weights_counts_what_those_took():
     """6 x 2 MACs x 40,000 images x (10 + 20 whole epochs + 10 of which half are at 20x20 pixels), by hand."""
-    runs = [result(f"a-s{seed}", 97.0 + seed, seed, macs=2, config={"epochs": 10, "init": "b"},
+    runs = [result(f"a-seed{seed}", 97.0 + seed, seed, macs=2, config={"epochs": 10, "init": "b"},
                    before=[before("b", 20, "slate"), before("c", 10, low_res=0.5)]) for seed in (0, 1)]
     [row] = results.group(runs).to_dict("records")
     assert row["n"] == 2 and row["epochs"] == 40 and row["seconds"] == pytest.approx(100.5 + 100)
     assert row["pflop"] == pytest.approx(6 * 2 * 40_000 * (30 + 10 * (1 + 0.390625) / 2) / 1e15)
     assert row["protocol"] == "fold 0, from weights of 30 epochs" and row["hardware"] == "abacus; slate"
     assert row["command"] == "c && b && a | b"
-    other = result("a-s2", 97.0, 2, macs=2, config={"epochs": 10, "init": "d"}, before=[before("d", 20)])
+    other = result("a-seed2", 97.0, 2, macs=2, config={"epochs": 10, "init": "d"}, before=[before("d", 20)])
     assert results.group([*runs, other])["n"].tolist() == [2, 1]
 
 
@@ -197,7 +198,8 @@ def test_a_student_is_marked_whose_work_is_without_that_of_its_teachers():
 
 
 def test_time_is_told_from_the_fastest_run_to_the_slowest_with_the_precision():
-    runs = [result(f"a-s{seed}", 97.0, seed, provenance={"seconds": seconds, "hardware": place, "precision": "float32"})
+    runs = [result(f"a-seed{seed}", 97.0, seed,
+                   provenance={"seconds": seconds, "hardware": place, "precision": "float32"})
             for seed, seconds, place in ((0, 2700.0, "abacus"), (1, 5820.0, "slate"), (2, 2760.0, "abacus"))]
     table = results.group(runs)
     words = page.in_words(table).iloc[0]

@@ -67,8 +67,9 @@ class TwoPathShortcut(nn.Module):
 class ShakeBlock(nn.Module):
     """shortcut(x) + shake_shake of two branches; no activation follows, the branches begin with one."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, se: bool):
+    def __init__(self, channels_in: int, channels_out: int, stride: int, se: bool, shake: bool):
         super().__init__()
+        self.shake = shake
         self.branch1 = branch(channels_in, channels_out, stride, se)
         self.branch2 = branch(channels_in, channels_out, stride, se)
         self.shortcut = nn.Identity()
@@ -76,7 +77,7 @@ class ShakeBlock(nn.Module):
             self.shortcut = TwoPathShortcut(channels_in, channels_out, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.shortcut(x) + shake_shake(self.branch1(x), self.branch2(x), self.training)
+        return self.shortcut(x) + shake_shake(self.branch1(x), self.branch2(x), self.shake and self.training)
 
 
 def branch(channels_in: int, channels_out: int, stride: int, se: bool) -> nn.Sequential:
@@ -96,18 +97,19 @@ class ShakeShake26(nn.Module):
     """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
 
     A stem of 16 channels (conv-BN, without ReLU: the blocks bring theirs), three stages of four blocks
-    with `width`, 2 `width` and 4 `width` channels, and a last ReLU before the pooling.
+    with `width`, 2 `width` and 4 `width` channels, and a last ReLU before the pooling. Without `shake` the
+    branches are averaged in training too.
     """
 
-    def __init__(self, num_classes: int = 10, width: int = 32, se: bool = False):
+    def __init__(self, num_classes: int = 10, width: int = 32, se: bool = False, shake: bool = True):
         super().__init__()
         at_least(2, width=width)
-        self.name = f"shakeshake26-{width}" + ("-se" if se else "")
-        self.options = {"num_classes": num_classes, "width": width, "se": se}
+        self.name = f"shakeshake26-{width}" + ("-se" if se else "") + ("" if shake else "-no-shake")
+        self.options = {"num_classes": num_classes, "width": width, "se": se, "shake": shake}
         self.stem = nn.Sequential(conv3x3(3, STEM_CHANNELS), nn.BatchNorm2d(STEM_CHANNELS))
-        self.stage1 = stage(ShakeBlock, 4, STEM_CHANNELS, width, 1, se)
-        self.stage2 = stage(ShakeBlock, 4, width, 2 * width, 2, se)
-        self.stage3 = stage(ShakeBlock, 4, 2 * width, 4 * width, 2, se)
+        self.stage1 = stage(ShakeBlock, 4, STEM_CHANNELS, width, 1, se, shake)
+        self.stage2 = stage(ShakeBlock, 4, width, 2 * width, 2, se, shake)
+        self.stage3 = stage(ShakeBlock, 4, 2 * width, 4 * width, 2, se, shake)
         self.head = nn.Linear(4 * width, num_classes)
         he_init(self)
 

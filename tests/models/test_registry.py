@@ -48,6 +48,7 @@ def test_only_the_teacher_is_above_the_budget():
         ("shakeshake26-32", {"width": 8}, "shakeshake26-8"),
         ("shakeshake26-32", {"width": 40, "se": True}, "shakeshake26-40-se"),
         ("shakeshake26-40-se", {"se": False}, "shakeshake26-40"),
+        ("shakeshake26-40-se", {"shake": False}, "shakeshake26-40-se-no-shake"),
         ("seresnet164", {"depth": 20}, "seresnet20"),
         ("seresnet164", {"width": 8}, "seresnet164-8"),
         ("seresnet20", {"width": 8, "reduction": 16}, "seresnet20-8-r16"),
@@ -120,7 +121,8 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         build("resnet19")
 
 
-@pytest.mark.parametrize("name, takes", (("resnet18", "width, blocks, zero_init"), ("shakeshake26-40", "width, se")))
+@pytest.mark.parametrize("name, takes", (
+    ("resnet18", "width, blocks, zero_init"), ("shakeshake26-40", "width, se, shake")))
 def test_an_unknown_option_is_answered_with_the_known_ones(name, takes):
     with pytest.raises(ValueError, match=f"{name} has no option colour; it takes {takes}$"):
         build(name, colour=3)

@@ -112,6 +112,14 @@ def test_every_block_of_a_model_draws_its_own_coefficients():
     assert torch.stack(alphas).round(decimals=4).unique().numel() == 24
 
 
+def test_without_shake_the_branches_are_averaged_in_training_too():
+    block, x = build("shakeshake26-32", width=4, shake=False).stage1[1], torch.randn(2, 4, 8, 8, requires_grad=True)
+    output, wanted = block(x), x + 0.5 * (block.branch1(x) + block.branch2(x))
+    upstream = torch.randn_like(output)
+    torch.testing.assert_close(output, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, upstream)[0] for y in (output, wanted)))
+
+
 # --- ShakeDrop ---
 
 

@@ -27,6 +27,7 @@ FILES = ("labels", "images")
 OPTIONS = {
     "width": "channels of the first stage", "widths": "channels of the three stages [width, 4 width, 4 width]",
     "depth": "number of layers", "blocks": "blocks in each stage", "se": "squeeze-and-excitation on each branch",
+    "shake": "mix the branches by random weights in training, not by their mean",
     "reduction": "factor by which squeeze-and-excitation narrows",
     "zero_init": "zero-initialise the last normalization of each block",
     "head_std": "standard deviation of the head's initial weights [inputs ** -0.5]",

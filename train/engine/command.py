@@ -30,7 +30,8 @@ def command() -> Iterator[None]:
     It also sets glibc to keep freed memory (`keep_memory`).
     """
     keep_memory()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal's encoding lacks is shown so
+    with suppress(AttributeError):  # a notebook's stream has no such method
+        sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal's encoding lacks is shown so
     try:
         yield
         return

@@ -84,5 +84,12 @@ def test_the_command_is_told_as_a_person_in_the_repository_would_type_it(monkeyp
     assert command_line() == "torchrun --nnodes 2 --nproc-per-node 2 train/baseline.py --out 'my run.pt'"
 
 
+def test_a_notebooks_stream_that_cannot_be_reconfigured_is_written_to(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with command():
+        print("±")
+    assert sys.stdout.getvalue() == "±\n"
+
+
 def test_counts_are_in_words():
     assert [count_of(n, "epoch") for n in (0, 1, 2000)] == ["0 epochs", "1 epoch", "2,000 epochs"]

@@ -186,7 +186,7 @@ $(scored):
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(base)$(call seed_folder,$(seed))/$(file.$@).json) \
 	  --out $(base)/report-$@)
 endif
-# LABELS comes first, so a wrong name is reported before any training.
+# A CSV named by LABELS comes first, so a wrong name is reported before any training.
 ladder: $(filter-out $(run)/%,$(row_labels)) $(ladder:%=$(rows)/%.json) ## train and score the documented ladder and three more networks, then show the table
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(base)/ladder)
 teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs

@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     out.mkdir(exist_ok=True)
     pictures = draw(out, table, results, logs, official, generated)
     if (out / "report.html").exists():  # an older report, whose pictures may be of other runs
-        for old in {*chain(*PICTURES.values())} - set(pictures):
+        for old in set(chain(*PICTURES.values())) - set(pictures):
             (out / old).unlink(missing_ok=True)
     text = f"{markdown(in_words(table))}\n{note}"
     narrow = markdown(in_words(table).drop(columns=["MACs", "95 % interval"]))

@@ -43,7 +43,7 @@ def environments(count):
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def together(count, work, *arguments, patience=60):
+def together(count, work, *arguments, patience=300):
     """Run work(*arguments) in every rank, for so many seconds at most; the list of their exit codes."""
     processes = [toy.CONTEXT.Process(target=begin, args=(e, work, arguments)) for e in environments(count)]
     for process in processes:
@@ -118,18 +118,19 @@ def seeds(args, file):
     torch.save(drawn, f"{file}{distributed.rank()}")
 
 
-def hang(agree):
-    """Rank 0 works alone for longer than a step's patience; then rank 1 hangs: 3 where rank 0 notices, 4 too late."""
-    distributed.STEP_TIMEOUT = timedelta(seconds=1)
+def hang(agree, mark):
+    """Rank 0 works alone for longer than a step's patience; then rank 1 hangs until rank 0 notices, 3, by a file."""
+    distributed.STEP_TIMEOUT = timedelta(seconds=4)
     with Ranks(torch.device("cpu")) as ranks:
-        ranks.once(lambda: time.sleep(2))
-        began = time.monotonic()
+        ranks.once(lambda: time.sleep(5))
         if ranks.rank == 0:
             try:
                 getattr(ranks, agree)(torch.ones(1, dtype=torch.float64))
             except RuntimeError:
-                os._exit(3 if time.monotonic() - began < 6 else 4)
-        time.sleep(8)
+                mark.touch()
+                os._exit(3)
+        while not mark.exists():
+            time.sleep(0.1)
         os._exit(0)
 
 

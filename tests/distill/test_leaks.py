@@ -122,12 +122,15 @@ def test_a_student_of_labels_with_unlabelled_images_needs_them_too(toy_set, tmp_
     assert code == 0 and "67 images" in out, err
 
 
-def test_labels_that_hold_test_images_with_their_labels_are_refused(toy_set, tmp_path, commands):
+def test_labels_that_hold_test_images_with_their_labels_are_refused_or_leave_a_mark(toy_set, tmp_path, commands):
     dataset = cifar10.join(cifar10.load(toy_set), cifar10.load(toy_set, "test"))
     logits = np.random.default_rng(0).normal(size=(80, 10)) + 4 * cifar10.one_hot(dataset.labels).numpy()
     write_labels(tmp_path / "good.csv", dataset.ids, dataset.labels.numpy(), logits)
     code, _, err = commands["taught"]("--labels", tmp_path / "good.csv")
     assert code == 2 and "20 rows are of no training image" in err and not (tmp_path / "student.pt").exists()
+    code, out, err = commands["taught"]("--labels", tmp_path / "good.csv", "--include-test", "--noval")
+    assert code == 0 and "80 images" in out, err
+    assert checkpoint.load_weights(tmp_path / "student.pt")["provenance"]["include_test"] is True
 
 
 def test_the_generated_test_images_are_refused(tmp_path, typed):

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from augment.mix import mixup
 from distill.loss import (
     OBJECTIVES,
     decoupled_divergence,
@@ -155,13 +154,3 @@ def test_standardized_logits_weigh_as_in_their_source(batch):
     soft = soft_targets_of(teacher, 2.0, "standardized")
     loss = distillation_loss(student, soft, hard, 2.0, 0.9, "standardized")["loss"]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_mixed_soft_targets_match_mixed_teachers():
-    """Two images side by side, 3/4 of one: the soft targets are mixed like the labels."""
-    generator = torch.Generator().manual_seed(3)
-    images, hard = torch.randn(8, 3, 32, 32), F.one_hot(torch.arange(8), 10).float()
-    soft = torch.rand(8, 10).softmax(1)
-    _, mixed_hard, mixed_soft = mixup(generator, images, hard, soft)
-    weights = mixed_hard[:, :8]  # row i: how much of image j went into i
-    torch.testing.assert_close(mixed_soft, weights @ soft)

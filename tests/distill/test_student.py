@@ -345,8 +345,10 @@ def test_wrong_flags_end_in_one_line(toy_set, tmp_path, monkeypatch, typed, flag
 
 def test_a_student_and_its_teachers_may_be_compiled(monkeypatch, train, teachers):
     """A compiled module has a length that raises, so nothing may ask whether it is there."""
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module, **_: compile(module, backend="eager", dynamic=False))
+    compile, calls = torch.compile, []
+    monkeypatch.setattr("train.engine.device.builds_kernels", lambda _: True)
+    monkeypatch.setattr(torch, "compile", lambda module, **how: calls.append(how) or compile(module, backend="eager"))
     words = ("--noval", "--model", "resnet18", "--width", 2, "--augment", "none", "--teachers", *teachers)
     plain, compiled = train("plain", *words), train("compiled", *words, "--compile")
+    assert calls == [{"dynamic": False, "mode": "default"}, {"dynamic": False}]  # the student, and its teachers
     assert plain["log"][0]["train_soft"] == pytest.approx(compiled["log"][0]["train_soft"], rel=1e-5)

@@ -149,13 +149,18 @@ def bottleneck(ref):
 
 def flatse(ref, x):
     x = ref.conv("stem", x)
-    for key, stride, first in ref.blocks():
+    keys = list(ref.blocks())
+    for number, (key, stride, first) in enumerate(keys, start=1):
         activated = relu(ref.norm(f"{key}.norm1", x))
         y = ref.conv(f"{key}.conv1", activated, stride)
         y = ref.conv(f"{key}.conv2", relu(ref.norm(f"{key}.norm2", y)))
         if first and stride == 2:
             x = ref.conv(f"{key}.shortcut.1", average_pool(activated))
-        x = x + ref.squeeze_excite(f"{key}.se", y)
+        y = ref.squeeze_excite(f"{key}.se", y)
+        if ref.training:  # the rate of dropped paths grows to 0.5
+            rate = 0.5 * number / len(keys)
+            y = y * (torch.rand(len(x), 1, 1, 1) >= rate) / (1 - rate)
+        x = x + y
     return ref.head(relu(ref.norm("norm", x)))
 
 
@@ -189,7 +194,7 @@ def gelu(x):
         (shakeshake, "shakeshake26-32", {"width": 16}),  # no ReLU in the first shortcut hides the stem
         (pyramidnet, "pyramidnet", {"depth": 14, "widening": 11}),
         (pyramidnet, "pyramidnet", {"depth": 20, "widening": 11, "bottleneck": True}),
-        (flatse, "flatse", {"width": 8, "depth": 16}),
+        (flatse, "flatse", {"width": 8, "depth": 16, "drop_path": 0.5}),
         (fastnet, "fastnet", {"widths": (4, 16, 12)}),
         (fastnet, "fastnet", {"widths": (4, 6, 5), "residual": True}),
     ),

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import models
 from models import MODELS, build, layers
+from train.engine.device import builds_kernels
 
 SMALL = {
     "resnet": ("resnet18", {"width": 8}),
@@ -194,6 +195,7 @@ def test_the_whole_graph_is_captured_and_equals_eager(family):
 
 
 @torch_warns
+@pytest.mark.skipif(not builds_kernels(torch.device("cpu")), reason="there is no compiler")
 def test_the_compiler_has_the_gradients_of_eager():
     """In float64, of a block with squeeze-and-excitation and a strided shortcut, in training."""
     torch.compiler.reset()

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from untrained import write_weights
 
@@ -54,20 +53,6 @@ def test_the_three_likeliest_on_one_line_a_picture(run, weights, tmp_path):
         assert list(item["probabilities"]) == list(cifar10.CLASSES) == list(table)[2:]
         assert list(item["probabilities"].values()) == pytest.approx(wanted.tolist(), abs=1e-6)
         assert [row[name] for name in cifar10.CLASSES] == pytest.approx(wanted.tolist(), abs=1e-6)
-
-
-def test_the_stored_temperature_divides_the_logits_of_one_network(weights, toy_set, tmp_path):
-    images = torch.from_numpy(noise(5, 3, 32, 32))
-    one = network.load(weights)
-    logits = network.logits(one.model, images).double()
-    assert torch.allclose(classify.probabilities([one], images), logits.softmax(1))
-    checkpoint.save(weights, one.content | {"temperature": 4.0})
-    cooled = network.load(weights)
-    assert torch.allclose(classify.probabilities([cooled], images), (logits / 4).softmax(1))
-    write_weights(tmp_path / "other.pt", toy_set, seed=1)
-    both = [cooled, network.load(tmp_path / "other.pt")]
-    mean = (logits + network.logits(both[1].model, images)) / 2
-    assert torch.allclose(classify.probabilities(both, images), mean.softmax(1), atol=1e-6)
 
 
 def test_folders_and_files_in_order_and_what_is_no_picture(run, tmp_path):

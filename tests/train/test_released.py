@@ -141,17 +141,6 @@ def test_the_whole_is_not_overwritten_by_its_half(weights, typed):
 # ---------------------------------------------------------------- the default of every tool
 
 
-def test_no_file_is_the_released_one(weights, monkeypatch):
-    monkeypatch.setattr(network, "RELEASED", weights)
-    assert load().file == load_all()[0].file == weights
-
-
-def test_without_a_released_network_it_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(network, "RELEASED", tmp_path / "released.pt")
-    with pytest.raises(UserError, match=r"released.pt does not exist.*WEIGHTS.*make quick"):
-        load()
-
-
 def test_the_tools_take_it(toy_set, weights, tmp_path, monkeypatch, typed):
     monkeypatch.setattr(network, "RELEASED", weights)
     code, out, _ = typed(evaluate.main, "--data", toy_set, "--device", "cpu")

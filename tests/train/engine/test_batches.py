@@ -49,6 +49,19 @@ def test_an_epoch_is_whole_batches_of_different_images_in_an_order_of_its_own(da
     assert orders[0] != orders[1] and len({*orders[0], *orders[1]}) > 52  # what was left over comes in other epochs
 
 
+def test_a_chunk_is_augmented_and_then_mixed_within_each_batch(dataset):
+    """Four batches in one chunk: each image's target says of which images it is made."""
+    args, number = toy.configure(augment="crop,flip,erase", mix="cutmix"), torch.eye(60)
+    images, shares = map(torch.cat, zip(*batches(dataset.images, [number], args, 0), strict=True))
+    rows = torch.randperm(60, generator=torch.Generator().manual_seed(derive(0, "order", 0)))[:52]
+    draws = torch.Generator().manual_seed(derive(0, "augment", 0, 0))
+    shown = augment.pipeline(args.augment)(dataset.images[rows], draws)
+    mixed, wanted = augment.mixing(args.mix)(draws, shown, number[rows], batch=13)
+    assert torch.equal(images, normalize(mixed)) and torch.equal(shares, wanted)
+    assert all(set(share.nonzero()[:, 1].tolist()) <= set(own.tolist())
+               for share, own in zip(shares.split(13), rows.split(13), strict=True))
+
+
 @pytest.mark.parametrize("chunk", [1, 13, 26, 512])
 def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole(dataset, monkeypatch, chunk):
     """With chunks of one batch, two, and all of them."""

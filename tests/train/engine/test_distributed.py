@@ -179,7 +179,7 @@ def test_without_torchrun_a_rank_says_for_whom_it_waits(toy_set, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_dies_or_hangs_ends_the_other(toy_set, tmp_path, victim, how):
-    log, patience = tmp_path / "log", timedelta(seconds=3)
+    log, patience = tmp_path / "log", timedelta(seconds=5)
     stack, processes = ranked.training(2, *endless(toy_set, tmp_path), log=log, SAVE_EVERY=0.2,
                                        STEP_TIMEOUT=patience, RANK_0_TIMEOUT=patience)
     with stack:
@@ -191,8 +191,8 @@ def test_a_rank_that_dies_or_hangs_ends_the_other(toy_set, tmp_path, victim, how
 
 
 @pytest.mark.parametrize("agree", ["all_max", "all_sum"])
-def test_what_rank_0_does_alone_is_waited_for_longer_than_a_step(agree):
-    assert ranked.together(2, ranked.hang, agree) == [3, 0]
+def test_what_rank_0_does_alone_is_waited_for_longer_than_a_step(agree, tmp_path):
+    assert ranked.together(2, ranked.hang, agree, tmp_path / "mark") == [3, 0]
 
 
 def torchrun(*words):

@@ -2,15 +2,20 @@
 
 import copy
 import math
+import os
 import re
+import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 import toy
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from untrained import write_weights
 
@@ -18,7 +23,7 @@ import augment
 import models
 from train import UserError, evaluate, export
 from train.data import cifar10
-from train.engine import checkpoint, loop, metrics
+from train.engine import checkpoint, device, loop, metrics
 from train.engine.batches import batches, derive
 from train.engine.loop import Stopped, cross_entropy, learning_rate
 from train.engine.network import load, logits, total_epochs
@@ -54,6 +59,8 @@ def test_a_triangle_warms_up_from_its_first_step_on_and_by_itself_from_a_fifth(w
              for name in ("triangular", "cosine", "constant")}
     assert found["triangular"] == pytest.approx([*triangular, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25])
     assert found["cosine"][:3] == found["constant"][:3] == pytest.approx(others) and set(found["constant"][2:]) == {2}
+    floor = rates(10, schedule="triangular", epochs=10, warmup_epochs=2, lr=2, warmup_lr=warmup_lr, min_lr=0.2)
+    assert floor == pytest.approx([*triangular, 1.775, 1.55, 1.325, 1.1, 0.875, 0.65, 0.425])
 
 
 @pytest.mark.parametrize("warmup_epochs, epochs, warmup", [(5, 100, 15), (5, 10, 6), (0.5, 10, 2), (0, 10, 0)])
@@ -84,9 +91,29 @@ def test_a_run_computes_in_its_precision_and_at_20_pixels_first(configure, monke
             lambda net, images, out: seen.append((images[0].shape[3], out.dtype)) if net.training else None)
         return model
 
+    def loss(logits, hard):
+        given.add(logits.dtype)
+        return cross_entropy(0)(logits, hard)
+
+    given = set()
     monkeypatch.setattr(loop, "build", watched)
-    loop.run(configure(precision=precision, low_res=0.5))
+    loop.run(configure(precision=precision, low_res=0.5), loss=loss)
     assert seen == [(side, getattr(torch, precision)) for side in [20] * 3 + [32] * 3]
+    assert given == {torch.float32}
+
+
+def test_small_images_are_those_of_pillow():
+    class Spy(torch.nn.Linear):
+        def forward(self, images):
+            self.seen = images.detach()
+            return super().forward(images.mean((2, 3)))
+
+    images, spy = torch.randn(2, 3, 32, 32), Spy(3, 10)
+    optimizer = torch.optim.SGD(spy.parameters(), lr=0.1)
+    loop.train_step(spy, optimizer, toy.configure(), cross_entropy(0), images, [torch.eye(10)[:2]], side=20)
+    for channel, small in zip(images.flatten(0, 1), spy.seen.flatten(0, 1), strict=True):
+        wanted = Image.fromarray(channel.numpy()).resize((20, 20), Image.Resampling.BILINEAR)
+        torch.testing.assert_close(small, torch.from_numpy(np.array(wanted)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("ema_decay, momentum, nesterov, smoothing", [(0.12, 0.9, True, 0.0), (0.6, 0.8, False, 0.1)])
@@ -145,10 +172,13 @@ def test_without_decay_all_only_filters_and_matrices_decay(decay_all):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_average_of_constant_weights_is_constant_and_moves_otherwise(configure, monkeypatch, compiled):
-    monkeypatch.setattr(torch, "compile", lambda model, **_: torch.nn.Sequential(model))  # as a wrapper, quickly
+    calls = []
+    monkeypatch.setattr(device, "builds_kernels", lambda _: True)
+    monkeypatch.setattr(torch, "compile", lambda model, **how: calls.append(how) or torch.nn.Sequential(model))
     moving = checkpoint.load_weights(loop.run(configure("moving", compile=compiled)))
     monkeypatch.setattr(loop, "learning_rate", lambda *_: 0.0)
     constant = checkpoint.load_weights(loop.run(configure("constant", compile=compiled)))
+    assert calls == [{"dynamic": False, "mode": "default"}] * 2 * compiled
     learned = dict(models.build("resnet18", width=2).named_parameters())
     assert set(constant["state"]) == set(constant["ema"]) == set(models.build("resnet18", width=2).state_dict())
     assert all(torch.equal(constant["ema"][name], constant["state"][name]) for name in learned)
@@ -423,6 +453,9 @@ def git(folder, *words):
 
 
 def test_the_commit_is_told_with_a_mark_when_files_were_changed(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # as in a hook of git
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull), monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setattr(loop, "ROOT", tmp_path)
     assert loop.commit() == ""
     file = tmp_path / "file"
@@ -434,6 +467,15 @@ def test_the_commit_is_told_with_a_mark_when_files_were_changed(tmp_path, monkey
     assert loop.commit() == first[:12] + "+"
     monkeypatch.setenv("PATH", "")
     assert loop.commit() == ""
+
+
+def test_a_run_gives_the_signals_back_and_works_in_a_thread(configure):
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    loop.run(configure(epochs=1))
+    assert [signal.getsignal(number) for number in numbers] == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(loop.run, configure("thread", epochs=1)).result().exists()
 
 
 # ---------------------------------------------------------------- what is refused

@@ -71,8 +71,8 @@ STOPS = (2, 3, 5, 6)
     pytest.param(dict(fold=None, ema_decay=0, limit=14, augment="crop,flip"), id="noval-limit-no-ema"),
     pytest.param(dict(augment="flip,cutout", mix="ricap", nesterov=False, momentum=0), id="several"),
     pytest.param(dict(augment="shift", alternate_flip=True, low_res=0.5), id="low-res-at-first"),
-    pytest.param(dict(precision="bfloat16", width=16), id="bfloat16", marks=pytest.mark.skipif(
-        not engine_device.faster_in_bfloat16(), reason="this processor is no faster in bfloat16")),
+    pytest.param(dict(model="fastnet-m", norm_bias_lr=8, decay_all=False, schedule="triangular", lr=0.01), id="groups"),
+    pytest.param(dict(precision="bfloat16", width=16), id="bfloat16"),
 ])
 def test_stopped_and_resumed_run_equals_an_undisturbed_one(configure, changes):
     undisturbed = toy.result(loop.run(configure("whole", **changes)))
@@ -133,8 +133,9 @@ def test_another_configuration_is_refused_with_the_difference(configure, tmp_pat
     assert before == {file.name: file.read_bytes() for file in tmp_path.glob("run.*")}
 
 
-def test_files_are_known_by_their_content_and_not_by_their_paths(toy_set, configure, tmp_path):
+def test_files_are_known_by_their_content_and_not_by_their_paths(toy_set, configure, tmp_path, monkeypatch):
     """The data, the run's own files, the first weights and the teachers may move; others are not the same."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # for the device `auto`
     for seed in range(3):
         write_weights(tmp_path / f"{seed}.pt", toy_set, seed)
     again = dict(init=tmp_path / "0.pt"), dict(teachers=[load(tmp_path / f"{k}.pt") for k in (1, 2)])
@@ -362,7 +363,10 @@ def kill_often(toy_set, folder, kills, epochs, width, steps_between):
             else:
                 before = new_state(weights, process, before)
                 time.sleep(dice.uniform(0, steps_between))
-            assert process.is_alive(), f"not killed in time: {log.read_text()}"
+            if not process.is_alive():  # a fast machine is finished before the last kills
+                process.join()
+                assert process.exitcode == 0 and kill >= kills // 2, log.read_text()
+                break
     finish(argv, log)
     finish(arguments(toy_set, folder / "whole.pt", **flags), log)
     assert "Traceback" not in log.read_text() and "damaged" not in log.read_text()

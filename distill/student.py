@@ -97,8 +97,7 @@ def targets_of(args: Namespace) -> Callable:
             train = with_unlabelled(train, args.images, args.data, args.include_test, warn)
         if not args.labels:
             return train, ()
-        known = None if args.include_test else {*cifar10.ids_of(args.data), *train.ids}
-        logits = read_labels(args.labels, train, known)
+        logits = read_labels(args.labels, train, known={*cifar10.ids_of(args.data), *train.ids})
         return train, (soft_targets_of(logits, args.temperature, args.objective),)
 
     return targets

@@ -200,8 +200,9 @@ def protocol(result: dict) -> str:
 
 
 def augmentation(config: dict) -> str:
-    """What a run did to its images, as its flags say it: `crop, flip, ricap`."""
-    return ", ".join([*config.get("augment", ()), *{config.get("mix", "none")} - {"none"}])
+    """What a run did to its images, in the words of its flags; `various` where the networks of an ensemble differ."""
+    names = [*config.get("augment", ["various"]), config.get("mix", "various")]
+    return ", ".join(dict.fromkeys(name for name in names if name != "none")) or "none"
 
 
 def home(file: Path) -> Path:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+import models
 from distill.table import write_labels
 from train import ROOT, UserError
 from train.data import cifar10
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     for teacher, mask in zip(teachers, masks, strict=True):
         found.append(logits(teacher.model, dataset.images, args.tta, label=teacher.file.stem))
         remarks = [f"on {teacher.provenance['images']:,} images"] if teacher.config["limit"] else []
-        remarks += ["over budget"] if teacher.over_budget else []
+        remarks += ["over budget"] if teacher.params > models.BUDGET else []
         print(ROW.format(teacher.file.stem, f"{total_epochs(teacher.history):,}", f"{teacher.params:,}",
                          percent(found[-1], known, mask), percent(found[-1], known, ~mask))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)

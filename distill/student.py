@@ -29,7 +29,7 @@ from train.data.sources import expand
 from train.data.unlabelled import with_unlabelled
 from train.engine.command import Parser, command, number, one_of, warn
 from train.engine.device import device_of
-from train.engine.flags import parse, peek
+from train.engine.flags import parse
 from train.engine.loop import run
 from train.engine.network import load, load_all
 from train.flatse import RECIPE as FLATSE
@@ -38,14 +38,13 @@ from train.quick import RECIPE as QUICK
 from train.seresnet import RECIPE as SERESNET
 from train.shakeshake import RECIPE as SHAKESHAKE
 
-FAMILIES = {"shakeshake": SHAKESHAKE, "seresnet": SERESNET, "pyramidnet": PYRAMIDNET, "flatse": FLATSE,
-            "fastnet": QUICK}  # and resnet, whose recipe is that of a stage
+FAMILIES = {"resnet": STAGES["augmented"], "shakeshake": SHAKESHAKE, "seresnet": SERESNET, "pyramidnet": PYRAMIDNET,
+            "flatse": FLATSE, "fastnet": QUICK}
 
 
 def configuration(argv: list[str] | None = None) -> Namespace:
     """The student's configuration: its architecture's recipe, the command line, and which folds its teachers saw."""
-    recipes = {name: recipe_of(name, argv) for name in ["seresnet164", *MODELS]}
-    staged = peek("model", recipes, argv).startswith("resnet")
+    recipes = {name: recipe_of(name) for name in ["seresnet164", *MODELS]}
 
     def add_flags(arguments: Parser) -> None:
         add = arguments.add_argument_group("distillation").add_argument
@@ -59,9 +58,6 @@ def configuration(argv: list[str] | None = None) -> Namespace:
             help="softens teachers and student")
         add("--alpha", type=number(0, 1), default="0.9", metavar="X",
             help="weight of the teachers; labels have the rest")
-        if staged:
-            arguments.add_argument("--stage", type=one_of(*STAGES), default="augmented", metavar="NAME",
-                                   help=f"sets the other defaults: {', '.join(STAGES)}")
 
     args = parse(__doc__, recipes, by="model", argv=argv, add=add_flags)
     given = [flag for flag, value in (("--labels", args.labels), ("--teachers", args.teachers)) if value]
@@ -79,12 +75,9 @@ def configuration(argv: list[str] | None = None) -> Namespace:
     return args
 
 
-def recipe_of(model: str, argv: list[str] | None = None) -> dict:
+def recipe_of(model: str) -> dict:
     """The recipe of the architecture `model`, a name of MODELS, for a student within the budget."""
-    if model.startswith("resnet"):
-        recipe = STAGES[peek("stage", STAGES, argv)]
-    else:
-        recipe = next(recipe for family, recipe in FAMILIES.items() if model.startswith(family))
+    recipe = next(recipe for family, recipe in FAMILIES.items() if model.startswith(family))
     fixed = getattr(MODELS[model], "keywords", {})  # by its name: fastnet-s has one column, whatever the recipe says
     return recipe | fixed | {"model": model, "allow_over_budget": False}
 

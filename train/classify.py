@@ -1,7 +1,7 @@
 """Say what pictures show: the three likeliest of the ten classes, one line a picture.
 
     python train/classify.py cat.jpg holiday/                   pictures, and all those of a folder
-    python train/classify.py cat.jpg --weights weights/student.pt --json answers.json --csv answers.csv
+    python train/classify.py cat.jpg --weights weights/student.pt --csv answers.csv
 
 A picture may have any size, and any format that Pillow reads except PostScript; of an animation the first frame is
 used. The network sees its centre square, resized to 32x32, so what matters should fill the middle. The released network
@@ -13,7 +13,6 @@ A file that is not a picture gets a line on standard error; the others are still
 a folder, one line says what was left out: subfolders and other files.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -41,13 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     add("pictures", nargs="+", type=expand, metavar="PICTURE", help="a picture, or a folder of pictures")
     add("--weights", action="append", type=expand, default=[], metavar="FILE",
         help="a weights file; repeated, the networks answer together (default: the released network)")
-    add("--json", type=expand, metavar="FILE", help="also write the answers, with all ten probabilities, there")
-    add("--csv", type=expand, metavar="FILE", help="the same as a table")
+    add("--csv", type=expand, metavar="FILE", help="also write the answers, with all ten probabilities, there")
     add_device(arguments)
     args = arguments.parse_args(argv)
-    for flag, file, ours in (("--json", args.json, ("[]", '[\n {\n  "file"')), ("--csv", args.csv, ("file,class,",))):
-        check_target(flag, file, f".{flag[2:]}")
-        check_replaceable(flag, file, *ours)
+    check_target("--csv", args.csv, ".csv")
+    check_replaceable("--csv", args.csv, "file,class,")
     networks = load_all(args.weights, device_of(args.device))
     if len({network.synthetic for network in networks}) > 1:
         raise UserError("--weights: some were trained on photographs and some on generated shapes")
@@ -62,13 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     for file, row in zip(files, chances, strict=True):
         shown = os.fsencode(file).decode(errors="replace")  # text that any file takes
         print(f"{shown}: " + ", ".join(f"{names[k]} {100 * row[k]:.1f} %" for k in row.topk(LIKELIEST).indices))
-        rows.append({"file": shown, "class": names[row.argmax()],
-                     "probabilities": dict(zip(names, row.tolist(), strict=True))})
-    if args.json:
-        write_text(args.json, json.dumps(rows, indent=1) + "\n")
+        rows.append([shown, names[row.argmax()], *row.tolist()])
     if args.csv:
-        table = pd.DataFrame([row | row["probabilities"] for row in rows], columns=["file", "class", *names])
-        write_text(args.csv, table.to_csv(index=False))
+        write_text(args.csv, pd.DataFrame(rows, columns=["file", "class", *names]).to_csv(index=False))
     for error in complaints:
         warn(error)
     if complaints:

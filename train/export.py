@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn as nn
 
-import models
 from augment.basic import MEAN, STD
 from train import UserError
 from train.data import cifar10
@@ -128,14 +127,10 @@ def main(argv: list[str] | None = None) -> None:
     add("weights", nargs="?", type=expand, metavar="WEIGHTS", help="a weights file (default: the released network)")
     add("--format", choices=(*FORMATS, "half"), default="torch", help="of the exported file")
     add("--out", type=expand, metavar="FILE", help="default: beside the weights")
-    add("--allow-over-budget", action="store_true", help=f"also a network above {models.BUDGET:,} parameters")
     add("--allow-ties", action="store_true", help=f"half: predictions may change whose largest logits are within {TIE}")
     args = arguments.parse_args(argv)
 
     network = load(args.weights)
-    if network.over_budget and not args.allow_over_budget:
-        raise UserError(f"{network.file} has {network.params:,} parameters, above the budget of {models.BUDGET:,}: "
-                        f"--allow-over-budget exports it")
     if args.format == "half":
         out = args.out or network.file.with_name(f"{network.file.stem}-half.pt")
         check_target("--out", out, ".pt")

@@ -3,7 +3,6 @@
     python train/report.py                          the results in weights/ and weights/results/, into weights/report/
     python train/report.py weights/quick            a folder, and its folders of seeds; or x.json one by one
     python train/report.py weights/results --readme weights/README.md       also put the tables into that file
-    python train/report.py --ensemble teachers weights/a.json weights/b.json    a row for the mean of their logits
 
 It reads what `train/evaluate.py` wrote, and the logs (*.csv) of runs that have no result yet; it loads no network and
 no images. It takes seconds. Data flow: files -> a list of results (`gather`) -> the table, a row for all runs that
@@ -49,11 +48,10 @@ NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: t
         "The budget is 5,000,000 parameters; a mean of several networks counts all of their parameters, work and time.")
 
 
-def gather(paths: list[Path], ensembles: dict[str, list[Path]]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]]:
+def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]]:
     """(results, {name: [log of a run, ...]}) of x.json and of folders, whose unusable files are reported and left out.
 
-    Means of kept logits are among the results: the `ensembles`, {name: x.json, ...}, those of a folder's teachers, and
-    of the ladder's two networks in a folder.
+    Means of kept logits are among the results: of a folder's teachers, and of the ladder's two networks.
     """
     results, csvs = [], []
     for path in paths:
@@ -74,8 +72,6 @@ def gather(paths: list[Path], ensembles: dict[str, list[Path]]) -> tuple[list[di
                 results += [mean_of_kept(path / f"{name}.json", members)] if len(members) > 1 else []
             except UserError as error:
                 warn(f"no row for the mean of {', '.join(result['run'] for result in members)}: {error}")
-    results += [mean_of_kept(files[0].with_name(f"{name}.json"), list(map(read_result, files)))
-                for name, files in ensembles.items()]
     digests = Counter(result["test_digest"] for result in results)
     if not digests:
         raise UserError("there is no result yet: `python train/evaluate.py WEIGHTS` writes one")
@@ -232,9 +228,7 @@ def flags() -> argparse.ArgumentParser:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("results", nargs="*", type=result_file, metavar="FOLDER|JSON",
-        help="results, or folders of them (default: those of --ensemble, or the folder weights)")
-    add("--ensemble", nargs="+", action="append", default=[], metavar=("NAME", "JSON"),
-        help="also a row for the mean of these results' logits; may be repeated")
+        help="results, or folders of them (default: the folder weights)")
     add("--out", type=expand, metavar="DIR",
         help="folder to write (default: report/ in the first folder, or in weights)")
     add("--readme", type=expand, metavar="FILE",
@@ -245,8 +239,7 @@ def flags() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
-    ensembles = {name: list(map(result_file, files)) for name, *files in args.ensemble}
-    paths = args.results or [file for files in ensembles.values() for file in files] or [ROOT / "weights"]
+    paths = args.results or [ROOT / "weights"]
     out = args.out or (paths[0] if paths[0].is_dir() else ROOT / "weights") / "report"
     if out.is_file() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise UserError(f"--out {out}: it should be a writable folder, in a folder that exists")
@@ -256,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
                         f"the same with ladder")
     check_target("--picture", args.picture, ".png")
 
-    results, logs = gather(paths, ensembles)
+    results, logs = gather(paths)
     official, table = results[0]["test_digest"] == cifar10.OFFICIAL["test"], group(results)
     generated = not official and (results[0]["provenance"].get("source") or "").startswith("synthetic")
     by_folder = {}

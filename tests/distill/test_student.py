@@ -98,7 +98,7 @@ def test_a_student_has_the_configuration_of_its_architecture(name, recipe):
     assert {key: found[key] for key in own} == own | {"out": found["out"]}
     with torch.device("meta"):
         assert loop.build(args).name == {"fastnet": "fastnet-m"}.get(name, name)
-    assert found.keys() - own.keys() <= {"labels", "teachers", "images", "objective", "temperature", "alpha", "stage"}
+    assert found.keys() - own.keys() <= {"labels", "teachers", "images", "objective", "temperature", "alpha"}
 
 
 @pytest.mark.parametrize("name, wanted", {
@@ -127,15 +127,7 @@ def test_help_shows_the_defaults_of_the_architecture(typed):
     for flag, default in [("--epochs N", "300"), ("--ema-decay X", "0.999"), ("--drop-path X", "0.1"),
                           ("--mix NAME[:STRENGTH]", "cutmix:1.0:0.5"), ("--alpha X", "0.9")]:
         assert re.search(rf"{re.escape(flag)} ((?! --).)*\[{re.escape(default)}\]", shown), flag
-    assert code == 0 and "--shakedrop" not in out and "--stage" not in out
-
-
-@pytest.mark.parametrize("model", ["resnet18", "resnet20x4"])
-@pytest.mark.parametrize("stage", baseline.STAGES)
-def test_a_stage_of_the_baseline_sets_the_defaults_of_its_student(model, stage):
-    found, own = taught(f"--model {model} --stage {stage}"), config(baseline.STAGES[stage])
-    assert all(getattr(found, name) == getattr(own, name) for name in baseline.STAGES[stage] if name != "model")
-    assert (found.model, found.stage) == (model, stage)
+    assert code == 0 and "--shakedrop" not in out
 
 
 @pytest.mark.parametrize("words, name", [
@@ -330,8 +322,7 @@ def test_teachers_that_are_cast_once_answer_as_those_cast_in_every_step(name):
     ("--alpha 0 --images a.pkl", "they need teachers"),
     ("--alpha 0 --model resnet18 --width 100", "above the budget"),
     ("--alpha 0 --model shakeshake26-64-se", "above the budget"),  # though its recipe admits teachers
-    ("--model nonesuch", "nonesuch"), ("--alpha 0 --stage basic", "unrecognized arguments: --stage"),
-    ("--alpha 0 --model resnet18 --stage first", "'first' should be one of augmented, optimized, basic"),
+    ("--model nonesuch", "nonesuch"),
     ("--labels a.csv --temperature 0", "above 0"), ("--labels a.csv --alpha 1.5", "0 to 1"),
     ("--labels a.csv --objective magic", "magic"), ("--labels a.csv --fold 1 --noval", "not allowed with"),
     ("--labels a.csv --model pyramidnet --width 4", "unrecognized arguments: --width"),

@@ -1,7 +1,5 @@
 """`train/classify.py`: the three likeliest classes of every picture, and a line for what is none."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,7 +36,7 @@ def picture(file, pixels=None, **options):
 
 def test_the_three_likeliest_on_one_line_a_picture(run, weights, tmp_path):
     files = [picture(tmp_path / f"{seed}.png", noise(50, 32, 3, seed=seed)) for seed in range(3)]
-    code, out, err = run(*files, "--json", tmp_path / "answers.json", "--csv", tmp_path / "answers.csv")
+    code, out, err = run(*files, "--csv", tmp_path / "answers.csv")
     assert code == 0 and err.count("\n") == 1 and "even if it shows none of them" in err
     _, images, _ = pictures.read_pictures(files)
     logits = network.logits(network.load(weights).model, images)
@@ -47,11 +45,10 @@ def test_the_three_likeliest_on_one_line_a_picture(run, weights, tmp_path):
     for file, line, row in zip(files, lines, chances, strict=True):
         best = row.argsort(descending=True)[:3]
         assert line == f"{file}: " + ", ".join(f"{cifar10.CLASSES[k]} {100 * row[k]:.1f} %" for k in best)
-    listed, table = json.loads((tmp_path / "answers.json").read_text()), pd.read_csv(tmp_path / "answers.csv")
-    for row, item, wanted in zip(table.to_dict("records"), listed, chances, strict=True):
-        assert row["class"] == item["class"] == cifar10.CLASSES[wanted.argmax()] and row["file"] == item["file"]
-        assert list(item["probabilities"]) == list(cifar10.CLASSES) == list(table)[2:]
-        assert list(item["probabilities"].values()) == pytest.approx(wanted.tolist(), abs=1e-6)
+    table = pd.read_csv(tmp_path / "answers.csv")
+    assert list(table) == ["file", "class", *cifar10.CLASSES] and list(table["file"]) == list(map(str, files))
+    for row, wanted in zip(table.to_dict("records"), chances, strict=True):
+        assert row["class"] == cifar10.CLASSES[wanted.argmax()]
         assert [row[name] for name in cifar10.CLASSES] == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
@@ -68,7 +65,7 @@ def test_folders_and_files_in_order_and_what_is_no_picture(run, tmp_path):
     (tmp_path / "empty").mkdir()
     last = picture(tmp_path / "last.png")
     code, out, err = run(*(tmp_path / name for name in ("fake.png", "none.png", "empty")), folder, tmp_path / "cut.png",
-                         last, "--json", tmp_path / "a.json")
+                         last, "--csv", tmp_path / "a.csv")
     assert code == 2 and [line.split(": ")[0].split("/")[-1] for line in out.splitlines()] == [
         "1.webp", "2.png", "3.ppm", "10.JPG", "last.png"]
     left_out, _, *told = (line.removeprefix(f"classify.py: {tmp_path}/") for line in err.splitlines())
@@ -77,14 +74,14 @@ def test_folders_and_files_in_order_and_what_is_no_picture(run, tmp_path):
                                   "fake.png is not a picture that can be read (no known format)",
                                   "none.png does not exist"], strict=True):
         assert line.startswith(start)
-    assert len(json.loads((tmp_path / "a.json").read_text())) == 5
+    assert len(pd.read_csv(tmp_path / "a.csv")) == 5
 
 
 def test_nothing_but_damaged_files(run, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    code, out, err = run(tmp_path / "a.png", "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    code, out, err = run(tmp_path / "a.png", "--csv", tmp_path / "a.csv")
     assert (code, out) == (2, "") and err.count("\n") == 1
-    assert json.loads((tmp_path / "a.json").read_text()) == [] and len(pd.read_csv(tmp_path / "a.csv")) == 0
+    assert len(pd.read_csv(tmp_path / "a.csv")) == 0
 
 
 @pytest.mark.parametrize("limit", [500, 900])  # Pillow warns of the one and refuses the other
@@ -115,15 +112,15 @@ def test_repeated_weights_answer_together(typed, weights, toy_set, tmp_path):
     one, both = (typed(classify.main, *words, file) for words in (
         ["--weights", weights], ["--weights", weights, "--weights", other]))
     assert one[0] == both[0] == 0 and one[1] != both[1]
-    typed(classify.main, "--weights", weights, "--weights", other, file, "--json", tmp_path / "both.json")
-    [row] = json.loads((tmp_path / "both.json").read_text())
+    typed(classify.main, "--weights", weights, "--weights", other, file, "--csv", tmp_path / "both.csv")
+    [row] = pd.read_csv(tmp_path / "both.csv").to_dict("records")
     images = pictures.read_pictures([file])[1]
     mean = network.mean_logits(network.load_all([weights, other]), images, bars=False).double().softmax(1)[0]
-    assert list(row["probabilities"].values()) == pytest.approx(mean.tolist(), abs=1e-6)
+    assert [row[name] for name in cifar10.CLASSES] == pytest.approx(mean.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--json", "x.csv"], "should end in .json"), (["--csv", "nowhere/x.csv"], "does not exist"),
+    (["--csv", "x.json"], "should end in .csv"), (["--csv", "nowhere/x.csv"], "does not exist"),
     (["--weights", "none.pt"], "none.pt does not exist"), (["--weights", "none"], "none does not exist"),
 ])
 def test_a_mistake_is_one_line_before_any_work(typed, weights, tmp_path, monkeypatch, flags, words):
@@ -134,11 +131,10 @@ def test_a_mistake_is_one_line_before_any_work(typed, weights, tmp_path, monkeyp
 
 
 def test_answers_replace_answers_and_nothing_else(run, tmp_path):
-    file = picture(tmp_path / "a.png")
-    for flag, name in (("--json", "a.json"), ("--csv", "a.csv")):
-        for _ in range(2):
-            assert run(file, flag, tmp_path / name)[0] == 0
-        (tmp_path / name).write_text('{"format": "result/2"}')
-        code, out, err = run(file, flag, tmp_path / name)
-        assert (code, out) == (2, "") and "holds something else" in err and err.count("\n") == 1
-        assert (tmp_path / name).read_text() == '{"format": "result/2"}'
+    file, answers = picture(tmp_path / "a.png"), tmp_path / "a.csv"
+    for _ in range(2):
+        assert run(file, "--csv", answers)[0] == 0
+    answers.write_text("ID,Labels\n")
+    code, out, err = run(file, "--csv", answers)
+    assert (code, out) == (2, "") and "holds something else" in err and err.count("\n") == 1
+    assert answers.read_text() == "ID,Labels\n"

@@ -4,7 +4,6 @@ import pytest
 import torch
 from untrained import write_weights
 
-import models
 from train import export
 from train.data import cifar10
 from train.engine.network import load, logits
@@ -61,15 +60,6 @@ def test_the_disparity_is_relative_to_the_largest_logit(weights):
     assert export.disparity(network, lambda images: logits(network, images)) == 0
     smaller = export.disparity(network, lambda images: logits(network, images) * 0.99)
     assert smaller == pytest.approx(0.01, rel=1e-3)
-
-
-def test_the_budget_binds_unless_it_is_lifted(weights, run, monkeypatch):
-    monkeypatch.setattr(models, "BUDGET", 1000)
-    code, _, err = run(weights)
-    assert code == 2 and "above the budget" in err and "--allow-over-budget" in err and err.count("\n") == 1
-    assert not weights.with_suffix(".pt2").exists()
-    monkeypatch.setitem(export.FORMATS, "torch", (lambda network: (b"file", network.eval()), ".pt2"))
-    assert run(weights, "--allow-over-budget")[0] == 0 and weights.with_suffix(".pt2").read_bytes() == b"file"
 
 
 @pytest.mark.parametrize("flags, words", [

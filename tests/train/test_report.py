@@ -188,21 +188,6 @@ def test_tta_is_a_row_of_its_own(folder, run, add, blank):
     assert code == 0 and "not drawn" in err and not (folder / "cost.png").exists()
 
 
-def test_an_ensemble_is_a_row_by_the_mean_of_kept_logits(folder, run, add, blank):
-    files = [add(f"net-fold{fold}", fold=fold, seed=fold) for fold in (0, 1, 2)]
-    code, out, err = run(folder / "weights", "--ensemble", "three", *files, "--ensemble", "two", *files[1:])
-    labels = cifar10.load(folder / "data", "test").labels
-    logits = [kept_logits(read_result(file))[1] for file in files]
-    assert (code, err) == (0, "")
-    for name, some in (("three", logits), ("two", logits[1:])):
-        [row] = [line for line in out.splitlines() if f"({name})" in line]
-        assert f"| mean of {len(some)} | {metrics.accuracy(sum(some) / len(some), labels):.2f} | 1 |" in row
-    assert "| 3 resnet18-2 (three) | 8,964 |" in out
-    assert run("--ensemble", "three", *files)[1].count("\n| ") == 5  # of what it names, without a folder
-    code, out, err = run("--ensemble", "one", files[0])
-    assert (code, out) == (2, "") and "takes two networks or more" in err and err.count("\n") == 1
-
-
 def test_the_curves_of_a_run_that_went_on_begin_where_the_one_before_ended(folder, run, add, blank, monkeypatch):
     file = add("net-fold0")
     result = json.loads(file.read_text())

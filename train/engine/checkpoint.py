@@ -212,7 +212,7 @@ class RunFiles:
         """Store what a resumed run needs; the state before it is kept as the backup."""
         save(self.last, state, self.backup)
 
-    def load_state(self, say: Callable = say) -> dict | None:
+    def load_state(self) -> dict | None:
         """The newest state that is whole, or None when there is none at all.
 
         A damaged state is told of and the one before it used; UserError when no other is left: never a silent start

@@ -118,10 +118,12 @@ def parse(doc: str, recipe: Mapping, by: str | None = None, argv: list[str] | No
     arguments = parser(doc)
     arguments.usage = "%(prog)s [flags]"
     if by:
-        choice = peek(by, recipe, argv)
+        choosing = Parser(add_help=False)  # reads this one flag before the others are known
+        choosing.add_argument(f"--{by}", type=one_of(*recipe), default=next(iter(recipe)), dest="choice")
+        choice = choosing.parse_known_args(argv)[0].choice
         arguments.add_argument(f"--{by}", type=one_of(*recipe), default=choice, metavar="NAME",
                                help=f"sets the other defaults: {', '.join(recipe)}")
-        recipe = {"model": choice, **recipe[choice]} if by == "model" else recipe[choice]
+        recipe = recipe[choice]
     model = recipe.get("model", "resnet18")
     if str(model) not in MODELS:
         raise UserError(f"unknown model {model!r}: known are {', '.join(MODELS)}")
@@ -129,9 +131,7 @@ def parse(doc: str, recipe: Mapping, by: str | None = None, argv: list[str] | No
     if add:
         add(arguments)
     add_flags(arguments)
-    if by != "model":
-        arguments.set_defaults(model=model)
-    arguments.set_defaults(seen_folds=(), **as_text(arguments, recipe))
+    arguments.set_defaults(**{"model": model, "seen_folds": ()} | as_text(arguments, recipe))
     return check(arguments.parse_args(argv))
 
 
@@ -155,13 +155,6 @@ def as_text(arguments: Parser, recipe: Mapping) -> dict:
             value = ",".join(map(str, value))
         values[name] = value if value is None or switch else str(value)
     return values
-
-
-def peek(flag: str, choices: Mapping, argv: list[str] | None = None) -> str:
-    """The value of one flag, before the others are known; the first choice where it is not given."""
-    chooser = Parser(add_help=False)
-    chooser.add_argument(f"--{flag}", type=one_of(*choices), default=next(iter(choices)), dest="value")
-    return chooser.parse_known_args(argv)[0].value
 
 
 def check(args: Namespace) -> Namespace:

@@ -90,7 +90,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         per_epoch = steps_per_epoch(len(train), args.batch_size)
         steps, low_res_steps = args.epochs * per_epoch, round(args.low_res * args.epochs * per_epoch)
         compiling, why_not = compilation(args.compile, device, steps, model)
-        ranks.once(files.forget if args.fresh else lambda: None)  # also a barrier: one rank may still fetch the images
+        ranks.once(lambda: files.forget() if args.fresh else None)  # a barrier too: a rank may still fetch the images
         if saved:
             checkpoint.check_same(saved, config, digest)
         if finished:
@@ -119,9 +119,9 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             sums = {name: torch.tensor(value * (ranks.rank == 0), dtype=torch.float64, device=device)
                     for name, value in saved["sums"].items()}
             say(f"{weights}: resumed at step {step:,}{other_conditions(places)}")
-        # All float tensors of both, running statistics included, for one foreach call.
-        averaged, current = ([value for value in network.state_dict().values() if value.is_floating_point()]
-                             for network in (average or model, model))
+        if average:  # all float tensors of both, running statistics included, for one foreach call
+            averaged, current = ([value for value in network.state_dict().values() if value.is_floating_point()]
+                                 for network in (average, model))
 
         # 4. What runs: the network, compiled or not, and the data on the device.
         images = train.images.to(device)

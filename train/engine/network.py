@@ -64,12 +64,8 @@ class Network:
 
     @property
     def params(self) -> int:
+        """Its number of parameters, by count, not by what its file says."""
         return models.parameter_count(self.model)
-
-    @property
-    def over_budget(self) -> bool:
-        """Whether it has more parameters than BUDGET, by count, not by what its file says; only a teacher may."""
-        return self.params > models.BUDGET
 
     @property
     def fingerprint(self) -> str:

@@ -69,7 +69,7 @@ def test_a_flag_beats_its_recipe_and_a_recipe_the_defaults():
 
 
 def test_one_flag_may_choose_the_recipe():
-    recipes = {"seresnet20": dict(lr=0.3), "fastnet": QUICK}
+    recipes = {"seresnet20": dict(model="seresnet20", lr=0.3), "fastnet": QUICK}
     first, second = (parse("", recipes, by="model", argv=argv) for argv in ([], ["--model", "fastnet"]))
     assert (first.model, first.lr, first.reduction) == ("seresnet20", 0.3, 4) and "columns" not in first
     assert (second.model, second.lr, second.columns) == ("fastnet", 0.75, 2) and "reduction" not in second

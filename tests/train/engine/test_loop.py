@@ -483,7 +483,7 @@ def test_a_run_gives_the_signals_back_and_works_in_a_thread(configure):
 
 def test_the_budget_is_checked_before_training(configure, monkeypatch):
     monkeypatch.setattr(models, "BUDGET", 2988)
-    assert not load(loop.run(configure(epochs=1))).over_budget
+    assert load(loop.run(configure(epochs=1))).params == 2988
     monkeypatch.setattr(models, "BUDGET", 2987)
     with pytest.raises(UserError, match="2,988 parameters, 1 above the budget"):
         loop.run(configure("over"))

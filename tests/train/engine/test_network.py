@@ -200,14 +200,6 @@ def test_without_a_name_it_is_the_released_network(network, tmp_path, monkeypatc
     assert network().fingerprint == load().fingerprint == load_all()[0].fingerprint
 
 
-def test_the_budget_is_asked_of_the_network_and_not_of_its_file(network, monkeypatch):
-    trained = network()
-    for budget, over in ((2988, False), (2987, True)):
-        monkeypatch.setattr(models, "BUDGET", budget)
-        assert trained.over_budget == over and trained.params == 2988
-    assert trained.provenance["over_budget"] is False
-
-
 def test_weights_that_saw_the_test_images_are_contaminated_and_no_teacher(network, toy_set):
     network().check_clean()
     marked, training = network(include_test=True), cifar10.load(toy_set)

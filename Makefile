@@ -134,13 +134,12 @@ args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 forced   = $(if $(filter $(1),$(MAKECMDGOALS)),FORCE)
 changed  = $(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),$(call forced,$(1)))
 labelled = $(filter teachers labels,$(MAKECMDGOALS))$(wildcard $(LABELS))
-# With GPUS=N a job takes the first of N GPUs that no other job holds; the lock goes with the process that holds it.
-# They are the first N of CUDA_VISIBLE_DEVICES where that is set.
+# With GPUS=N a job takes the first of N GPUs that no other job of this user holds; the lock goes with the process that
+# holds it. They are the first N of CUDA_VISIBLE_DEVICES where that is set.
 ifneq ($(GPUS),)
-free_gpu = gpu=0; until exec 9> "weights/.gpu$$gpu.lock" && flock -n 9; do \
-  gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; \
-  IFS=, read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s, 0 $$(( $(GPUS) - 1 )))}"; \
-  export CUDA_VISIBLE_DEVICES=$${own[gpu]};
+free_gpu = IFS=, read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s, 0 $$(( $(GPUS) - 1 )))}"; gpu=0; \
+  until exec 9> "/tmp/cifar10-$$UID-gpu$${own[gpu]}.lock" || exit; flock -n 9; do \
+  gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; export CUDA_VISIBLE_DEVICES=$${own[gpu]};
 endif
 # The demo shows the last line of a run only, or all of one that fails.
 hush.demo  := @
@@ -213,13 +212,13 @@ $(ladder:%=$(rows)/%.pt): $(rows)/%.pt: | $(stamp)
 	$(call train,$(row.$*) --noval $(if $(filter quick,$(SIZE)),$(or $(short.$*),$(short))))
 $(csv): $(call changed,labels) | $(seven)
 	$(hush.$(SIZE))mkdir -p $(@D); \
-	$(PYTHON) distill/labels.py $(seven) $(strip $(common) $(limit) $(extra) $(call args,labels)) --out $@
+	$(free_gpu) $(PYTHON) distill/labels.py $(seven) $(strip $(common) $(limit) $(extra) $(call args,labels)) --out $@
 $(student): $(if $(labelled),$(call forced,distill),$(call changed,distill)) | $(LABELS) $(stamp)
 	$(call train,distill/student.py --noval --labels $(LABELS) $(student.$(SIZE)) $(extra),distill)
 
 # A trial with LIMIT is scored on that many images at most; evaluate then writes no file.
 %.json: %.pt
-	$(PYTHON) train/evaluate.py $< $(common) $(LIMIT:%=--limit %)
+	$(free_gpu) $(PYTHON) train/evaluate.py $< $(common) $(LIMIT:%=--limit %)
 evaluate: | $(stamp) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
 # Without WEIGHTS: the student that learned from these IMAGES too, or the one without, or the released network.

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = "1"  # as in some containers; torch reads it when it is imported
+
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]

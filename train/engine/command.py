@@ -46,6 +46,8 @@ def command() -> Iterator[None]:
         message, code = error, 1
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
+            if "_dynamo" in type(error).__module__ or "_inductor" in type(error).__module__:
+                error.add_note("The network could not be compiled: --no-compile trains it as it is.")
             raise
         message, code = f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit", 1
     # All ranks make the same mistake, and one on each machine reports it. Other errors may happen to one rank alone.

@@ -13,8 +13,9 @@ from train import UserError
 from train.engine import distributed
 from train.engine.command import count_of, warn
 
-# Float32 means float32, for scores and labels above all: by default torch lets convolutions use TF32.
-torch.backends.cudnn.allow_tf32 = False
+# Float32 means float32, for scores and labels above all: by default torch lets convolutions use TF32, and products of
+# matrices where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set, as in some containers.
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 WORTH_COMPILING = 2_000  # steps from which compiled steps save more time than compiling takes
 # A CPU gains on networks of many small convolutions. Measured in bfloat16, AMD Zen 4, two threads: with 166
@@ -50,7 +51,7 @@ def why_no_gpu() -> str:
     """Why torch cannot compute on a GPU here; empty where it can. Its builds have no kernels for GPUs of some age."""
     if not torch.cuda.is_available():
         return "no CUDA device is available here"
-    kernels = [int(arch[3:].rstrip("a")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    kernels = [int(arch[3:].rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
     if kernels and torch.cuda.get_device_capability() < divmod(min(kernels), 10):
         return f"this build of torch has no kernels for so old a GPU as the {torch.cuda.get_device_name()}"
     return ""

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
 from train import ROOT, UserError
 from train.engine.command import check_target, command, command_line, count_of, integer
@@ -47,6 +48,15 @@ def test_our_own_mistakes_keep_their_traceback(typed, error):
 
     with pytest.raises(type(error)):
         typed(main)
+
+
+def test_a_failed_compilation_names_the_flag_beneath_its_traceback(typed):
+    def main():
+        raise InductorError(AssertionError("libcuda.so cannot found!"), 1)
+
+    with pytest.raises(InductorError) as caught:
+        typed(main)
+    assert "--no-compile" in caught.value.__notes__[0]
 
 
 def test_a_name_that_the_terminal_lacks_is_printed_all_the_same(monkeypatch):

@@ -1,5 +1,7 @@
 """What the device decides."""
 
+import os
+
 import pytest
 import ranked
 import torch
@@ -19,6 +21,12 @@ def ranks(monkeypatch):
             monkeypatch.setenv(name, value)
 
     return use
+
+
+def test_float32_is_float32_wherever_a_gpu_has_less():
+    """torch's own default for convolutions is TF32; for products, too, with the variable that conftest.py sets."""
+    assert os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] == "1"
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
@@ -50,7 +58,7 @@ def test_a_gpu_that_torch_cannot_use_is_told(tmp_path, monkeypatch, capsys, rank
 @pytest.mark.parametrize("capability, kind", [((6, 1), "cpu"), ((7, 0), "cpu"), ((7, 5), "cuda"), ((12, 0), "cuda")])
 def test_a_gpu_that_this_torch_has_no_kernels_for_is_told(monkeypatch, capsys, capability, kind):
     told = "this build of torch has no kernels for so old a GPU as the Toy 1080"
-    for name, value in {"is_available": True, "get_arch_list": ["sm_75", "sm_80", "sm_90a", "sm_120", "compute_120"],
+    for name, value in {"is_available": True, "get_arch_list": ["sm_75", "sm_80", "sm_90a", "sm_120f", "compute_120"],
                         "get_device_capability": capability, "get_device_name": "Toy 1080", "device_count": 1}.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)

@@ -112,17 +112,19 @@ def main(argv: list[str] | None = None) -> None:
     print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))
     found = []
     for teacher, mask in zip(teachers, masks, strict=True):
+        trained_on = np.isin(dataset.ids, teacher.split(training)[0].ids)
         found.append(logits(teacher.model, dataset.images, args.tta, label=teacher.file.stem))
         remarks = [f"on {teacher.provenance['images']:,} images"] if teacher.config["limit"] else []
         remarks += ["over budget"] if teacher.params > models.BUDGET else []
         print(ROW.format(teacher.file.stem, f"{total_epochs(teacher.history):,}", f"{teacher.params:,}",
-                         percent(found[-1], known, mask), percent(found[-1], known, ~mask))
+                         percent(found[-1], known, mask), percent(found[-1], known, trained_on))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
     found = torch.stack(found)
     if masks.any(0).all():
         print(ROW.format("ensemble, out of fold", "", "", percent(average(found, masks), known), "").rstrip())
     mean = average(found, used)
-    print(ROW.format("ensemble, as written", "", "", "", percent(mean, known)))
+    if args.average == "mean":  # the other is in the line above
+        print(ROW.format("ensemble, as written", "", "", "", percent(mean, known)))
     seen = {fold for teacher in teachers for fold in teacher.provenance["seen_folds"]}
     write_labels(args.out, dataset.ids, dataset.labels.numpy(), mean, seen)
     print(f"\n{args.out}: {len(dataset):,} rows")

@@ -62,19 +62,18 @@ def seen_folds(path: str | Path) -> tuple[int, ...]:
     return tuple(sorted(map(int, folds[0].split())))
 
 
-def read_labels(path: str | Path, dataset: cifar10.Dataset, known: Sequence[str] | None = None) -> torch.Tensor:
+def read_labels(path: str | Path, dataset: cifar10.Dataset, known: Collection[str] | None = None) -> torch.Tensor:
     """Teacher logits float32 (N, 10) for the images of a Dataset, joined by id from the CSV at `path`.
 
-    known: the ids that may stand in the file (None: any). Raises UserError for rows that are missing, doubled or of
-    other images, and for what `check_rows` refuses.
+    known: the ids that may stand in the file, by default those of the Dataset. Raises UserError for rows that are
+    missing, doubled or of other images, and for what `check_rows` refuses.
     """
     table = read_table(path)
     ids, strange = table["id"], ~table["id"].isin(dataset.ids if known is None else known)
     refuse(path, ids[ids.duplicated()], "ids occur more than once")
     refuse(path, ids[strange & table["label"].isna()], "rows are of images without labels",
            ": it was made with --images, so name the same file by --images here")
-    if known is not None:
-        refuse(path, ids[strange], "rows are of no training image")
+    refuse(path, ids[strange], "rows are of no training image")
     refuse(path, dataset.ids[~pd.Index(dataset.ids).isin(ids)], f"of {len(dataset):,} training images have no row")
     rows = table.set_index("id").reindex(dataset.ids)
     check_rows(path, rows, dataset.labels.numpy())

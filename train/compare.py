@@ -9,6 +9,7 @@ group is several results, or a pattern, in quotes. No network is loaded; it take
 """
 
 import glob
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_di
 def read_group(text: str) -> list[dict]:
     """The results of one or several file names or patterns; UserError where there are none."""
     files = []
-    for word in [text] if Path(text).is_file() or glob.glob(text) else text.split():
+    for word in [text] if os.path.isfile(text) or glob.glob(text) else text.split():
         files += sorted(glob.glob(word)) or [word]
     results = [read_result(result_file(file)) for file in files if not file.endswith(".last.pt")]
     if not results:
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--diff", action="store_true", help="say how the two runs differ")
     args = arguments.parse_args(argv)
     a, b = (read_group(side) for side in args.sides)
-    words = [side if Path(side).exists() else side.split()[0] for side in args.sides]
+    words = [side if os.path.exists(side) else side.split()[0] for side in args.sides]
     names = shortest_unique_names([Path(word.removesuffix(".pt").removesuffix(".json")).absolute() for word in words])
     if args.diff:
         if len(a) + len(b) > 2:

@@ -53,7 +53,7 @@ def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]
 
     Means of kept logits are among the results: of a folder's teachers, and of the ladder's two networks.
     """
-    results, csvs = [], []
+    results, means, csvs = [], [], []
     for path in paths:
         if not path.is_dir():
             results.append(read_result(path))
@@ -65,13 +65,15 @@ def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]
                     results.append(read_result(file))
                 except UserError as error:
                     warn(f"left out: {error}")
-        own = [result for result in results if result["file"].parent == path and not result["tta"]]
+        own = [result for result in results
+               if result["file"].parent == path and not result["tta"] and "members" not in result]
         for name, members in (("ensemble", [result for result in own if result["run"].startswith("teacher-")]),
                               ("mean", [result for result in own if result["run"] in MEAN])):
             try:
-                results += [mean_of_kept(path / f"{name}.json", members)] if len(members) > 1 else []
+                means += [mean_of_kept(path / f"{name}.json", members)] if len(members) > 1 else []
             except UserError as error:
                 warn(f"no row for the mean of {', '.join(result['run'] for result in members)}: {error}")
+    results = means + results  # of an ensemble that was scored under another name too, the table keeps the first
     digests = Counter(result["test_digest"] for result in results)
     if not digests:
         raise UserError("there is no result yet: `python train/evaluate.py WEIGHTS` writes one")
@@ -193,8 +195,9 @@ def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, off
         plots.curves(folder / "curves.png", logs)
         pictures["curves.png"] = "Training. Folds and seeds of a model share a line style."
 
-    for file, cost, unit, budget, what in (("landscape.png", "parameters", 1e6, models.BUDGET, "million parameters"),
-                                           ("cost.png", "pflop", 1, None, "quadrillion operations of training")):
+    kinds = (("landscape.png", "parameters", 1e6, models.BUDGET, "million parameters"),
+             ("cost.png", "pflop", 1, None, "quadrillion operations of training"))
+    for file, cost, unit, budget, what in () if table["tta"].all() else kinds:
         points = points_of(table, published()[:None if official else 0], cost)
         ours = points[~points["theirs"] & ~(points["cost"] > (budget or math.inf))].sort_values("top1")
         if len(ours):  # the title is the finding: what the best takes, and what a tenth of that gives
@@ -206,10 +209,14 @@ def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, off
             plots.landscape(folder / file, points, title, what + legend, unit, budget)
             pictures[file] = f"Accuracy of a single view, with 95 % intervals, against {what}{legend}."
 
-    # The student's answers, or those of the best network within the budget.
+    # The answers of the student with the smallest seed, or of the best network within the budget.
     if singles := [run for run in results if "members" not in run]:
-        run = min(singles, key=lambda run: (run["run"] != "student", run["tta"], run["params"] > models.BUDGET,
-                                            -run["metrics"]["top1"]))
+        def rank(run):
+            student = run["run"] == "student"
+            last = run["config"]["seed"] if student else -run["metrics"]["top1"]
+            return not student, run["tta"], run["params"] > models.BUDGET, last
+
+        run = min(singles, key=rank)
         name, scores = run["run"] + ", TTA" * run["tta"], run["metrics"]
         classes = cifar10.class_names("synthetic" if generated else "")
         plots.confusion(folder / "confusion.png", scores["confusion"], classes,

@@ -51,7 +51,7 @@ def test_a_file_that_is_no_table_of_labels_is_not_replaced(tmp_path, teachers, r
 def test_the_command_averages_the_logits_of_each_teacher(toy_set, tmp_path, teachers, run, how, tta):
     code, out, err = run(*teachers, "--limit", 40, "--average", how, *tta)
     assert (code, err) == (0, "") and f"40 images, {how} of 6 teachers" in out and "ensemble, out of fold" in out
-    assert ("mirror images" in out) == bool(tta)
+    assert ("mirror images" in out) == bool(tta) and ("ensemble, as written" in out) == (how == "mean")
     whole = cifar10.load(toy_set)
     dataset, folds = whole.select(slice(40)), cifar10.fold_of(whole.ids, whole.labels.numpy())
     views = [dataset.images, dataset.images.flip(3)][:1 + len(tta)]
@@ -85,8 +85,10 @@ def test_each_teacher_is_shown_with_what_it_is(toy_set, tmp_path, run, monkeypat
     monkeypatch.setattr(models, "BUDGET", 3000)  # of width 2 are 2,988
     lines = {line.split()[0]: line.split() for line in run(tmp_path / "trial.pt", tmp_path / "wide.pt")[1].splitlines()
              if line.startswith(("trial", "wide"))}
-    count = len(cifar10.split(cifar10.load(toy_set), 0, 30)[0])
-    assert lines["trial"][1] == "3" and " ".join(lines["trial"][5:]) == f"(on {count} images)"
+    used, _ = cifar10.split(cifar10.load(toy_set), 0, 30)
+    assert lines["trial"][1] == "3" and " ".join(lines["trial"][5:]) == f"(on {len(used)} images)"
+    network = load(tmp_path / "trial.pt")
+    assert lines["trial"][4] == f"{metrics.accuracy(logits(network.model, used.images), used.labels):.2f}"
     assert lines["wide"][3] == "-" and " ".join(lines["wide"][5:]) == "(over budget)"
 
 

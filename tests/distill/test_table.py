@@ -53,11 +53,11 @@ def test_a_compressed_file_of_shuffled_rows_gives_the_same_logits(written):
     assert torch.equal(read_labels(f"{path}.gz", dataset), logits) and seen_folds(f"{path}.gz") == (0, 3)
 
 
-def test_rows_of_other_images_are_allowed_unless_the_known_are_named(written):
+def test_rows_of_other_images_are_refused_unless_they_are_known(written):
     dataset, logits, path = written
-    assert torch.equal(read_labels(path, dataset.select(slice(30))), logits[:30])
+    assert torch.equal(read_labels(path, dataset.select(slice(30)), known=set(dataset.ids)), logits[:30])
     with pytest.raises(UserError, match="10 rows are of no training image"):
-        read_labels(path, dataset.select(slice(30)), known=dataset.ids[:30])
+        read_labels(path, dataset.select(slice(30)))
 
 
 # ---------------------------------------------------------------- the folds that the teachers have seen
@@ -156,8 +156,7 @@ def test_images_without_a_label_have_an_empty_cell_and_ask_for_images_where_they
     dataset, path = dataset_of(40, unlabelled=4), tmp_path / "labels.csv"
     write_labels(path, dataset.ids, dataset.labels.numpy(), good(dataset))
     assert pd.read_csv(path)["label"].isna().sum() == 4
-    assert torch.equal(read_labels(path, dataset, known=dataset.ids), good(dataset))
+    assert torch.equal(read_labels(path, dataset), good(dataset))
     labelled = dataset.select(dataset.labels.numpy() >= 0)
-    for known in (None, labelled.ids):
-        with pytest.raises(UserError, match="4 rows are of images without labels, .* --images"):
-            read_labels(path, labelled, known)
+    with pytest.raises(UserError, match="4 rows are of images without labels, .* --images"):
+        read_labels(path, labelled)

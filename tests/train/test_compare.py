@@ -78,7 +78,7 @@ def test_results_with_flip_tta_are_named_so(toy_set, tmp_path, run, add, typed):
     assert code == 2 and "mixes test sets, or results with flip TTA and without" in err
 
 
-def test_two_patterns_are_two_groups_of_seeds(tmp_path, run, add):
+def test_two_patterns_are_two_groups_of_seeds(tmp_path, run, add, monkeypatch):
     a = [add(f"a-seed{seed}", fold=None, seed=seed) for seed in (4, 7, 9)]
     b = [add(f"b-seed{seed}", fold=None, seed=seed) for seed in (0, 4)]
     code, out, err = run(tmp_path / "a-*.json", tmp_path / "b-*.pt")
@@ -88,6 +88,9 @@ def test_two_patterns_are_two_groups_of_seeds(tmp_path, run, add):
     assert (code, err) == (0, "") and told in out and "differ by more" not in out and "the same seed" not in out
     assert f"a-* has {np.mean(first):.2f} ± {np.std(first, ddof=1):.2f} % (3 seeds), b-* has" in out
     assert told in run(" ".join(str(file) for file in reversed(a)), tmp_path / "b-*.pt")[1]  # several, in any order
+    monkeypatch.chdir(tmp_path)
+    many = " ".join(file.name for file in a) + " " * 255  # longer than the name of a file may be
+    assert told in run(many, "b-*.pt")[1]
     add("b-seed5", fold=None, seed=5)
     result = json.loads((tmp_path / "b-seed5.json").read_text())
     result["config"]["seed"] = 4

@@ -81,6 +81,7 @@ def test_the_csv_joins_the_four_files_by_their_place_in_the_archive(make, source
     (lambda f: (f / humans.STUDY).unlink(), "lacks cifar10_mturk.json"),
     (lambda f: (f / humans.STUDY).write_text(json.dumps([suspicious(1, 7, 8, vote(given=5))])), "label, 1, of test"),
     (lambda f: np.save(f / humans.COUNTS, np.ones((COUNT, 9))), "counts of votes (20, 10)"),
+    (lambda f: (f / humans.COUNTS).write_bytes(b""), "is not what --help names (EOFError"),
     (lambda f: np.save(f / humans.ORIGINAL, np.roll(np.arange(COUNT) % 10, 1)), "labels in the archive's order"),
 ])
 def test_a_file_that_is_another_is_named_in_one_line(make, sources, tmp_path, damage, words):
@@ -143,3 +144,8 @@ def test_another_csv_is_refused_in_one_line(csv, kept, typed, damage, words):
     damage(pd.read_csv(csv)).to_csv(csv, index=False)
     code, out, err = typed(humans.main, "score", csv, kept[2])
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
+
+
+def test_a_csv_that_is_missing_is_one_line(tmp_path, kept, typed):
+    code, out, err = typed(humans.main, "score", tmp_path / "none.csv", kept[2])
+    assert (code, out) == (2, "") and "none.csv" in err and err.count("\n") == 1

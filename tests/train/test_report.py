@@ -184,8 +184,10 @@ def test_tta_is_a_row_of_its_own(folder, run, add, blank):
     [row] = [line for line in out.splitlines() if "fold 0, TTA" in line]
     assert len(re.findall(r"^\| resnet18-2", out, re.M)) == 2
     assert f" {top1(folder / 'weights/net-fold0.tta.json'):.2f} " in row
-    code, _, err = run(folder / "weights/net-fold0.tta.json", "--picture", folder / "cost.png")
-    assert code == 0 and "not drawn" in err and not (folder / "cost.png").exists()
+    for digest in (cifar10.OFFICIAL["test"], "that of a part"):
+        rewrite(folder / "weights/net-fold0.tta.json", test_digest=digest)
+        code, _, err = run(folder / "weights/net-fold0.tta.json", "--picture", folder / "cost.png")
+        assert code == 0 and "not drawn" in err and not (folder / "cost.png").exists()
 
 
 def test_the_curves_of_a_run_that_went_on_begin_where_the_one_before_ended(folder, run, add, blank, monkeypatch):
@@ -226,6 +228,16 @@ def test_confusion_and_calibration_are_those_of_the_student_or_of_the_best(folde
         monkeypatch.setattr(plots, function, lambda file, *given: (titles.append(given[-1]), file.write_bytes(b"x")))
     assert run()[0] == 0
     assert [title.split(":")[0] for title in titles] == [shown, shown]
+
+
+def test_of_several_students_the_one_with_the_smallest_seed_is_shown(folder, run, add, blank, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plots, "confusion", lambda file, *given: (titles.append(given[-1]), file.write_bytes(b"x")))
+    for seed in (2, 0, 1):
+        file = add(f"seed{seed}/student", seed=seed)
+        rewrite(file, metrics=read_result(file)["metrics"] | {"top1": 50.0 + seed})
+    assert run(folder / "weights")[0] == 0
+    assert titles == ["student: 50.00 % of 20 images"]
 
 
 def rows_of(*rows):
@@ -300,6 +312,17 @@ def test_what_teachers_give_comes_first_and_names_the_same_network_on_all_images
                                       for name, words in told.items()]
     page = (base / "report/report.html").read_text("utf-8")
     assert Page(page).headings[:2] == ["What teachers give", "Results"] and "mean of the 3 teachers" in page
+
+
+def test_an_ensemble_of_the_teachers_that_was_scored_too_is_no_teacher(folder, run, add, blank, typed):
+    pipeline(add)
+    base = folder / "weights/base"
+    before = run(base)[1]
+    for name in ("teacher-ensemble", "mine"):
+        assert typed(evaluate.main, *base.glob("teacher-*.pt"), "--data", folder / "data", "--device", "cpu", "--json",
+                     base / f"{name}.json")[0] == 0
+        assert run(base)[1] == before.replace("7 results", "8 results")
+        (base / f"{name}.json").unlink()
 
 
 def test_students_of_several_seeds_share_the_teachers_of_the_folder(folder, run, add, blank):

@@ -42,8 +42,8 @@ def command() -> Iterator[None]:
         sys.exit(141)
     except KeyboardInterrupt:  # before there is a state to save
         message, code = "interrupted", 130
-    except OSError as error:  # a full disk, a folder that became read-only
-        message, code = error, 1
+    except OSError as error:  # a name that was mistyped; or a full disk, a folder that became read-only
+        message, code = error, 2 if isinstance(error, FileNotFoundError | IsADirectoryError) else 1
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             if "_dynamo" in type(error).__module__ or "_inductor" in type(error).__module__:

@@ -78,7 +78,7 @@ PICTURES = {"Accuracy, size and work": ("landscape.png", "cost.png"),
 
 
 def page(table: pd.DataFrame, note: str, summary: str, folder: Path, pictures: dict[str, str], first: dict[str, str],
-         published: pd.DataFrame | None = None) -> str:
+         published: pd.DataFrame | None) -> str:
     """The report as one HTML text that needs no other file.
 
     table: of `results.group`; pictures: {name of a file in `folder`: caption}; first: {heading: text, lines kept}, what

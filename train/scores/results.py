@@ -54,7 +54,8 @@ def read_result(file: Path) -> dict:
     """The result in x.json, with its path as `file`; UserError for what is none. A newer x.pt is told."""
     result, weights = {}, file.with_name(file.name.removesuffix(".json").removesuffix(".tta") + ".pt")
     if not file.exists():
-        raise UserError(f"{file} does not exist: `python train/evaluate.py {weights}` writes it")
+        advice = f": `python train/evaluate.py {weights}` writes it" if file.suffix == ".json" else ""
+        raise UserError(f"{file} does not exist{advice}")
     with suppress(ValueError):
         result = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(result, dict) or result.get("format") != FORMAT:
@@ -114,16 +115,16 @@ def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tens
 
 
 def mean_of_kept(file: Path, members: Sequence[dict]) -> dict:
-    """The result of an ensemble, as if in `file`, by its members' kept logits; UserError where they do not fit."""
+    """The result of an ensemble, as if in `file`, by its members' kept logits, no TTA; UserError if they do not fit."""
     marks = [member["fingerprint"] for member in members]
-    if len(members) < 2 or len(set(marks)) < len(marks):
-        raise UserError(f"the ensemble {file.stem} takes two networks or more, each once")
+    if len(set(marks)) < len(marks):
+        raise UserError(f"the ensemble {file.stem} takes each network once")
     kept = list(map(kept_logits, members))
     ids, _, labels = kept[0]
-    if len({member["tta"] for member in members}) > 1 or any(not np.array_equal(ids, other) for other, *_ in kept):
-        raise UserError(f"the ensemble {file.stem} mixes test images, or results with flip TTA and without")
+    if any(not np.array_equal(ids, other) for other, *_ in kept):
+        raise UserError(f"the ensemble {file.stem} mixes test images")
     weights = [short_path(member["file"].with_name(f"{member['run']}.pt")) for member in members]
-    command = " ".join(["python train/evaluate.py", *weights, *["--tta"] * members[0]["tta"]])
+    command = " ".join(["python train/evaluate.py", *weights])
     mean = sum(logits for _, logits, _ in kept) / len(kept)
     return combine(file.stem, members, command, mean, labels) | {"file": file}
 

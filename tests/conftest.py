@@ -1,5 +1,6 @@
 """What the tests share: the repository and its helpers on the path, commands as typed, toy images and pictures."""
 
+import functools
 import math
 import os
 import signal
@@ -25,9 +26,11 @@ import distill  # noqa: E402, F401
 import models  # noqa: E402, F401
 import train.engine  # noqa: E402
 import train.scores  # noqa: E402, F401
+from train.data import cifar10  # noqa: E402
 from train.engine import progress  # noqa: E402
 from train.engine.command import command  # noqa: E402
 
+cifar10.synthetic = functools.cache(cifar10.synthetic)  # drawn once: `load` copies what it gives
 torch.set_num_threads(1)  # all that is computed here is so small that a second thread costs more than it brings
 
 

@@ -27,7 +27,6 @@ from train.data import cifar10
 from train.engine import distributed, flags, loop
 
 SIZES = {"train": 60, "test": 20}
-STEPS = 3  # per epoch
 
 
 def arrays(part, seed=0):

@@ -9,7 +9,7 @@ import torch
 from augment import AUGMENTATIONS, MIXES, STRENGTHS, describe, mixing, pipeline
 from augment.basic import crop, cutout, erase, flip
 from augment.mix import cutmix, mixup, ricap
-from augment.policies import augmix
+from augment.policies import augmix, trivialaugment
 
 
 def generator(seed=4):
@@ -52,7 +52,10 @@ def test_an_empty_pipeline_changes_nothing(images):
     ("erase:0.9", partial(erase, p=0.9)),
     ("erase:0.9:0.125:0.2", partial(erase, p=0.9, smallest=0.125, largest=0.2)),
     ("erase:0.9:0.125:0.2:0.99:1", partial(erase, p=0.9, smallest=0.125, largest=0.2, flattest=0.99, tallest=1.0)),
-    ("augmix:9:2:1", partial(augmix, severity=9, width=2, alpha=1.0)),
+    ("augmix:9", partial(augmix, severity=9)),
+    ("augmix:3:2", partial(augmix, width=2)),
+    ("augmix:3:3:1", partial(augmix, alpha=1.0)),
+    ("trivial:0.3", partial(trivialaugment, p=0.3)),
 ))
 def test_the_strengths_of_an_augmentation_are_its_parameters_in_order(images, text, function):
     out = pipeline([text])(images, generator())

@@ -218,15 +218,6 @@ def test_each_leaves_out_a_damaged_file_but_not_a_missing_one(tmp_path, run, wri
     assert (code, out) == (2, "") and "missing.pt does not exist" in err
 
 
-def test_calibration_is_refused_on_a_fold_that_the_teachers_have_seen(run, written):
-    [file] = written({"fold": 2})
-    content = checkpoint.load(file)
-    content["provenance"]["seen_folds"] = [0, 1, 2, 3, 4]
-    checkpoint.save(file, content)
-    code, out, err = run(file, "--calibrate")
-    assert (code, out) == (2, "") and "or its teachers saw it" in err
-
-
 def test_calibration_is_refused_on_other_images_than_those_of_the_training(tmp_path, run, monkeypatch, written):
     files = written({})
     monkeypatch.setattr(toy, "arrays", lambda part, original=toy.arrays: original(part, seed=1))

@@ -79,17 +79,20 @@ def test_columns_learn_as_if_each_were_alone():
 
 
 def test_alternate_flip_mirrors_every_image_in_every_other_epoch(toy_set):
-    dataset, args = cifar10.load(toy_set), config({}, augment="none", alternate_flip=True, batch_size=12)
+    dataset = cifar10.load(toy_set)
     number = torch.arange(60.0).view(60, 1)
     plain, mirrored = normalize(dataset.images), normalize(dataset.images.flip(-1))
-    history = torch.zeros(4, 60, dtype=torch.bool)
-    for epoch in range(4):
-        for images, rows in batches(dataset.images, [number], args, epoch):
-            for image, row in zip(images, rows[:, 0].long().tolist(), strict=True):
-                history[epoch, row] = torch.equal(image, mirrored[row])
-                assert history[epoch, row] or torch.equal(image, plain[row])
-    assert torch.equal(history[0], ~history[1]) and torch.equal(history[:2], history[2:])
-    assert 15 < history[0].sum() < 45
+    first, second = torch.zeros(2, 4, 60, dtype=torch.bool)
+    for seed, history in ((0, first), (1, second)):
+        args = config({}, augment="none", alternate_flip=True, batch_size=12, seed=seed)
+        for epoch in range(4):
+            for images, rows in batches(dataset.images, [number], args, epoch):
+                for image, row in zip(images, rows[:, 0].long().tolist(), strict=True):
+                    history[epoch, row] = torch.equal(image, mirrored[row])
+                    assert history[epoch, row] or torch.equal(image, plain[row])
+        assert torch.equal(history[0], ~history[1]) and torch.equal(history[:2], history[2:])
+        assert 15 < history[0].sum() < 45
+    assert not torch.equal(first, second)
 
 
 def test_shift_is_a_crop_by_two_pixels_with_a_mirrored_edge():

@@ -74,32 +74,43 @@ def test_the_warmup_is_at_most_a_fifth_of_the_run(warmup_epochs, epochs, warmup)
 # ---------------------------------------------------------------- steps
 
 
-def test_the_noise_inside_a_model_is_another_in_every_step(configure, monkeypatch):
-    drawn, step = [], loop.train_step
-    monkeypatch.setattr(loop, "train_step", lambda *given: drawn.append(torch.initial_seed()) or step(*given))
-    loop.run(configure())
-    assert len(set(drawn)) == len(drawn) == 6
+def test_the_seed_decides_the_first_weights_and_the_noise_inside_the_model_in_every_step(configure, monkeypatch):
+    drawn, heads, step = [], [], loop.train_step
+
+    def noted(network, *given):
+        drawn.append(torch.initial_seed())
+        heads.append(network.head.weight.detach().clone())
+        return step(network, *given)
+
+    monkeypatch.setattr(loop, "train_step", noted)
+    for seed in (0, 1):
+        loop.run(configure(str(seed), seed=seed))
+    assert len(set(drawn)) == len(drawn) == 12 and not torch.equal(heads[0], heads[6])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_run_computes_in_its_precision_and_at_20_pixels_first(configure, monkeypatch, precision):
+def test_a_run_and_its_teachers_compute_in_its_precision_and_at_20_pixels_first(toy_set, tmp_path, configure,
+                                                                               monkeypatch, precision):
     seen, build = [], loop.build
+    write_weights(tmp_path / "teacher.pt", toy_set)
+    teacher = load(tmp_path / "teacher.pt")
 
     def watched(args):
         model = build(args)
-        model.register_forward_hook(
-            lambda net, images, out: seen.append((images[0].shape[3], out.dtype)) if net.training else None)
+        model.register_forward_hook(lambda net, images, out: seen.append((
+            images[0].shape[3], out.dtype, net.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+        )) if net.training else None)
         return model
 
-    def loss(logits, hard):
+    def loss(logits, hard, soft):
         given.add(logits.dtype)
         return cross_entropy(0)(logits, hard)
 
     given = set()
     monkeypatch.setattr(loop, "build", watched)
-    loop.run(configure(precision=precision, low_res=0.5), loss=loss)
-    assert seen == [(side, getattr(torch, precision)) for side in [20] * 3 + [32] * 3]
-    assert given == {torch.float32}
+    loop.run(configure(precision=precision, low_res=0.5), loss=loss, teachers=[teacher])
+    assert seen == [(side, getattr(torch, precision), True) for side in [20] * 3 + [32] * 3]
+    assert given == {torch.float32} and teacher.model.stem[0].weight.dtype == getattr(torch, precision)
 
 
 def test_small_images_are_those_of_pillow():
@@ -376,7 +387,9 @@ def test_the_weights_file_tells_what_made_it(toy_set, configure, monkeypatch):
     args = configure()
     content = checkpoint.load_weights(loop.run(args))
     train, _ = cifar10.split(cifar10.load(toy_set), 0)
-    assert content["config"] == loop.stored(args, None, ()) and content["model"] == "resnet18"
+    kept = {name: value for name, value in vars(args).items()
+            if name not in {"data", "out", "device", "compile", "fresh"}}
+    assert content["config"] == kept | {"augment": [], "seen_folds": []} and content["model"] == "resnet18"
     assert content["options"] == {"num_classes": 10, "width": 2, "blocks": 2, "zero_init": False}
     told = content["provenance"]
     assert (told["run"], told["params"], told["images"], told["steps"]) == ("run", 2988, 40, 6)

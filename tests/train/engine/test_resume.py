@@ -66,18 +66,17 @@ STOPS = (2, 3, 5, 6)
 
 @pytest.mark.parametrize("changes", [
     *(pytest.param(dict(model=name, **small(name)), id=name) for name in FAMILIES),
-    *(pytest.param(dict(augment=name), id=name) for name in augment.AUGMENTATIONS),
-    *(pytest.param(dict(mix=name), id=name) for name in augment.MIXES if name != "none"),
-    pytest.param(dict(fold=None, ema_decay=0, limit=14, augment="crop,flip"), id="noval-limit-no-ema"),
-    pytest.param(dict(augment="flip,cutout", mix="ricap", nesterov=False, momentum=0), id="several"),
+    *(pytest.param(dict(augment=",".join(augment.AUGMENTATIONS), mix=name), id=name)
+      for name in augment.MIXES if name != "none"),
+    pytest.param(dict(fold=None, ema_decay=0, limit=45, augment="crop,flip"), id="noval-limit-no-ema"),
+    pytest.param(dict(nesterov=False, momentum=0), id="no-momentum"),
     pytest.param(dict(augment="shift", alternate_flip=True, low_res=0.5), id="low-res-at-first"),
     pytest.param(dict(model="fastnet-m", norm_bias_lr=8, decay_all=False, schedule="triangular", lr=0.01), id="groups"),
     pytest.param(dict(precision="bfloat16", width=16), id="bfloat16"),
 ])
 def test_stopped_and_resumed_run_equals_an_undisturbed_one(configure, changes):
     undisturbed = toy.result(loop.run(configure("whole", **changes)))
-    stops = [step for step in STOPS if step <= (2 if changes.get("limit") else 2 * toy.STEPS)]
-    assert toy.different(undisturbed, train_with_stops(configure("stopped", **changes), stops)) is None
+    assert toy.different(undisturbed, train_with_stops(configure("stopped", **changes), STOPS)) is None
 
 
 def test_the_comparison_sees_a_difference(configure):
@@ -268,6 +267,13 @@ def test_a_torn_csv_is_repaired(configure, tmp_path, damage):
     assert csv.read_text().count("epoch") == 1 and len(csv.read_text().splitlines()) == 3
 
 
+def test_a_loss_that_is_not_finite_is_seen_at_the_next_look(configure, monkeypatch):
+    """In the middle of an epoch, before a state is due."""
+    monkeypatch.setattr(loop, "LOOK_EVERY", 0)
+    with pytest.raises(Diverged, match="the loss is not finite by step 1 "):
+        loop.run(configure(), loss=lambda logits, hard: {"loss": logits.sum() * float("nan")})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path, monkeypatch, value):
     steps = []
@@ -365,7 +371,7 @@ def kill_often(toy_set, folder, kills, epochs, width, steps_between):
                 time.sleep(dice.uniform(0, steps_between))
             if not process.is_alive():  # a fast machine is finished before the last kills
                 process.join()
-                assert process.exitcode == 0 and kill >= kills // 2, log.read_text()
+                assert process.exitcode == 0 and kill, log.read_text()
                 break
     finish(argv, log)
     finish(arguments(toy_set, folder / "whole.pt", **flags), log)
@@ -380,8 +386,7 @@ def test_killed_twenty_times_it_ends_the_same(toy_set, tmp_path):
 
 @pytest.mark.faults
 def test_killed_a_hundred_times_it_ends_the_same(toy_set, tmp_path):
-    """The undisturbed run takes at least two minutes."""
+    """The undisturbed run takes some three minutes."""
     finish(arguments(toy_set, tmp_path / "trial.pt", **{"--epochs": 5, "--width": 16}), tmp_path / "log")
     epochs = int(200 / pd.read_csv(tmp_path / "trial.csv").seconds.mean())
     kill_often(toy_set, tmp_path, kills=100, epochs=epochs, width=16, steps_between=1.0)
-    assert pd.read_csv(tmp_path / "whole.csv").seconds.sum() > 120

@@ -42,9 +42,9 @@ help: ## this list
 # ---------------------------------------------------------------- there is such a variable, and a target that uses it
 known := SIZE DATA EPOCHS LIMIT SEED SEEDS STAGE FOLD TEACHERS LABELS IMAGES WEIGHTS DEVICE GPUS ARGS SRC BASE VENV PYTHON
 typed := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$(if $($v),$v)))
-sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),$(strip $(if $(filter ladder,$(MAKECMDGOALS)),,demo) quick full))
+sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),$(if $(filter ladder,$(MAKECMDGOALS)),quick full,demo quick full))
 named := $(filter $(targets),$(MAKECMDGOALS))
-only   = $(if $(filter-out $(2),$(named)),$(if $(filter $(2),$(named)),,$(foreach v,$(filter $(1),$(typed)),\
+only   = $(if $(named),$(if $(filter $(2),$(named)),,$(foreach v,$(filter $(1),$(typed)),\
   $(error make $(named) does not use $v))))
 $(foreach v,$(filter-out $(known),$(typed)),$(error there is no variable $v; `make help` lists them))
 $(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON $(if $(filter setup,$(named)),VENV),$(if $($v),,$(error $v= is empty)))
@@ -123,7 +123,7 @@ file.quick    := teacher-all
 file.baseline := baseline-$(STAGE)$(if $(filter noval,$(FOLD)),-noval,$(addprefix -fold,$(filter-out 0,$(FOLD))))
 file.distill  := $(images)student
 file.control  := control
-stamp   := $(if $(VENV),$(VENV)/installed)
+stamp   := $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
 common  := --data "$(DATA)" --device $(DEVICE)
 limit   := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 extra   := $(if $(IMAGES),--images "$(IMAGES)")
@@ -195,7 +195,7 @@ labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 .SECONDARY: $(seven) $(csv)
 # Scripts write a file whole or not at all, so make deletes none, whatever signal ends a recipe.
 .PRECIOUS: $(csv) $(student) $(run)/control.pt $(run)/$(file.baseline).pt \
-  $(ladder:%=$(rows)/%.pt) $(patsubst %,$(run)/teacher-%.pt,$(folds) all wide)
+  $(ladder:%=$(rows)/%.pt) $(addprefix $(run)/,$(notdir $(seven)))
 ifneq ($(TEACHERS),$(run))
 $(seven): ; @echo "$@ does not exist: run make teachers first, with the SEED of its folder" >&2; exit 2
 endif

@@ -37,7 +37,7 @@ class Shift(nn.BatchNorm2d):
 class Residual(nn.Sequential):
     """x + GELU(norm(conv(x))) for x (N, C, H, W)."""
 
-    def __init__(self, channels: int, groups: int = 1):
+    def __init__(self, channels: int, groups: int):
         super().__init__(conv3x3(channels, channels, groups=groups), Shift(channels), nn.GELU())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,7 @@ class SqueezeExcite(nn.Module):
     C / reduction ReLU units, a sigmoid. Both linear layers have a bias.
     """
 
-    def __init__(self, channels: int, reduction: int = 16):
+    def __init__(self, channels: int, reduction: int):
         super().__init__()
         hidden = max(1, channels // reduction)
         self.squeeze = nn.Linear(channels, hidden)

@@ -40,7 +40,7 @@ def make(tmp_path):
 
     def run(*words, data="synthetic", **environment):
         (tmp_path / "calls").unlink(missing_ok=True)
-        line = ["make", "VENV=", f"PYTHON={tmp_path}/python", *[f"DATA={data}"] * bool(data), *words]
+        line = ["make", f"PYTHON={tmp_path}/python", *[f"DATA={data}"] * bool(data), *words]
         clean = {"PATH": os.environ["PATH"], **environment}  # a make that runs the tests hands its own variables down
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=clean)
         calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []

@@ -23,13 +23,15 @@ def tarball(folder, monkeypatch):
     return file
 
 
-@pytest.mark.parametrize("kind", ["archive", "npz"])
-def test_a_local_source_is_verified_and_taken(toy_set, tmp_path, monkeypatch, typed, offline, kind):
-    source = toy_set / "cifar10.npz" if kind == "npz" else tarball(tmp_path / "made", monkeypatch)
+@pytest.mark.parametrize("name", [
+    "cifar10.npz", "cifar-10-python.tar.gz", "cifar-10-python.tar.gz.1", "cifar-10-python.tar (1).gz", "cifar"])
+def test_a_local_source_is_verified_and_taken_whatever_its_name(toy_set, tmp_path, monkeypatch, typed, offline, name):
+    made = toy_set / name if name == "cifar10.npz" else tarball(tmp_path / "made", monkeypatch)
+    source = made.rename(made.with_name(name))
     words = ("--data", tmp_path / "new" / "data", "--src", source)
     code, out, _ = typed(main, *words)
     assert code == 0 and "60 train images" in out and "20 test images" in out and not offline
-    assert os.listdir(tmp_path / "new" / "data") == ["cifar10.npz" if kind == "npz" else CIFAR10.base_folder]
+    assert os.listdir(tmp_path / "new" / "data") == ["cifar10.npz" if name == "cifar10.npz" else CIFAR10.base_folder]
     assert typed(main, *words)[0] == 0  # once more: it is there
 
 
@@ -38,6 +40,12 @@ def test_an_archive_already_beside_the_data_is_taken(tmp_path, monkeypatch, type
     tarball(tmp_path / "made", monkeypatch).rename(tmp_path / "beside" / CIFAR10.filename)
     assert typed(main, "--data", tmp_path / "beside")[0] == 0
     assert sorted(os.listdir(tmp_path / "beside")) == [CIFAR10.base_folder, CIFAR10.filename] and not offline
+
+
+def test_a_damaged_archive_beside_the_data_is_not_passed_over(tmp_path, typed, offline):
+    (tmp_path / CIFAR10.filename).write_bytes(b"half of it")
+    code, _, err = typed(main, "--data", tmp_path)
+    assert code == 2 and f"{tmp_path / CIFAR10.filename} is not the official" in err and not offline
 
 
 @pytest.mark.parametrize("name, told", [

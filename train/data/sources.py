@@ -6,7 +6,6 @@ Nothing is read that could execute: the archive's pickles only after every md5 h
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, extract_archive
+from torchvision.datasets.utils import check_integrity
 
 from train import ROOT, UserError, one_line, reason_of
 
@@ -73,9 +72,9 @@ def present(path: Path) -> bool:
 
 
 def elsewhere(path: Path) -> str:
-    """Where the images lie that are not in `path`: up to two folders up, or one down; "" when they do not."""
+    """Where the images lie that are not in `path`: one folder up (of a file two) or down; "" when they do not."""
     path = Path(os.path.abspath(path))
-    for folder in (*path.parents[:2], *sorted(path.glob("[!.]*")), path):  # no .fetch-*
+    for folder in (*path.parents[:1 + path.is_file()], *sorted(path.glob("[!.]*")), path):  # no .fetch-*
         if present(folder) or os.path.isfile(folder / CIFAR10.filename):
             return f"they lie in {folder}: type --data {folder} (make: DATA={folder})"
         if os.path.isfile(folder / "data_batch_1") and folder.name != CIFAR10.base_folder:
@@ -118,9 +117,9 @@ def fetch(path: str | Path, source: str | Path | None = None, create: bool = Tru
                 target = "cifar10.npz"
                 shutil.copyfile(archive, scratch / target)
             elif check_integrity(archive, CIFAR10.tgz_md5):
-                extract_archive(str(archive), str(scratch))
-            elif source:
-                raise UserError(f"--src {source} is not the official {CIFAR10.filename}: its md5 is not "
+                shutil.unpack_archive(archive, scratch, "gztar")  # whatever the archive is called
+            elif os.path.isfile(archive):
+                raise UserError(f"{archive} is not the official {CIFAR10.filename}, or is damaged: its md5 is not "
                                 f"{CIFAR10.tgz_md5}")
             else:
                 download(path, scratch)
@@ -138,13 +137,12 @@ def lock(folder: Path) -> Iterator[None]:
         for kind, name in ((FileLock, ".lock"), (SoftFileLock, ".softlock")):
             file = folder / name
             try:
-                with warnings.catch_warnings(action="ignore"):  # filelock warns where it falls back by itself
-                    held.enter_context(kind(file, timeout=1800))
+                held.enter_context(kind(file, timeout=1800, fallback_to_soft=False))
                 held.callback(file.unlink, missing_ok=True)  # while it is held: who waits for it then begins anew
                 break
             except Timeout:
                 break
-            except (OSError, NotImplementedError):
+            except OSError:
                 file.unlink(missing_ok=True)
         yield
 

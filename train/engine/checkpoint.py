@@ -189,7 +189,8 @@ class RunFiles:
         if self.csv.exists() and self.csv.read_bytes()[:len(LOG)] not in (LOG, b""):
             raise UserError(f"--out {self.weights}: its log would replace {self.csv}, which is no log: choose another")
         # Where the file system has no flock, a file that exists is the lock.
-        for lock in (FileLock(self.lock, timeout=0), SoftFileLock(self.lock.with_suffix(".softlock"), timeout=0)):
+        for lock in (FileLock(self.lock, timeout=0, fallback_to_soft=False),
+                     SoftFileLock(self.lock.with_suffix(".softlock"), timeout=0)):
             try:
                 self.held = lock
                 lock.acquire()

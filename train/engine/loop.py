@@ -272,21 +272,21 @@ def learning_rate(args: Namespace, step: int, steps: int) -> float:
     1. Linear warm-up over warmup_epochs, at most a fifth of the run, so that a short run still anneals; from warmup_lr,
        by default 0, or lr / 5 for triangular. The first step of a triangle has that rate; otherwise the last step of
        the warm-up has `lr`.
-    2. cosine: min_lr + 0.5 (lr - min_lr)(1 + cos(pi t)), t from 0 to 1 (Loshchilov & Hutter 2017, eq. 5); triangular:
-       straight down to min_lr (Jordan 2024); constant: lr.
+    2. cosine: min_lr + 0.5 (lr - min_lr)(1 + cos(pi t)), t from 0 towards 1 (Loshchilov & Hutter 2017, eq. 5);
+       triangular: straight down towards min_lr (Jordan 2024); constant: lr.
     """
     warmup = round(min(args.warmup_epochs, args.epochs / 5) * (steps // args.epochs))
     if args.schedule == "triangular":
         first = 0.2 if args.warmup_lr is None else args.warmup_lr / args.lr  # the share of the peak it begins from
         if step < warmup:
             return args.lr * (first + (1 - first) * step / warmup)
-        return args.min_lr + (args.lr - args.min_lr) * (steps - step) / max(1, steps - warmup)
+        return args.min_lr + (args.lr - args.min_lr) * (steps - step) / (steps - warmup)
     if step < warmup:
         first = args.warmup_lr or 0.0
         return first + (args.lr - first) * (step + 1) / warmup
     if args.schedule == "constant":
         return args.lr
-    t = (step - warmup) / max(1, steps - warmup)
+    t = (step - warmup) / (steps - warmup)
     return args.min_lr + 0.5 * (args.lr - args.min_lr) * (1 + math.cos(math.pi * t))
 
 

@@ -130,6 +130,15 @@ def test_images_that_lie_elsewhere_are_not_fetched_again(tmp_path, offline, plac
     assert not offline and sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_file_beside_the_repository_is_not_the_images_of_its_data_folder(tmp_path, offline, monkeypatch):
+    create(tmp_path / "home" / "cifar10.npz")
+    monkeypatch.setattr(sources, "ROOT", tmp_path / "home" / "clone")
+    sources.ROOT.mkdir()
+    with pytest.raises(UserError, match="blocked by the test"):
+        cifar10.load(sources.ROOT / "data")
+    assert offline
+
+
 def test_what_another_process_is_fetching_does_not_lie_elsewhere(tmp_path, offline):
     create(tmp_path / "new" / ".fetch-abc" / CIFAR10.base_folder / "data_batch_1")
     with pytest.raises(UserError, match="blocked by the test"):
@@ -209,7 +218,6 @@ def test_of_two_fetching_at_once_the_second_finds_the_data(toy_set, tmp_path, mo
     assert os.listdir(folder) == ["cifar10.npz"]
 
 
-@pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("error", [None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
 def test_one_at_a_time_whatever_the_file_system_says_of_flock(tmp_path, monkeypatch, error):
     """NFS without lockd and SMB refuse it: then a file that exists is the lock."""

@@ -280,7 +280,6 @@ CANNOT = {
 
 
 @pytest.mark.parametrize("what", CANNOT)
-@pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_run_trains_where_the_file_system_cannot(configure, tmp_path, monkeypatch, what):
     functions, fails = CANNOT[what]
     for name in functions:
@@ -289,8 +288,7 @@ def test_a_run_trains_where_the_file_system_cannot(configure, tmp_path, monkeypa
     assert checkpoint.load_weights(tmp_path / "run.pt") and names(tmp_path) == ["data", "run.csv", "run.pt"]
 
 
-@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
 def test_without_flock_a_file_keeps_the_second_out(tmp_path, monkeypatch, error):
     monkeypatch.setattr("fcntl.flock", failing(error))
     told = r"another process \(if none runs, delete .*lock\)"

@@ -47,6 +47,7 @@ def test_paired_by_hand():
     half = 100 * 1.9720 * sqrt(38 / 199 / 200)
     assert paired(a, b) == pytest.approx((10, 10 - half, 10 + half), abs=1e-3)
     assert paired(np.array(a) > 0, np.array(b) > 0) == paired(a, b) and paired(a, a) == (0, 0, 0)
+    assert paired([1, 1, 0], [0, 0, 1])[1] < 0  # the sums are all alike, the differences are not
 
 
 def test_welch_by_hand():

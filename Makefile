@@ -117,6 +117,7 @@ folds   := fold0 fold1 fold2 fold3 fold4
 seven   := $(foreach k,$(folds) all wide,$(TEACHERS)/teacher-$k.pt)
 images  := $(if $(IMAGES),images-$(subst $() ,-,$(basename $(notdir $(IMAGES:%/=%))))/)
 csv     := $(TEACHERS)/$(images)distillation_labels.csv
+absent  := run make teachers first, with the SEED of its folder
 student := $(run)/$(images)student.pt
 rows    := $(base)/ladder$(call seed_folder,$(SEED))
 file.quick    := teacher-all
@@ -185,7 +186,10 @@ $(scored):
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(base)$(call seed_folder,$(seed))/$(file.$@).json) \
 	  --out $(base)/report-$@)
 endif
-# A CSV named by LABELS comes first, so a wrong name is reported before any training.
+# A CSV named by LABELS comes first, and missing teachers of another folder are an error, before any training.
+missing := $(filter-out $(run)/% $(wildcard $(seven)),$(if $(wildcard $(csv)),,$(seven)))
+$(if $(and $(filter ladder,$(named)),$(filter $(csv),$(row_labels)),$(missing)),\
+  $(error $(firstword $(missing)) does not exist: $(absent)))
 ladder: $(filter-out $(run)/%,$(row_labels)) $(ladder:%=$(rows)/%.json) ## train and score the documented ladder and three more networks, then show the table
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(base)/ladder)
 teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
@@ -197,7 +201,7 @@ labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 .PRECIOUS: $(csv) $(student) $(run)/control.pt $(run)/$(file.baseline).pt \
   $(ladder:%=$(rows)/%.pt) $(addprefix $(run)/,$(notdir $(seven)))
 ifneq ($(TEACHERS),$(run))
-$(seven): ; @echo "$@ does not exist: run make teachers first, with the SEED of its folder" >&2; exit 2
+$(seven): ; @echo "$@ does not exist: $(absent)" >&2; exit 2
 endif
 $(folds:%=$(run)/teacher-%.pt): $(run)/teacher-fold%.pt: | $(stamp) ; $(call train,$(script.$(SIZE)) --fold $*)
 $(run)/teacher-wide.pt:  | $(stamp) ; $(call train,$(wide.$(SIZE)) --noval)

@@ -106,8 +106,10 @@ def test_teachers_are_refused_by_name_before_any_pass(toy_set, tmp_path, teacher
         (("liar",), "liar.pt was trained on other images than those of"),
         (("shapes",), "shapes.pt was trained on other images than those of"),
         (("fold1", "noval", "--average", "oof"), "50 images are held out by no teacher"),
+        (("fold1", "noval", "--average", "median"), "invalid choice: 'median'"),
     ]:
-        words = [tmp_path / f"{name}.pt" if name.isalnum() and name != "oof" else name for name in names]
+        words = [tmp_path / f"{name}.pt" if name.isalnum() and name not in ("oof", "median") else name
+                 for name in names]
         code, _, err = run(*words)
         assert code == 2 and told in err and err.count("\n") == 1, names
         assert not (tmp_path / "labels.csv").exists()

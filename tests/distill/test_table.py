@@ -6,7 +6,7 @@ import pytest
 import torch
 import toy
 
-from distill.table import COLUMNS, read_labels, seen_folds, write_labels
+from distill.table import COLUMNS, check_rows, read_labels, seen_folds, write_labels
 from train import UserError
 from train.data import cifar10
 
@@ -130,6 +130,19 @@ def test_a_wrong_file_is_refused_by_name(written, change, message):
     with pytest.raises(UserError, match=message) as caught:
         read_labels(path, dataset)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_logits_have_to_be_better_than_guessing_by_three_standard_deviations():
+    """Of 1,000 images guessing gets 100 right, with a standard deviation of sqrt(1,000 x 0.1 x 0.9) = 9.49."""
+    labels = np.arange(1000) % 10
+    for right, passes in ((128, False), (129, True)):
+        answers = (labels + (np.arange(1000) >= right)) % 10
+        rows = pd.DataFrame(np.eye(10)[answers] - 0.5, columns=CLASSES).assign(label=labels)
+        if passes:
+            check_rows("labels.csv", rows, labels)
+        else:
+            with pytest.raises(UserError, match="for 128 of 1,000 images, no better than chance"):
+                check_rows("labels.csv", rows, labels)
 
 
 @pytest.mark.parametrize("row", ["", "," * 12])

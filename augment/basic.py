@@ -1,4 +1,4 @@
-"""The everyday augmentations: crop, flip, erase, cutout, and the normalization that ends them.
+"""The common augmentations: crop, flip, erase, cutout, and the normalization that follows them.
 
 Each function takes a uint8 batch (N, 3, H, W) and a torch.Generator, both on the same device,
 and returns a new batch; the input is never written to. Every image draws its own randomness,
@@ -11,12 +11,12 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, in [0, 1], per channel
+MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, in [0, 1], for each channel
 STD = (0.2470, 0.2435, 0.2616)
 SCALE = tuple(1 / (255 * s) for s in STD)  # a byte is normalized by byte * SCALE + SHIFT
 SHIFT = tuple(-m / s for m, s in zip(MEAN, STD, strict=True))
 
-MEAN_PIXEL = tuple(round(255 * m) for m in MEAN)  # what erase and cutout paint: 0 once normalized
+MEAN_PIXEL = tuple(round(255 * m) for m in MEAN)  # the colour that erase and cutout paint: 0 after normalization
 ERASE_TRIES = 10  # torchvision's RandomErasing gives up after so many
 
 
@@ -28,9 +28,9 @@ def crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4, mod
     """
     n, channels, height, width = images.shape
     top, left = _integers(generator, 2 * padding + 1, (2, n, 1, 1))
-    pixels = images if mode == "constant" else images.float()  # which torch mirrors on any device
+    pixels = images if mode == "constant" else images.float()  # torch reflects float tensors on any device
     padded = F.pad(pixels, [padding] * 4, mode).to(torch.uint8).contiguous()
-    # A crop is made of rows, and a row is a window of the flattened padded batch: copy those.
+    # A row of a crop is a window of the flattened padded batch: copy these windows.
     rows, columns = padded.shape[2:]
     plane = torch.arange(n * channels, device=images.device).view(n, channels, 1) * (rows * columns)
     first_pixel = plane + (top * columns + left) + torch.arange(height, device=images.device) * columns
@@ -55,14 +55,14 @@ def erase(images: torch.Tensor, generator: torch.Generator, p: float = 0.25, sma
     """Random erasing: with probability p, paint one rectangle with the mean pixel.
 
     The rectangle's share of the image is uniform from `smallest` to `largest`, its height / width
-    log-uniform from `flattest` to `tallest`. One that does not fit is drawn again, up to ten times, and then
-    the image stays as it is: the distribution of torchvision's RandomErasing. images: (N, 3, H, W) uint8.
+    log-uniform from `flattest` to `tallest`. A rectangle that does not fit is drawn again, up to ten times; then
+    the image stays unchanged. This is the distribution of torchvision's RandomErasing. images: (N, 3, H, W) uint8.
     Zhong et al., Random Erasing Data Augmentation, 2017.
     """
     n, _, image_height, image_width = images.shape
     chosen = torch.rand(n, generator=generator, device=images.device) < p
 
-    # Ten rectangles for every image; the first that fits is the one a loop would stop at.
+    # Ten rectangles for every image; the first that fits is the one at which a loop would stop.
     tries = (n, ERASE_TRIES)
     pixels = image_height * image_width * _uniform(generator, smallest, largest, tries)
     aspect = torch.exp(_uniform(generator, math.log(flattest), math.log(tallest), tries))
@@ -80,8 +80,8 @@ def erase(images: torch.Tensor, generator: torch.Generator, p: float = 0.25, sma
 def cutout(images: torch.Tensor, generator: torch.Generator, size: int = 16) -> torch.Tensor:
     """Paint a size x size square with the mean pixel, its centre uniform over the image.
 
-    A square that reaches over the border is clipped there, so between a quarter and all of it
-    shows. images: (N, 3, H, W) uint8. DeVries and Taylor, Improved Regularization of
+    A square that extends over the border is clipped there, so between a quarter of it and all of it
+    is visible. images: (N, 3, H, W) uint8. DeVries and Taylor, Improved Regularization of
     Convolutional Neural Networks with Cutout, 2017.
     """
     n, _, height, width = images.shape
@@ -93,8 +93,8 @@ def cutout(images: torch.Tensor, generator: torch.Generator, size: int = 16) -> 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Zero mean and unit standard deviation per channel, over the training set.
 
-    (N, 3, H, W) uint8, or float in 0..255 -> the same shape in float32 and in the same memory format. On a CPU it is
-    cheapest to make it channels_last after this, not before.
+    (N, 3, H, W) uint8, or float in 0..255 -> the same shape in float32 and in the same memory format. On a CPU,
+    converting to channels_last is cheaper after this than before.
     """
     scale, shift = (_per_channel(values, torch.float32, images.device) for values in (SCALE, SHIFT))
     return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
@@ -103,7 +103,7 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 def dirichlet(generator: torch.Generator, alpha: float, n: int, k: int) -> torch.Tensor:
     """n draws (n, k) from the Dirichlet distribution whose k parameters are `alpha`: each row sums to 1."""
     concentration = torch.full((n, k), float(alpha), device=generator.device)
-    return torch._sample_dirichlet(concentration, generator)  # torch.distributions would take no generator
+    return torch._sample_dirichlet(concentration, generator)  # torch.distributions takes no generator
 
 
 def _integers(generator, high, shape):
@@ -118,7 +118,7 @@ def _paint(images, top, left, bottom, right):
     """The mean pixel inside each image's rectangle; its bounds are (N,), in pixels.
 
     The mask is 0 or 1 in bytes, and bytes wrap around, so images + (pixel - images) * mask is
-    exact, and several times faster here than torch.where.
+    exact, and several times faster than torch.where.
     """
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)
@@ -131,5 +131,5 @@ def _paint(images, top, left, bottom, right):
 
 @lru_cache
 def _per_channel(values, dtype, device):
-    """Three constants as (3, 1, 1), kept on the device: to copy them there anew would wait."""
+    """Three constants as (3, 1, 1), cached on the device, because every copy to it would wait."""
     return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)

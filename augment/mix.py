@@ -1,15 +1,14 @@
-"""Mixing the images of a batch, and their targets with them: RICAP, CutMix, mixup.
+"""Mixing the images of a batch, together with their targets: RICAP, CutMix, mixup.
 
     images, targets = ricap(generator, images, targets)
     images, hard, soft = cutmix(generator, images, hard, soft, batch=128)
 
 A mix takes a generator, images (N, C, H, W) and any number of float target tensors (N, K), and
 returns all of them mixed in the same way. The geometry is drawn once per batch and the partners
-per image, from its own batch, as in the papers. The images are one batch, or `batch` says how
-many of them make one: several batches at once take hardly more calls than one. All draws stay on
-the device, so nothing waits for the host. A target's weight is exactly the share of pixels that
-its image gives. RICAP and CutMix copy pixels of any dtype, and are cheapest on bytes: mix first,
-then normalize.
+per image, from the same batch, as in the papers. The images are one batch, or several of size
+`batch`, which take hardly more calls than one. All draws stay on the device, so that nothing waits
+for the host. A target's weight is exactly the share of pixels that its image contributes. RICAP
+and CutMix copy pixels of any dtype, and are cheapest on bytes: mix first, then normalize.
 """
 
 import torch
@@ -18,7 +17,7 @@ from augment.basic import dirichlet
 
 
 def none(generator: torch.Generator, images: torch.Tensor, *targets: torch.Tensor, batch: int | None = None) -> tuple:
-    """No mixing: the arguments as they came."""
+    """No mixing: returns images and targets unchanged."""
     return images, *targets
 
 
@@ -86,7 +85,7 @@ def mixup(generator: torch.Generator, images: torch.Tensor, *targets: torch.Tens
 
 
 def _batches(images, batch):
-    """The number of each image's batch, (N,) long, and how many batches there are; the last may be smaller."""
+    """The number of each image's batch, (N,) long, and the number of batches; the last may be smaller."""
     batch = batch or len(images)
     return torch.arange(len(images), device=images.device) // batch, -(-len(images) // batch)
 
@@ -95,11 +94,11 @@ def _rows(images, partners, shift, parts, member):
     """For each `part` of parts, new images whose rows come from the images partners[part].
 
     partners: (P, N), shift: (B, P), part: (B, H), member: (N,), all long. Row j of image n, of batch b = member[n],
-    is read from row j of image partners[part[b, j], n], starting shift[b, part[b, j]] pixels behind its start. What
-    lies before or behind the source row is of no meaning.
+    is read from row j of image partners[part[b, j], n], starting shift[b, part[b, j]] pixels after its start. Pixels
+    before or after the source row have no meaning.
     """
     _, channels, height, width = images.shape
-    # A row is a window of the flattened images: copying windows is far cheaper than single pixels.
+    # A row is a window of the flattened images; copying windows is far cheaper than copying single pixels.
     pixels = images.reshape(-1)
     windows = torch.cat((pixels[:width], pixels, pixels[-width:])).unfold(0, width, 1)
     plane = height * width * torch.arange(channels, device=images.device)[:, None]
@@ -114,8 +113,8 @@ def _rows(images, partners, shift, parts, member):
 def _choose(second, member, one, other):
     """`other`, which is overwritten, in the columns where second[member] is true, `one` elsewhere.
 
-    second: (B, W) bool, member: (N,) long. On a CPU, three operations on the bits of bytes are many times faster than
-    torch.where, if the mask has whole images to go through.
+    second: (B, W) bool, member: (N,) long. On a CPU, three bitwise operations on bytes are many times faster than
+    torch.where, if the mask is expanded to whole images.
     """
     height, width = one.shape[2:]
     in_bytes = one.dtype == torch.uint8
@@ -165,7 +164,7 @@ def _beta(generator, alpha, count):
 def _permutations(generator, count, member):
     """`count` independent permutations of the images, each within its own batch, (count, N) long."""
     uniform = torch.rand(count, len(member), generator=generator, device=member.device)
-    return (uniform + member.double()).argsort(1)  # double: the sum may not round up into the next batch
+    return (uniform + member.double()).argsort(1)  # double, so that the sum is never rounded up into the next batch
 
 
 def _positions(images):

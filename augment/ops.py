@@ -2,14 +2,14 @@
 
     OPS["Rotate"](images, magnitude)   # (N, 3, 32, 32) uint8, (N,) float -> (N, 3, 32, 32) uint8
 
-Names, magnitudes and results are torchvision's: bit for bit what its v2 AutoAugment does to one
-uint8 image with nearest interpolation and black fill, but for a batch in which every image has
-a magnitude of its own. Three habits of torch have to be met for that: a blend rounds only once
-and is then truncated, a grey level is floored, and a rotation's half-pixel ties are settled by
-the float32 rounding of its sampling grid.
+Names, magnitudes and results are torchvision's, bit for bit: what its v2 AutoAugment does to one
+uint8 image with nearest interpolation and black fill, here for a batch in which every image has
+its own magnitude. This requires three details of torch: a blend is rounded only once and then
+truncated, a grey level is floored, and half-pixel ties of a rotation are decided by the float32
+rounding of its sampling grid.
 
-A magnitude tensor may stay on the CPU while the images are on a GPU: then the affine operations,
-which look up one index map per distinct magnitude, need not wait for the device.
+A magnitude tensor may stay on the CPU while the images are on a GPU. Then the affine operations,
+which look up one index map per distinct magnitude, do not wait for the device.
 """
 
 from functools import lru_cache, partial
@@ -21,11 +21,11 @@ import torch.nn.functional as F
 SIZE = 32
 
 
-# ---- affine: every new pixel copies the old one that its index map names ----
+# ---- affine: every new pixel is a copy of the old one in its index map ----
 
 # The matrix that takes a new position (x, y, 1), the image's centre at 0, to the old one, for a magnitude.
 MATRICES = {
-    # Slide each row left by m times its depth, the top edge stays; each column up, the left edge stays.
+    # Slide each row left by m times its depth, the top edge is fixed; each column up, the left edge is fixed.
     "ShearX": lambda m: [[1, m, m * SIZE / 2], [0, 1, 0]],
     "ShearY": lambda m: [[1, 0, 0], [m, 1, m * SIZE / 2]],
     # Move right, or down, by int(m) pixels.
@@ -37,7 +37,7 @@ MATRICES = {
 
 
 def affine(images: torch.Tensor, magnitude: torch.Tensor, name: str) -> torch.Tensor:
-    """Gather each image's pixels through the index map of its own magnitude. name: a key of MATRICES."""
+    """Gather each image's pixels by the index map of its magnitude. name: a key of MATRICES."""
     values, which = magnitude.unique(return_inverse=True)
     maps = torch.stack([_index_map(name, value, images.device) for value in values.tolist()])
     which = which.to(images.device, non_blocking=True)
@@ -50,8 +50,8 @@ def affine(images: torch.Tensor, magnitude: torch.Tensor, name: str) -> torch.Te
 def _index_map(name, magnitude, device):
     """Number of the source pixel of each pixel, (1024,) long; 0 stands for outside.
 
-    The map is the picture of the pixels' numbers, sampled as torchvision samples an image: on the
-    CPU, in float32, in the same order, so half-pixel ties fall to the same side on any device.
+    The map is an image of the pixels' numbers, sampled as torchvision samples an image: on the CPU,
+    in float32, in the same order, so that half-pixel ties are decided in the same way on any device.
     """
     centred = torch.linspace((1 - SIZE) / 2, (SIZE - 1) / 2, SIZE)
     y, x = torch.meshgrid(centred, centred, indexing="ij")
@@ -86,8 +86,8 @@ def contrast(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Blend with a smoothed image: magnitude -1 is smooth, 0 the image. The border stays."""
-    # The neighbours of a pixel are 1 and SIZE places off in the flattened batch, but for the border's.
+    """Blend with a smoothed image: magnitude -1 is smooth, 0 the image. The border is unchanged."""
+    # Except at the border, the neighbours of a pixel are 1 and SIZE places away in the flattened batch.
     pixels = images.reshape(-1).short()
     rows = pixels[: -2 * SIZE] + pixels[2 * SIZE :]
     rows += pixels[SIZE:-SIZE]
@@ -124,7 +124,7 @@ def _grey(images):
 
 
 def posterize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Keep the int(magnitude) highest bits of each value; 8 keeps the image."""
+    """Keep the int(magnitude) highest bits of each value; 8 leaves the image unchanged."""
     dropped = 8 - magnitude.long()
     return images & _per_image((255 >> dropped) << dropped, images).to(torch.uint8)
 
@@ -136,7 +136,7 @@ def solarize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
 
 
 def autocontrast(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Stretch each channel to 0..255; a channel of one value stays. The magnitude is unused."""
+    """Stretch each channel to 0..255; a channel of a single value is unchanged. The magnitude is unused."""
     low, high = images.amin((2, 3)), images.amax((2, 3))
     flat = low == high
     low, high = low.float().masked_fill_(flat, 0), high.float().masked_fill_(flat, 255)
@@ -151,7 +151,7 @@ def equalize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     counts.scatter_add_(2, values, counts.new_ones(1).expand_as(values))
     below = counts.cumsum(2, dtype=torch.int32) - counts
 
-    # The brightest value present is left out of the step between two levels; none, no change.
+    # The brightest value does not count for the step between two levels; a step of 0 changes nothing.
     brightest = images.amax((2, 3)).long()[..., None]
     step = below.gather(2, brightest) // 255
     table = (below + step // 2) / step.clamp(min=1)
@@ -175,7 +175,7 @@ def _look_up(table, values):
 
 
 def _to_bytes(pixels):
-    """Clamped and truncated; torch has fast loops from float to int16 and on to bytes, but none straight there."""
+    """Clamped and truncated, by way of int16: torch has no fast loop from float to bytes directly."""
     return pixels.clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
 

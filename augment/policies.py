@@ -1,9 +1,9 @@
 """Policies that choose the operations: AutoAugment, TrivialAugment, AugMix.
 
 For every image they draw what torchvision's v2 transform of that name draws: the operation,
-whether it happens, its magnitude and its sign. The draws of a whole batch come to the host in
-one transfer, the only synchronisation; then each operation runs once, on the images that drew
-it, so the work is proportional to what was drawn.
+whether it is applied, its magnitude and its sign. The draws of a whole batch are copied to the
+host in one transfer, the only synchronisation; then each operation runs once, on the images that
+drew it.
 
 A draw is a pair of CPU tensors (steps, N): op, an index into NAMES, and magnitude.
 """
@@ -70,7 +70,7 @@ AUTOAUGMENT_SPACE = _space(10, 0.3, 150 / 331 * SIZE, 30, 0.9, bits=(8, 4))
 TRIVIAL_SPACE = _space(31, 0.99, 32, 135, 0.99, bits=(8, 2))
 AUGMIX_SPACE = _space(10, 0.3, SIZE / 3, 30, 0.9, bits=(4, 0))
 
-# TrivialAugment and AugMix draw from all but Invert; only TrivialAugment may leave an image alone.
+# TrivialAugment and AugMix draw from all but Invert; only TrivialAugment may leave an image unchanged.
 TRIVIAL_OPS = torch.tensor([NAMES.index(name) for name in NAMES if name != "Invert"])
 AUGMIX_OPS = TRIVIAL_OPS[:-1]
 
@@ -96,7 +96,7 @@ def augmix(images: torch.Tensor, generator: torch.Generator, severity: int = 3, 
     """The image mixed with `width` chains of one to three operations on it, in Dirichlet(alpha) shares.
 
     images: (N, 3, 32, 32) uint8. severity: magnitudes come from the weakest bins of ten, 1 to 10. The operations are
-    nearest-neighbour here as elsewhere (torchvision's AugMix is bilinear unless told). Hendrycks et al., AugMix: A
+    nearest-neighbour here as elsewhere (torchvision's AugMix is bilinear by default). Hendrycks et al., AugMix: A
     Simple Data Processing Method to Improve Robustness and Uncertainty, 2020.
     """
     n = len(images)
@@ -114,12 +114,12 @@ def apply_ops(images: torch.Tensor, ops: torch.Tensor, magnitudes: torch.Tensor)
 
     ops (long) and magnitudes (float) are (steps, N), on the CPU.
     """
-    position = torch.arange(len(images))  # where each image is: a step leaves them in its own order
+    position = torch.arange(len(images))  # where each image is: every step changes their order
     for op, magnitude in zip(ops, magnitudes, strict=True):
         order = op.argsort()
         images = _take(images, position[order])
         counts = op.bincount(minlength=len(NAMES)).tolist()
-        # Groups are views of `images`, written in place. OPS ends before Identity, whose images stay as they are.
+        # Groups are views of `images`, written in place. OPS ends before Identity, whose images stay unchanged.
         groups = zip(OPS.values(), images.split(counts), magnitude[order].split(counts), strict=False)
         for function, group, strengths in groups:
             if len(group):
@@ -161,7 +161,7 @@ def _take(images, index):
 
 
 def _uniforms(generator, *shape):
-    """Numbers in [0, 1), drawn on the generator's device and brought to the host at once."""
+    """Numbers in [0, 1), drawn on the generator's device and copied to the host at once."""
     return torch.rand(shape, generator=generator, device=generator.device).cpu()
 
 

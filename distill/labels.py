@@ -4,8 +4,8 @@
     python distill/labels.py weights/seresnet164-fold?.pt --average oof --tta
 
 `mean` averages all teachers. `oof` (out of fold) uses for each image only the fold teachers that have not trained
-on it, and teachers without a fold not at all. `--tta` averages over the mirror images too. One forward pass per
-teacher, or two: on two CPU cores a few minutes each.
+on it, and no teachers without a fold. `--tta` also averages over the mirror images. It takes one forward pass per
+teacher, or two: a few minutes each on two CPU cores.
 """
 
 import sys
@@ -42,15 +42,15 @@ ROW = "{:32s} {:>6s} {:>12s} {:>12s} {:>13s}"
 
 
 def average(teacher_logits: torch.Tensor, used: np.ndarray) -> torch.Tensor:
-    """Mean logits (N, 10) over the teachers, of (T, N, 10), that the mask `used`, bool (T, N), selects."""
+    """Mean logits (N, 10) over the teachers, of (T, N, 10), selected by the mask `used`, bool (T, N)."""
     weights = torch.from_numpy(used).double()
     return ((weights[..., None] * teacher_logits.double()).sum(0) / weights.sum(0)[:, None]).float()
 
 
 def unseen(network: Network, folds: np.ndarray) -> np.ndarray:
-    """The mask (N,) of images that a fold teacher has not trained on; of a teacher without a fold none count.
+    """The mask (N,) of images that a fold teacher has not trained on; no image for a teacher without a fold.
 
-    folds: of each image (N,), or TEST, or UNLABELLED, which never counts for a teacher that learned from such images.
+    folds: of each image (N,), or TEST, or UNLABELLED; these do not count for a teacher that learned from such images.
     """
     if network.fold is None:
         return np.zeros(len(folds), dtype=bool)
@@ -61,7 +61,7 @@ def unseen(network: Network, folds: np.ndarray) -> np.ndarray:
 
 
 def percent(logits: torch.Tensor, labels: torch.Tensor, mask: np.ndarray | bool = True) -> str:
-    """Accuracy in percent, as text, on the images that have a label (0..9, not -1), of those in the mask."""
+    """Accuracy in percent, as text, on the images of the mask that have a label (0..9, not -1)."""
     mask = mask & (labels >= 0).numpy()
     return f"{metrics.accuracy(logits[mask], labels[mask]):.2f}" if mask.any() else "-"
 
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         dataset = with_unlabelled(dataset, args.images, args.data, args.include_test, warn)
     folds = np.pad(folds, (0, len(dataset) - len(folds)), constant_values=UNLABELLED)
 
-    known = dataset.labels.where(torch.from_numpy(folds != TEST), -1)  # no test image counts in what is printed
+    known = dataset.labels.where(torch.from_numpy(folds != TEST), -1)  # the printed figures leave out test images
     masks = np.stack([unseen(teacher, folds) for teacher in teachers])
     used = masks | (args.average == "mean")
     alone = ~used.any(0)
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     if masks.any(0).all():
         print(ROW.format("ensemble, out of fold", "", "", percent(average(found, masks), known), "").rstrip())
     mean = average(found, used)
-    if args.average == "mean":  # the other is in the line above
+    if args.average == "mean":  # oof is in the line above
         print(ROW.format("ensemble, as written", "", "", "", percent(mean, known)))
     seen = {fold for teacher in teachers for fold in teacher.provenance["seen_folds"]}
     write_labels(args.out, dataset.ids, dataset.labels.numpy(), mean, seen)

@@ -20,8 +20,8 @@ def distillation_loss(student_logits: torch.Tensor, soft_targets: torch.Tensor, 
     """The weighted sum above, "loss", and its two parts unweighted, "soft" and "hard": a dict of scalars.
 
     alpha weighs the teachers, 1 - alpha the labels: at alpha 0 the loss is the plain cross entropy with the hard
-    targets. objective: how student and teachers are compared, a key of OBJECTIVES; smoothing: of the hard targets, but
-    for an image without a label, whose row is and stays zero.
+    targets. objective: how student and teachers are compared, a key of OBJECTIVES; smoothing: of the hard targets; the
+    row of an image without a label stays zero.
     """
     transform, divergence = OBJECTIVES[objective]
     soft = divergence(transform(student_logits), soft_targets, hard_targets, temperature)
@@ -53,8 +53,8 @@ def decoupled_divergence(student_logits: torch.Tensor, soft_targets: torch.Tenso
     """T^2 (TCKD + beta NCKD), batch mean: decoupled knowledge distillation (Zhao et al. 2022, eq. 7).
 
     TCKD compares the two-way split target against rest, NCKD the distribution among the rest, which plain KL weighs
-    by 1 - p_target. With mixed hard targets the class of the largest share is the target, and of images
-    without a label, or without one in their larger part, the teacher's likeliest class.
+    by 1 - p_target. The target is the class with the largest share in the hard targets; for images
+    without a label, or with labels for less than half of their area, it is the teacher's most likely class.
     """
     labelled = hard_targets.sum(1, keepdim=True) > 0.5
     target = F.one_hot(torch.where(labelled, hard_targets, soft_targets).argmax(1), hard_targets.shape[1]).bool()
@@ -73,12 +73,12 @@ def two_way(log_probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 
 def leave_out(log_probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities (N, K) among the classes outside `target`; the target's own entry means nothing."""
+    """Log-probabilities (N, K) among the classes outside `target`; the target's own entry has no meaning."""
     outside = log_probabilities.masked_fill(target, -torch.inf)
     return (log_probabilities - outside.logsumexp(1, keepdim=True)).masked_fill(target, 0)
 
 
-# What is done to teacher and student logits alike, and what then compares them.
+# {name: (transformation of teacher and student logits, comparison of the results)}
 OBJECTIVES = {
     "kd": (lambda logits: logits, kl_divergence),
     "dkd": (lambda logits: logits, decoupled_divergence),

@@ -6,8 +6,8 @@
     python distill/student.py --model flatse --help                              another architecture, with its recipe
 
 The student is SEResNet-164 unless --model names another within 5,000,000 parameters; it trains by the recipe of its
-architecture, with T = 4 and alpha = 0.9 on top. With --teachers every teacher sees the student's augmented and mixed
-batch (Beyer et al. 2022), which costs its forward pass in each step.
+architecture, with T = 4 and alpha = 0.9. With --teachers, every teacher sees the student's augmented and mixed batch
+(Beyer et al. 2022), which costs a forward pass of each teacher in every step.
 """
 
 import sys
@@ -43,7 +43,7 @@ FAMILIES = {"resnet": STAGES["augmented"], "shakeshake": SHAKESHAKE, "seresnet":
 
 
 def configuration(argv: list[str] | None = None) -> Namespace:
-    """The student's configuration: its architecture's recipe, the command line, and which folds its teachers saw."""
+    """The student's configuration: its architecture's recipe, the command line, and the folds that its teachers saw."""
     recipes = {name: recipe_of(name) for name in ["seresnet164", *MODELS]}
 
     def add_flags(arguments: Parser) -> None:
@@ -78,7 +78,7 @@ def configuration(argv: list[str] | None = None) -> Namespace:
 def recipe_of(model: str) -> dict:
     """The recipe of the architecture `model`, a name of MODELS, for a student within the budget."""
     recipe = next(recipe for family, recipe in FAMILIES.items() if model.startswith(family))
-    fixed = getattr(MODELS[model], "keywords", {})  # by its name: fastnet-s has one column, whatever the recipe says
+    fixed = getattr(MODELS[model], "keywords", {})  # set by the name: fastnet-s has one column, in any recipe
     return recipe | fixed | {"model": model, "allow_over_budget": False}
 
 

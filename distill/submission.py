@@ -5,7 +5,7 @@
     python distill/submission.py weights/student.pt --images folder/ --out submission.csv --probabilities
     python distill/submission.py weights/seresnet164-fold?.pt --images folder/ --tta --compare earlier.csv
 
-Several weights answer by the mean of their logits. `load_images` in train/data/unlabelled.py says what the images may
+Of several weights, the mean of the logits counts. `load_images` in train/data/unlabelled.py says what the images may
 be. A file at --out is replaced only when it is a submission itself. On two CPU cores the released network takes a
 minute for 10,000 images.
 """
@@ -38,14 +38,14 @@ from train.engine.command import (
 from train.engine.device import device_of
 from train.engine.network import load_all, probabilities
 
-FORMS = ["ID", "Labels"], ["id", "label"]  # numbers, and Kaggle's names
-BAR = 40  # characters of the class with the most answers
+FORMS = ["ID", "Labels"], ["id", "label"]  # with numbers, and Kaggle's with names
+BAR = 40  # characters for the most frequent class
 
 
 def read_submission(path: Path, ids: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
-    """The answers, int64 (N,), of an earlier submission in the order of `ids`; its labels are numbers or class names.
+    """The predictions, int64 (N,), of an earlier submission in the order of `ids`; labels are numbers or class names.
 
-    UserError when it is no submission, has other labels, or lacks some of the ids.
+    UserError for a file that is not a submission, has other labels, or lacks some of the ids.
     """
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
@@ -90,11 +90,11 @@ def main(argv: list[str] | None = None) -> None:
     check_target("--out", args.out, ".csv")
     check_replaceable("--out", args.out, "ID,Labels\n", "ID,Labels,", "id,label\n")  # id,label,airplane: soft labels
     images, ids = load_images(args.images, warn)
-    # Weights trained with a public test set are welcome here: these images have a hidden one.
+    # Weights trained with the public test images are admitted here: these images are a hidden test set.
     networks = load_all(args.weights, device_of(args.device))
     classes = networks[0].classes
     earlier = read_submission(args.compare, ids, classes) if args.compare else None  # or refused before the work
-    shapes = args.images == "synthetic"  # what a file holds is not known: photographs, it is taken for granted
+    shapes = args.images == "synthetic"  # the images of a file are assumed to be photographs
     strange = [network.file.name for network in networks if network.synthetic != shapes]
     if strange:
         warn(f"warning: {', '.join(strange)} learned from {'photographs' if shapes else 'generated shapes'}, but these "

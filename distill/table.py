@@ -1,7 +1,7 @@
 """distillation_labels.csv: `id`, `label`, ten logits and `seen_folds` for each image, and strict checks on reading.
 
-seen_folds, such as `0 1 2 3`, are the folds whose labels the teachers have learned from: a student that holds another
-fold out has a validation, one that holds out one of these has none. A file without that column counts as all folds.
+seen_folds, such as `0 1 2 3`, are the folds whose labels the teachers have learned from. A student that holds out
+another fold has a real validation; one that holds out one of these does not. Without that column, all folds count.
 """
 
 import zlib
@@ -54,7 +54,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def seen_folds(path: str | Path) -> tuple[int, ...]:
     """The folds that the teachers of a CSV have seen; all if the column is missing. UserError for other values."""
     table = read_table(path)
-    if SEEN not in table or table[SEEN].isna().all():  # a column that a spreadsheet emptied says nothing
+    if SEEN not in table or table[SEEN].isna().all():  # a spreadsheet may have emptied the column
         return ALL_FOLDS
     folds = table[SEEN].fillna("").unique()
     if len(folds) != 1 or not set(folds[0].split()) <= set(map(str, ALL_FOLDS)):
@@ -65,8 +65,8 @@ def seen_folds(path: str | Path) -> tuple[int, ...]:
 def read_labels(path: str | Path, dataset: cifar10.Dataset, known: Collection[str] | None = None) -> torch.Tensor:
     """Teacher logits float32 (N, 10) for the images of a Dataset, joined by id from the CSV at `path`.
 
-    known: the ids that may stand in the file, by default those of the Dataset. Raises UserError for rows that are
-    missing, doubled or of other images, and for what `check_rows` refuses.
+    known: the ids that may be in the file, by default those of the Dataset. Raises UserError for rows that are
+    missing, repeated or of other images, and for what `check_rows` refuses.
     """
     table = read_table(path)
     ids, strange = table["id"], ~table["id"].isin(dataset.ids if known is None else known)

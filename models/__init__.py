@@ -1,9 +1,9 @@
-"""Every architecture of the project by name, and the budget it is held to.
+"""Every architecture of the project by name, and the parameter budget.
 
     model = build("resnet18", zero_init=True)
     check_budget(model)     # a ValueError above 5,000,000 parameters
 
-Each family has a file. A built model takes normalized float images (N, 3, 32, 32) to logits
+Each family has its own file. A built model takes normalized float images (N, 3, 32, 32) to logits
 (N, num_classes), and carries its canonical `name` and the `options` that it was built with. In training,
 a network of several columns returns the logits of each, (N, columns, num_classes).
 """
@@ -64,12 +64,12 @@ def options_of(name: str) -> dict[str, inspect.Parameter]:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, frozen ones too; the running statistics of normalizations are none."""
+    """Number of parameters, including frozen ones; running statistics of normalizations are not parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_budget(model: nn.Module) -> None:
-    """ValueError for a model above BUDGET, saying where the parameters are."""
+    """Raise ValueError for a model above BUDGET, with the number of parameters in each stage."""
     count = parameter_count(model)
     if count > BUDGET:
         stages = ", ".join(f"{stage} {parameter_count(part):,}" for stage, part in model.named_children())

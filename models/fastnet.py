@@ -2,14 +2,14 @@
 
 A frozen whitening convolution, then three stages of two 3x3 convolutions, each stage halving the image; normalizations
 that learn a shift only; GELU; identity initialisation; logits scaled down. 1,972,792 parameters and 118 M
-multiply-accumulates at the default widths. A third convolution per stage, around which a shortcut leads, and other
-widths are options: `fastnet-128-256-352-res` has 4,846,648 parameters. Source: Jordan 2024, "94% on CIFAR-10 in 3.29
-seconds on a single GPU", arXiv 2404.00498, sections 3.1 to 3.3.
+multiply-accumulates at the default widths. Options are other widths, and a third convolution per stage with a shortcut
+around it: `fastnet-128-256-352-res` has 4,846,648 parameters. Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on
+a single GPU", arXiv 2404.00498, sections 3.1 to 3.3.
 
-Several columns side by side are one network whose logits are the mean of theirs. They share the whitening, whose bias
-all of them train; otherwise each learns as if it were alone (Zhao et al. 2022, "Towards Better Accuracy-efficiency
-Trade-offs: Divide and Co-training", arXiv 2011.14660). `fastnet-m`, two columns of the default widths, has 3,945,272
-parameters, `fastnet-l` 4,623,544.
+Several parallel columns form one network, whose logits are the mean of the columns' logits. They share the whitening
+and train its bias together; otherwise each column learns independently (Zhao et al. 2022, "Towards Better
+Accuracy-efficiency Trade-offs: Divide and Co-training", arXiv 2011.14660). `fastnet-m`, two columns of the default
+widths, has 3,945,272 parameters, `fastnet-l` 4,623,544.
 """
 
 import torch
@@ -20,7 +20,7 @@ from models.layers import at_least, conv3x3
 
 PATCH = 2  # side of the whitened patches
 WHITE = 2 * 3 * PATCH * PATCH  # every principal direction, and its negative
-EPS = 5e-4  # added to the variances, so that the weakest directions are not blown up
+EPS = 5e-4  # added to the variances, so that the weakest directions are not amplified too much
 
 # Other networks are named by their shape.
 SHORT_NAMES = {"fastnet-64": "fastnet-s", "fastnet-2x64": "fastnet-m", "fastnet-2x96-192-224-res": "fastnet-l"}
@@ -45,7 +45,7 @@ class Residual(nn.Sequential):
 
 
 def stage(channels_in: int, channels_out: int, residual: bool, groups_in: int, groups: int) -> nn.Sequential:
-    """(N, C, H, W) to (N, C', H // 2, W // 2), in groups of channels that do not see each other."""
+    """(N, C, H, W) to (N, C', H // 2, W // 2), in separate groups of channels."""
     return nn.Sequential(
         conv3x3(channels_in, channels_out, groups=groups_in), nn.MaxPool2d(2), Shift(channels_out), nn.GELU(),
         conv3x3(channels_out, channels_out, groups=groups), Shift(channels_out), nn.GELU(),
@@ -57,9 +57,9 @@ class FastNet(nn.Module):
     """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
 
     The stages have `widths` channels, by default `width`, 4 `width` and 4 `width`, and with `residual` a third
-    convolution each. `columns` such networks stand side by side behind one whitening, as groups of each convolution.
-    The logits are their mean; but in training several columns return their own, (N, columns, num_classes), so that each
-    is taught by itself. Call `whiten` with training images before training.
+    convolution each. `columns` such networks share one whitening layer and run in parallel, as groups of each
+    convolution. The logits are their mean. In training, several columns return separate logits, (N, columns,
+    num_classes), so that each has its own loss. Call `whiten` with training images before training.
     """
 
     def __init__(self, num_classes: int = 10, columns: int = 1, width: int = 64,
@@ -71,7 +71,7 @@ class FastNet(nn.Module):
             raise ValueError(f"width {width} contradicts widths {','.join(map(str, widths))}: name one of them")
         width, middle, top = widths
         at_least(1, columns=columns, widths=min(widths))
-        # By the shape: fastnet-96, fastnet-128-256-352-res, fastnet-2x32 (two columns).
+        # Named by its shape: fastnet-96, fastnet-128-256-352-res, fastnet-2x32 (two columns).
         shape = str(width) if middle == top == 4 * width else f"{width}-{middle}-{top}"
         name = "fastnet-" + (f"{columns}x" if columns > 1 else "") + shape + ("-res" if residual else "")
         self.name = SHORT_NAMES.get(name, name)
@@ -87,7 +87,7 @@ class FastNet(nn.Module):
         self.head = nn.Linear(top, columns * num_classes, bias=False)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                # A column's first filters pass its input on; the rest keep torch's random ones (section 3.3).
+                # A column's first filters are the identity; the others keep torch's random values (section 3.3).
                 for filters in layer.weight.data.chunk(columns):
                     nn.init.dirac_(filters[: filters.shape[1]])
 
@@ -95,8 +95,8 @@ class FastNet(nn.Module):
     def whiten(self, images: torch.Tensor) -> None:
         """Make the first convolution whiten 2x2 patches like those of `images`, normalized (N, 3, H, W).
 
-        Its filters are the eigenvectors of the patches' covariance over the roots of their eigenvalues, and their
-        negatives, so that GELU loses nothing (section 3.2).
+        Its filters are the eigenvectors of the patches' covariance, divided by the square roots of their eigenvalues,
+        and their negatives, so that GELU loses no information (section 3.2).
         """
         patches = F.unfold(images.float(), PATCH).transpose(1, 2).flatten(0, 1).double()
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))

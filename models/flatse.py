@@ -1,8 +1,8 @@
-"""FlatSE: a pre-activation residual network with squeeze-and-excitation, made for the budget.
+"""FlatSE: a pre-activation residual network with squeeze-and-excitation, designed for the budget.
 
 The usual doubling of channels spends most parameters on the 8x8 stage. The flat widths
-80-128-192 with 4-6-4 blocks spend more of them where there are more pixels: `flatse` turns
-4,800,974 parameters into 1,080 M multiply-accumulates; resnet18 widened to as many does 725 M.
+80-128-192 with 4-6-4 blocks spend more of them at higher resolutions: `flatse` has 4,800,974 parameters
+and 1,080 M multiply-accumulates; resnet18 widened to as many parameters has 725 M.
 Sources: He et al. 2016, arXiv 1603.05027 (pre-activation); Hu et al. 2018 (SE).
 """
 
@@ -46,7 +46,7 @@ class FlatSE(nn.Module):
     """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
 
     Channels are `width`, 1.6 `width` and 2.4 `width`, the last two rounded up to a multiple of 8, which
-    tensor cores want. Depth is 14 n + 2 for stages of 2 n, 3 n and 2 n blocks (30 gives 4-6-4).
+    suits tensor cores. Depth is 14 n + 2 for stages of 2 n, 3 n and 2 n blocks (30 gives 4-6-4).
     `drop_path` in [0, 1) is the rate of the last block; it grows linearly from the first.
     """
 

@@ -1,4 +1,4 @@
-"""What the families share: convolutions, stages, He initialisation, pooling, squeeze-and-excitation, noise."""
+"""Shared by the model families: convolutions, stages, He initialisation, pooling, squeeze-and-excitation, noise."""
 
 import torch
 import torch.nn as nn
@@ -16,7 +16,7 @@ def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
 
 
 def at_least(lowest: int, **options: int) -> None:
-    """ValueError that names an option of a model below `lowest`: at_least(1, width=width)."""
+    """Raise ValueError for a model option below `lowest`: at_least(1, width=width)."""
     for name, value in options.items():
         if value < lowest:
             raise ValueError(f"{name} should be {lowest} or more, not {value}")
@@ -25,8 +25,8 @@ def at_least(lowest: int, **options: int) -> None:
 class SpatialMean(torch.autograd.Function):
     """x.mean((2, 3)), (N, C) of (N, C, H, W), whose gradient stays an expanded view.
 
-    torch writes its own out in NCHW; to add that to a gradient in channels_last costs a tenth of a step of a network
-    with squeeze-and-excitation.
+    torch's own gradient is materialized in NCHW; adding that to a channels_last gradient takes a tenth of a training
+    step of a network with squeeze-and-excitation.
     """
 
     @staticmethod
@@ -45,9 +45,9 @@ spatial_mean = SpatialMean.apply
 class StridedConv1x1(nn.Conv2d):
     """1x1 convolution without bias of every `stride`-th pixel: (N, C, H, W) to (N, C', H / stride, W / stride).
 
-    The pixels are picked before the convolution, which is the same sum. oneDNN's own strided 1x1 writes past its
-    workspace in the backward pass when there are fewer input channels than a vector has lanes, in channels_last on a
-    CPU: wrong gradients, or a crash (oneDNN issue 6035).
+    The pixels are selected before the convolution, which gives the same result. In the backward pass, oneDNN's own
+    strided 1x1 convolution writes past its workspace if there are fewer input channels than vector lanes, in
+    channels_last on a CPU: wrong gradients, or a crash (oneDNN issue 6035).
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
@@ -55,12 +55,12 @@ class StridedConv1x1(nn.Conv2d):
         self.every = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.avg_pool2d(x, 1, self.every))  # a slice would write its gradient out in NCHW
+        return super().forward(F.avg_pool2d(x, 1, self.every))  # the gradient of a slice would be materialized in NCHW
 
 
 def stage(block: type[nn.Module], count: int, channels_in: int, channels_out: int, stride: int,
           *options: object) -> nn.Sequential:
-    """`count` blocks in a row, each block(channels_in, channels_out, stride, *options); the first changes the shape."""
+    """`count` consecutive blocks, block(channels_in, channels_out, stride, *options); the first changes the shape."""
     others = (block(channels_out, channels_out, 1, *options) for _ in range(count - 1))
     return nn.Sequential(block(channels_in, channels_out, stride, *options), *others)
 
@@ -101,8 +101,8 @@ class SqueezeExcite(nn.Module):
 def uniform_per_image(x: torch.Tensor) -> torch.Tensor:
     """One number in [0, 1) for each image of `x` (N, ...), shaped (N, 1, 1, 1), from torch's global RNG.
 
-    Drawn on the device of `x`, so nothing waits for the host, and always in float32:
-    bfloat16 would draw from 256 numbers only, too few to compare with a probability.
+    Drawn on the device of `x`, so that nothing waits for the host, and always in float32:
+    bfloat16 has only 256 values there, too few to compare with a probability.
     """
     return torch.rand(x.shape[0], 1, 1, 1, device=x.device)
 
@@ -110,7 +110,7 @@ def uniform_per_image(x: torch.Tensor) -> torch.Tensor:
 def swap_gradient(value: torch.Tensor, surrogate: torch.Tensor) -> torch.Tensor:
     """A tensor that equals `value` and whose gradient is that of `surrogate` (same shape).
 
-    The second term is zero to the last bit, in any precision, so the value is exact.
+    The second term is exactly zero in any precision, so the value is exact.
     """
     return value.detach() + (surrogate - surrogate.detach())
 
@@ -124,4 +124,4 @@ def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     if rate == 0 or not training:
         return x
     keep = uniform_per_image(x) >= rate
-    return x * keep.to(x.dtype) / (1 - rate)  # in bfloat16 the factor 1 / (1 - rate) itself would be up to 0.4 % off
+    return x * keep.to(x.dtype) / (1 - rate)  # in bfloat16, 1 / (1 - rate) would be up to 0.4 % off

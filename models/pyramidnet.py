@@ -1,6 +1,6 @@
 """PyramidNet with ShakeDrop (Han et al. 2017, arXiv 1610.02915; Yamada et al. 2019, arXiv 1802.02375).
 
-A residual network that widens by a little in every block instead of doubling at each stage.
+A residual network that widens slightly in every block instead of doubling at each stage.
 `pyramidnet` is the widest of depth 110 within 5,000,000 parameters: widening 99, 4,993,281 parameters.
 """
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from models.layers import at_least, conv1x1, conv3x3, he_init, spatial_mean, swap_gradient, uniform_per_image
 
 STEM_CHANNELS = 16
-EXPANSION = 4  # a bottleneck leaves with four times the planes of its 3x3 convolution
+EXPANSION = 4  # a bottleneck has four times as many output channels as its 3x3 convolution
 
 
 class ShakeDrop(nn.Module):
@@ -39,9 +39,9 @@ class ShakeDrop(nn.Module):
 class PyramidBlock(nn.Module):
     """shortcut(x) + ShakeDrop(residual(x)), with no ReLU before the first convolution or after the addition.
 
-    The residual is two 3x3 convolutions or, with `bottleneck`, 1x1, 3x3 and 1x1, with BN before the first and behind
-    each (Han et al. 2017, fig. 6d). The shortcut has no parameters: it averages 2x2 pixels if strided, and its further
-    channels are zero.
+    The residual is two 3x3 convolutions or, with `bottleneck`, 1x1, 3x3 and 1x1, with BN before the first and after
+    each (Han et al. 2017, fig. 6d). The shortcut has no parameters: it averages 2x2 pixels if strided, and pads the
+    additional channels with zeros.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, bottleneck: bool, survival: float):
@@ -69,8 +69,8 @@ class PyramidNet(nn.Module):
 
     Depth is 6 n + 2, or 9 n + 2 with `bottleneck`, for three stages of n blocks. Block k of N has
     16 + floor(k widening / N) planes: the integer `widening` (alpha in the paper) leads from the stem to the last
-    block (Han et al. 2017, eq. 2, the floor taken of the whole sum). `shakedrop` in [0, 1] is the
-    probability that the last residual survives unshaken; block k survives with
+    block (Han et al. 2017, eq. 2, with the floor of the whole sum). `shakedrop` in [0, 1] is the
+    probability that the last residual is kept unchanged; block k survives with
     1 - k / N (1 - shakedrop), the linear decay of Yamada et al. (2019). At 1 there is no ShakeDrop.
     """
 

@@ -1,7 +1,7 @@
 """SE-ResNet-164: bottleneck ResNet with squeeze-and-excitation (He et al. 2016; Hu et al. 2018).
 
-`seresnet164` has 2,488,378 parameters and 248 M multiply-accumulates per image. That count
-settles what the papers leave open: normalization and ReLU follow each convolution
+`seresnet164` has 2,488,378 parameters and 248 M multiply-accumulates per image. That number of parameters
+determines what the papers leave open: normalization and ReLU follow each convolution
 (pre-activation would have 2,487,482), the SE layers have biases, and their reduction is 4
 (16 would give 1,906,258).
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from models.layers import SqueezeExcite, at_least, conv1x1, conv3x3, he_init, spatial_mean, stage
 
-EXPANSION = 4  # a bottleneck leaves with four times the channels of its 3x3 convolution
+EXPANSION = 4  # a bottleneck has four times as many output channels as its 3x3 convolution
 
 
 class SEBottleneck(nn.Module):
@@ -50,8 +50,8 @@ class SEResNet(nn.Module):
 
     Three stages of (depth - 2) / 9 bottlenecks, so depth is 9 n + 2 (164 and 20, for example);
     their 3x3 convolutions have `width`, 2 `width` and 4 `width` channels. `reduction` divides the
-    channels inside SE. With `zero_init` every residual starts at zero (see ResNet18): otherwise the gradient of
-    depth 164 begins at a norm of 240 instead of 1. `head_std` is the standard deviation of the head's initial
+    channels inside SE. With `zero_init` every residual starts at zero (see ResNet18): otherwise the gradient norm
+    of depth 164 is 240 instead of 1 at the start. `head_std` is the standard deviation of the head's initial
     weights, by default that of `he_init`.
     """
 

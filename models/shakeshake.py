@@ -26,14 +26,14 @@ from models.layers import (
     uniform_per_image,
 )
 
-STEM_CHANNELS = 16  # whatever the width
+STEM_CHANNELS = 16  # at any width
 
 
 def shake_shake(branch1: torch.Tensor, branch2: torch.Tensor, training: bool) -> torch.Tensor:
     """alpha branch1 + (1 - alpha) branch2, for branches (N, C, H, W).
 
-    In training alpha is uniform in [0, 1) per image and the gradient is that of another such mix,
-    beta (Gastaldi 2017, eq. 2 and fig. 1). In evaluation alpha is 0.5, its expectation.
+    In training alpha is uniform in [0, 1) per image, and the gradient is that of another such mix, with beta
+    (Gastaldi 2017, eq. 2 and fig. 1). In evaluation alpha is 0.5, its expectation.
     """
     if not training:
         return 0.5 * (branch1 + branch2)
@@ -45,7 +45,7 @@ def shake_shake(branch1: torch.Tensor, branch2: torch.Tensor, training: bool) ->
 
 
 class TwoPathShortcut(nn.Module):
-    """Changes the number of channels, and with stride 2 the size, while looking at more pixels.
+    """Changes the number of channels, and with stride 2 the size, using more pixels than a strided 1x1 convolution.
 
     After a ReLU, half of the output channels are 1x1 convolutions of every stride-th pixel, and half of
     the same pixels of the image shifted right and down by one (zeros enter at the left and the
@@ -96,7 +96,7 @@ def branch(channels_in: int, channels_out: int, stride: int, se: bool) -> nn.Seq
 class ShakeShake26(nn.Module):
     """Images (N, 3, 32, 32), normalized, to logits (N, num_classes).
 
-    A stem of 16 channels (conv-BN, without ReLU: the blocks bring theirs), three stages of four blocks
+    A stem of 16 channels (conv-BN, without ReLU, because the blocks begin with one), three stages of four blocks
     with `width`, 2 `width` and 4 `width` channels, and a last ReLU before the pooling. Without `shake` the
     branches are averaged in training too.
     """

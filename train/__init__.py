@@ -1,4 +1,4 @@
-"""Training: the scripts that a person runs, and three rooms behind them: data, engine, scores."""
+"""Training: the scripts that people run, and three packages behind them: data, engine, scores."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class UserError(Exception):
-    """An error that the user can fix: printed as one line; the program exits with this code."""
+    """An error that the user can fix: it is printed as one line, and the program exits with this code."""
 
     code = 2
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something failed, in one line: of an OSError the system's words, without the file; else the error's text."""
+    """Why something failed, in one line: of an OSError the system's words, without the file; otherwise its text."""
     return getattr(error, "strerror", None) or one_line(error)
 
 

@@ -42,19 +42,19 @@ TRANSFORM = v2.Compose([
     v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.RandomErasing(0.25, (0.02, 0.4), (0.3, 3.3))])
 HEADER = "| model | precision | step | loop | usual | first steps, s |\n| --- | --- |" + " ---: |" * 4
 WORKERS = min(8, os.cpu_count())  # of the DataLoader
-TURNS = 3  # of each way, of which the median counts
+TURNS = 3  # of each measurement; the median counts
 SECONDS, SETTLE = 0.4, 0.2  # of a measurement, at least; before it, for the workers to fill their queues
 
 
 def loop_batches(dataset: cifar10.Dataset, args: Namespace, device: torch.device) -> Iterator:
-    """Batches (images, targets) without end, one epoch after another, as the loop has them."""
+    """Endless batches (images, targets), epoch after epoch, as in the training loop."""
     images, targets, ahead = dataset.images.to(device), [cifar10.one_hot(dataset.labels).to(device)], Ahead(device)
     for epoch in count():
         yield from ahead(batches(images, targets, args, epoch))
 
 
 def usual_batches(dataset: cifar10.Dataset, batch_size: int) -> tuple[Iterator, int]:
-    """(batches (images, labels) without end from a DataLoader, how many of them its queues hold)."""
+    """(endless batches (images, labels) from a DataLoader, the number of them that its queues hold)."""
     pictures = [*zip(map(v2.functional.to_pil_image, dataset.images), dataset.labels, strict=True)]
     loader = DataLoader(pictures, batch_size, sampler=RandomSampler(pictures, replacement=True, num_samples=2**40),
                         collate_fn=collate, num_workers=WORKERS, pin_memory=torch.cuda.is_available())
@@ -67,8 +67,8 @@ def collate(pictures: list[tuple]) -> list[torch.Tensor]:
 
 def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usual: tuple,
             device: torch.device) -> list[str | float]:
-    """A model's row: its name and precision, images per second of each way, seconds of the first steps."""
-    torch.compiler.reset()  # or what was compiled for the model before would keep its memory
+    """A model's row: its name and precision, images per second of each measurement, seconds of the first steps."""
+    torch.compiler.reset()  # frees what was compiled for the previous model
     cudnn = torch.backends.cudnn
     torch.manual_seed(0)
     model = build(args).to(device, memory_format=torch.channels_last).train()
@@ -81,7 +81,7 @@ def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usua
         train_step(network, optimizer, args, loss, images, [targets])
 
     def usual_step(images, labels):
-        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=True):  # torch's default; ours comes back
+        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=True):  # torch's defaults
             optimizer.zero_grad()
             logits = model(images.to(device)).view(len(images), -1, len(cifar10.CLASSES)).mean(1)
             error = F.cross_entropy(logits, labels.to(device))
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, _, width in (text.partition(":") for text in (args.models or MODELS[device.type]).split(",")):
         recipe = RECIPE | ({"model": name, "width": width} if width else {"model": name})
         runs.append(config(recipe, batch_size=args.batch_size, precision=args.precision))
-        build(runs[-1])  # a wrong width is told before the work
+        build(runs[-1])  # so that a wrong width is reported before the work
         runs[-1].precision = precision_of(args.precision, device)
     usual = usual_batches(dataset := cifar10.load(args.data), args.batch_size)
     say(f"{hardware(device)}, torch {torch.__version__}, batches of "

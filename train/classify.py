@@ -1,13 +1,13 @@
-"""Say what pictures show: the three likeliest of the ten classes, one line a picture.
+"""Classify pictures: the three most likely of the ten classes, one line per picture.
 
     python train/classify.py cat.jpg holiday/                   pictures, and all those of a folder
     python train/classify.py cat.jpg --weights weights/student.pt --csv answers.csv
 
 A picture may have any size, and any format that Pillow reads except PostScript; of an animation the first frame is
-used. The network sees its centre square, resized to 32x32, so what matters should fill the middle. The released network
-answers unless --weights names another; several answer by the mean of their logits. The probabilities of one
-network are calibrated where a temperature is stored with its weights (`evaluate --calibrate --store-temperature`).
-This takes a second or two, and a tenth more for each large photograph.
+used. The network sees its centre square, resized to 32x32, so the object should fill the middle. The released network
+is used unless --weights names another; of several networks, the mean of the logits counts. The probabilities of one
+network are calibrated if a temperature is stored with its weights (`evaluate --calibrate --store-temperature`).
+This takes a second or two, and a tenth of a second more for each large photograph.
 
 A file that is not a picture gets a line on standard error; the others are still classified, and the exit code is 2. For
 a folder, one line says what was left out: subfolders and other files.
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
     rows = []
     for file, row in zip(files, chances, strict=True):
-        shown = os.fsencode(file).decode(errors="replace")  # text that any file takes
+        shown = os.fsencode(file).decode(errors="replace")  # text that any encoding can write
         print(f"{shown}: " + ", ".join(f"{names[k]} {100 * row[k]:.1f} %" for k in row.topk(LIKELIEST).indices))
         rows.append([shown, names[row.argmax()], *row.tolist()])
     if args.csv:

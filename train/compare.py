@@ -22,13 +22,13 @@ from train.engine.command import command, count_of, parser
 from train.scores.results import kept_logits, key_without_seed, read_result, result_file, shortest_unique_names
 from train.scores.statistics import mcnemar, paired, welch
 
-# What of the provenance --diff shows, beside the config.
+# Parts of the provenance that --diff shows, beside the config.
 SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_digest", "seen_folds"),
             "versions": ("commit", "torch", "python", "threads", "hardware", "precision"), "command": ("command",)}
 
 
 def read_group(text: str) -> list[dict]:
-    """The results of one or several file names or patterns; UserError where there are none."""
+    """The results of one or several file names or patterns; UserError if there are none."""
     files = []
     for word in [text] if os.path.isfile(text) or glob.glob(text) else text.split():
         files += sorted(glob.glob(word)) or [word]
@@ -69,7 +69,7 @@ def compare_groups(names: list[str], *groups: list[dict]) -> str:
 
 
 def differences(*results: dict) -> str:
-    """What differs between the runs of two results, in lines: config, data, versions, command."""
+    """The differences between the runs of two results, in lines: config, data, versions, command."""
     told = []
     for result in results:
         about = result["provenance"]

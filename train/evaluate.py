@@ -1,4 +1,4 @@
-"""Score weights on the official test set; no other command scores on it (`report` reads what this one wrote).
+"""Score weights on the official test set; no other command does so (`report` reads the results of this one).
 
     python train/evaluate.py                                    the released network
     python train/evaluate.py weights/quick/student.pt           also writes student.json and student.logits.npz there
@@ -54,7 +54,7 @@ SEVERITIES = 5
 
 
 def load_each(files: Sequence[Path], data: str, device: torch.device) -> list[list[Network]]:
-    """The Networks of several files, each in a list of its own; files that cannot be scored are told and left out."""
+    """The Networks of several files, each in its own list; files that cannot be scored are left out with a warning."""
     groups = []
     for file in files or [None]:
         try:
@@ -70,13 +70,13 @@ def load_each(files: Sequence[Path], data: str, device: torch.device) -> list[li
 
 
 def common_fold(networks: Sequence[Network], dataset: cifar10.Dataset) -> cifar10.Dataset:
-    """The images of the whole training set that every network has held out; UserError where there are none."""
+    """The images of the whole training set that every network has held out; UserError if there are none."""
     for network in networks:
         if network.fold is None:
             raise UserError(f"--calibrate: {network.file} has held out no fold, or its teachers saw it")
         if network.fold != networks[0].fold:
             raise UserError("--calibrate: these networks held out different folds, so no image is new to all")
-    # What a smaller limit holds out is part of what a larger one does.
+    # The images held out with a smaller limit are among those of a larger one.
     part = min((network.split(dataset)[1] for network in networks), key=lambda part: len(part or ()))
     if not part:
         raise UserError(f"--calibrate: no image of fold {networks[0].fold} is within the --limit of the training")
@@ -84,7 +84,7 @@ def common_fold(networks: Sequence[Network], dataset: cifar10.Dataset) -> cifar1
 
 
 def read_corruptions(folder: Path) -> dict[str, np.ndarray]:
-    """{name: uint8 array} of CIFAR-10-C, labels among them, memory-mapped; UserError for another file."""
+    """{name: uint8 array} of CIFAR-10-C, including labels, memory-mapped; UserError for other files."""
     arrays, images = {}, SEVERITIES * cifar10.SIZES["test"]
     for name in ("labels", *CORRUPTIONS):
         file, shape = folder / f"{name}.npy", (images,) if name == "labels" else (images, 32, 32, 3)
@@ -135,7 +135,7 @@ def flags() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
-    # 1. Whatever can be refused is refused before the work.
+    # 1. Find all mistakes before the work.
     check_target("--json", args.json, ".json")
     check_replaceable("--json", args.json, '{"format": "result/')
     check_target("--mistakes", args.mistakes, ".png")
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def result_of(network: Network, test: cifar10.Dataset, tta: bool) -> dict:
-    """What x.json holds of one network, except its metrics."""
+    """The content of x.json for one network, except its metrics."""
     return {"format": FORMAT, "run": network.file.stem, "model": network.model.name, "params": network.params,
             "macs": models.macs(network.model), "images": len(test), "tta": tta, "test_digest": test.digest,
             "fingerprint": network.fingerprint, "config": network.config,
@@ -171,7 +171,7 @@ def result_of(network: Network, test: cifar10.Dataset, tta: bool) -> dict:
 
 
 def temperature_of(networks: Sequence[Network], fold: cifar10.Dataset | None, tta: bool) -> tuple[float | None, str]:
-    """(temperature, what it was fitted on): of the held-out fold, or the one stored with a single network, or None."""
+    """(temperature, what it was fitted on): on the held-out fold, or as stored with a single network, or None."""
     first = networks[0]
     if fold:
         fitted = metrics.temperature(mean_logits(networks, fold.images, tta), fold.labels)
@@ -201,7 +201,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
                  f"multiply-accumulates")
     sure = metrics.confidence(logits)
     lines.append(f"nll {scores['nll']:.4f}, ece {scores['ece']:.4f}, mean confidence {sure:.1f} %")
-    # The same logits at a temperature: that of the held-out fold, or the stored one.
+    # The same logits at a temperature, fitted on the held-out fold or stored.
     temperature, source = temperature_of(networks, fold, args.tta)
     if temperature:
         cooled = logits.double() / temperature
@@ -214,7 +214,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
     if not brief:
         print(*lines, sep="\n")
     if args.store_temperature:
-        with checkpoint.RunFiles(first.file):  # refuses weights that are being trained anew
+        with checkpoint.RunFiles(first.file):  # refuses weights that are being trained again
             checkpoint.save(first.file, first.content | {"temperature": temperature, "temperature_from": source})
         print(f"{first.file}: the temperature is stored")
     if corrupted:

@@ -1,4 +1,4 @@
-"""Export weights as one self-contained file that takes uint8 images: the normalization is inside.
+"""Export weights as one self-contained file that takes uint8 images and includes the normalization.
 
     python train/export.py weights/student.pt --format torch     weights/student.pt2, for torch.export.load
     python train/export.py weights/student.pt --format onnx      weights/student.onnx, for onnxruntime and others
@@ -6,7 +6,8 @@
 
 Input `images`: uint8 (N, 3, 32, 32), red, green, blue, any N; output `logits`: float32 (N, 10). Before the file is
 written, its logits are compared with the network's own. Without WEIGHTS the released network is exported. The format
-onnx needs what requirements.txt leaves out: `pip install onnx onnxscript onnxruntime`. Seconds to a minute on a CPU.
+onnx needs packages that are not in requirements.txt: `pip install onnx onnxscript onnxruntime`. It takes a minute at
+most on a CPU.
 
 `half` writes a weights file as training does, with its large tensors in half precision and its logits of 16 generated
 images.
@@ -37,7 +38,7 @@ from train.engine.network import Network, load, logits, restore
 
 TOLERANCE = 1e-5  # of the largest logit
 ANY_BATCH = {"images": {0: torch.export.Dim.DYNAMIC}}
-TIE = 0.01  # between the two largest logits: with --allow-ties such a prediction may change
+TIE = 0.01  # between the two largest logits: with --allow-ties, such a prediction may change
 WHOLE = 0.01  # of the numbers, those of the smallest tensors, stay float32: 40 % less error for 0.1 MB
 CHECKED = 16  # generated test images whose logits go into a file in half precision
 
@@ -91,11 +92,11 @@ def disparity(network: nn.Module, exported: Callable) -> float:
 
 
 def write_half(network: Network, out: Path, allow_ties: bool = False) -> None:
-    """Write a network's file in half precision; UserError where a prediction of a generated test image would change.
+    """Write a network's file in half precision; UserError if a prediction of a generated test image would change.
 
-    The numbers are those of the moving average where there is one. allow_ties: predictions may change whose two largest
-    logits are within TIE. load_state_dict makes float32 of the numbers again; content["check"] holds the logits that it
-    then has of the first generated test images, float32 (16, 10): later code can tell by them that nothing changed.
+    The numbers are those of the moving average if there is one. allow_ties: predictions may change whose two largest
+    logits are within TIE. load_state_dict converts the numbers back to float32; content["check"] holds the resulting
+    logits of the first generated test images, float32 (16, 10), by which later code can check that nothing changed.
     """
     if out.resolve() == network.file.resolve():
         raise UserError(f"--out {out} is the file itself: the half would replace the whole")

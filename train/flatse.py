@@ -1,4 +1,4 @@
-"""Train FlatSE, the pre-activation SE network that spends the whole budget.
+"""Train FlatSE, the pre-activation SE network that uses the whole budget.
 
     python train/flatse.py                                   fold 0 held out
     python train/flatse.py --noval                           on all 50,000 images

@@ -1,4 +1,4 @@
-"""Human labels of the test images: build a CSV from four public files, and score kept logits against it.
+"""Human labels of the test images: build a CSV from four public files, and score saved logits by it.
 
     python train/humans.py build FOLDER --out humans.csv            FOLDER holds the four files under the names below
     python train/humans.py score humans.csv weights/x.logits.npz    which train/evaluate.py wrote
@@ -6,11 +6,11 @@
 1. cifar10h-counts.npy (github.com/jcpeterson/cifar-10h, data/; CC BY-NC-SA 4.0): CIFAR-10H, Peterson et al. 2019,
    (10000, 10) votes, about fifty an image.
 2. cifar10_mturk.json (github.com/cleanlab/label-errors, mturk/; GPL 3 or later): the label-errors study, Northcutt et
-   al. 2021, 275 dicts with id (the place in the archive), given_original_label, our_guessed_label and mturk {given,
+   al. 2021, 275 dicts with id (the position in the archive), given_original_label, our_guessed_label and mturk {given,
    guessed, neither, both}, the votes of five workers. An image gets the label that more than half of them chose, and
-   -1 where neither label has that.
-3. cifar10_test_set_original_labels.npy (the same, original_test_labels/): (10000,), which show that its ids are places
-   in the official archive.
+   -1 if there is none.
+3. cifar10_test_set_original_labels.npy (the same, original_test_labels/): (10000,), which show that its ids are
+   positions in the official archive.
 4. duplicates_cifar10.csv (github.com/cvjena/cifair, meta/; no licence is stated): ciFAIR, Barz and Denzler 2020,
    TestID, TrainID, Distance, Judgment (0 exact, 1 the same shot, 2 very similar) of 286 test images that have a near
    duplicate among the training images.
@@ -48,13 +48,13 @@ COLUMNS = ["id", "official_index", "label", "corrected", "duplicate", *VOTES]
 
 
 def check(holds: bool, file: Path, what: str) -> None:
-    """UserError, saying what the file should hold, unless it `holds`."""
+    """Raise UserError, saying what the file should hold, unless `holds`."""
     if not holds:
         raise UserError(f"{file} should hold {what}")
 
 
 def correct(labels: np.ndarray, study: list[dict], file: Path) -> np.ndarray:
-    """Corrected labels (N,): the majority's where the study asked, -1 where there was none, else the official ones."""
+    """Corrected labels (N,): the majority's for images of the study, or -1 without one; else the official ones."""
     corrected = labels.copy()
     for item in study:
         place, given, votes = item["id"], item["given_original_label"], item["mturk"]
@@ -89,7 +89,7 @@ def build(folder: Path, data: Path, out: Path) -> str:
 
 
 def score(csv: Path, npz: Path) -> dict[str, float]:
-    """Kept logits beside what people say: accuracies and shares in percent, cross-entropies in nats, and counts.
+    """Saved logits compared with people's labels: accuracies and shares in percent, cross-entropies in nats, counts.
 
     corrected: on the labels of the majority, without the `undecided`; apart: without the `duplicates`; votes: against
     people's votes; agreement, label_agreement: how many people would give the network's class, and the label.
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
             print(build(args.folder, args.data, args.out))
         else:
             print(SAID.format(**score(args.csv, args.logits)))
-    except (LookupError, TypeError, ValueError, EOFError) as error:  # json, numpy and pandas fail each in their own way
+    except (LookupError, TypeError, ValueError, EOFError) as error:  # json, numpy and pandas each fail in their own way
         raise UserError(f"{file} is not what --help names ({type(error).__name__}: {one_line(error)[:100]})") from None
 
 

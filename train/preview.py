@@ -53,7 +53,7 @@ def random_rows(images: torch.Tensor, generator: torch.Generator) -> Iterator[tu
 
 def training_rows(images: torch.Tensor, augment: tuple[str, ...], mix: str,
                   generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
-    """(label, images) for each augmentation of a training alone, for its mix alone, then for all of it in epochs."""
+    """(label, images) for each augmentation of a training, for its mix, and for all of them in several epochs."""
     for name in augment:
         yield name, pipeline([name])(images, generator)
     if mix != "none":
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         for column, rows in zip(axes.reshape(height, -1).T, panels, strict=True):
             for axis, (label, row) in zip(column, rows, strict=False):
                 strip = F.pad(row, (1, 1, 1, 1), value=255).permute(2, 0, 3, 1).flatten(1, 2)
-                axis.imshow(strip.round().to(torch.uint8).numpy(), interpolation="nearest")  # mixup gives floats
+                axis.imshow(strip.round().to(torch.uint8).numpy(), interpolation="nearest")  # mixup returns floats
                 axis.text(-4, 17, label, ha="right", va="center", fontsize=8.5)
     print(f"wrote {args.out}")
 

@@ -39,8 +39,8 @@ from train.scores.results import family, group, home, mean_of_kept, read_result,
 PUBLISHED, DOCUMENTED = map(Path(plots.__file__).with_name, ("published.csv", "documented.csv"))
 MEAN = ("shakeshake26-40-se", "seresnet164")  # rows of the ladder whose mean is a row too
 MARKED = r"(<!-- (results|ladder) -->\n).*?(<!-- /\2 -->)"  # in a README: where each table goes
-LABELLED = 12  # points of a picture; of more only those that no cheaper one beats
-INTERVAL = "The interval is Wilson's for one run with that mean. "  # of the wide table only
+LABELLED = 12  # points of a picture; of more, only those that no cheaper one beats
+INTERVAL = "The interval is Wilson's for one run with that mean. "  # in the wide table only
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
         f"seed only, ± their sample standard deviation. {INTERVAL}PFLOP is the work of training, 6 x MACs x images x "
         "epochs. Epochs at 20x20 pixels count by their area; the work of teachers is not included. Time is that of the "
@@ -49,9 +49,9 @@ NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: t
 
 
 def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]]:
-    """(results, {name: [log of a run, ...]}) of x.json and of folders, whose unusable files are reported and left out.
+    """(results, {name: [log of a run, ...]}) of x.json and of folders, whose unusable files it reports and leaves out.
 
-    Means of kept logits are among the results: of a folder's teachers, and of the ladder's two networks.
+    The results include means of saved logits: of a folder's teachers, and of two networks of the ladder.
     """
     results, means, csvs = [], [], []
     for path in paths:
@@ -73,7 +73,7 @@ def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]
                 means += [mean_of_kept(path / f"{name}.json", members)] if len(members) > 1 else []
             except UserError as error:
                 warn(f"no row for the mean of {', '.join(result['run'] for result in members)}: {error}")
-    results = means + results  # of an ensemble that was scored under another name too, the table keeps the first
+    results = means + results  # if an ensemble was also scored under another name, the table keeps the first
     digests = Counter(result["test_digest"] for result in results)
     if not digests:
         raise UserError("there is no result yet: `python train/evaluate.py WEIGHTS` writes one")
@@ -85,7 +85,7 @@ def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]
 
 
 def read_logs(results: list[dict], files: list[Path]) -> dict[str, list[pd.DataFrame]]:
-    """The logs of results, those of one name together, and of runs in CSVs that have no result yet."""
+    """The logs of results, grouped by name, and of runs that have no result yet, from their CSVs."""
     logs, runs = {}, {}
     for result in results:
         if result["log"]:
@@ -106,9 +106,9 @@ def read_logs(results: list[dict], files: list[Path]) -> dict[str, list[pd.DataF
 
 
 def gains(table: pd.DataFrame) -> str:
-    """What the student of a folder's table gains, in lines; empty without a student, or anything to compare it with.
+    """What the student in a folder's table gains, in lines; empty without a student or anything to compare it with.
 
-    The roles are the names of the files: baseline*, teacher-*, control, student, each a row of the table.
+    The file names are the roles: baseline*, teacher-*, control, student, each a row of the table.
     """
     def mean(rows):
         return np.average(rows["top1"], weights=rows["n"])
@@ -140,9 +140,9 @@ def gains(table: pd.DataFrame) -> str:
 
 
 def ladder(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the documented ladder in words, each with what a folder's table has of it; empty if it has none.
+    """The rows of the documented ladder in words, with their results in a folder's table; empty if it has none of them.
 
-    A row that is neither documented nor trained is left out.
+    Rows that are neither documented nor trained are left out.
     """
     rows = pd.read_csv(DOCUMENTED, index_col="run", dtype=str, keep_default_na=False)
     ours = table[~table["tta"]]
@@ -160,14 +160,14 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def published() -> pd.DataFrame:
-    """The figures of others with their sources, the best first."""
+    """Published figures of others with their sources, best first."""
     return pd.read_csv(PUBLISHED).sort_values("test_accuracy_percent", ascending=False, kind="stable")
 
 
 def points_of(table: pd.DataFrame, others: pd.DataFrame, cost: str) -> pd.DataFrame:
     """The points of a picture, all of a single view: label, cost, top1, low, high, hollow (a student), theirs.
 
-    Of many, only those that no cheaper point beats are labelled: among ours, ours without teachers, and theirs.
+    If there are many, only those that no cheaper one beats have labels: of ours, of ours without teachers, of theirs.
     """
     fold = (", " + table["protocol"].str.extract("^(fold .)", expand=False)).fillna("")
     ours = table.assign(label=table["name"] + fold, hollow=table["taught"], theirs=False)[~table["tta"]]
@@ -200,7 +200,7 @@ def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, off
     for file, cost, unit, budget, what in () if table["tta"].all() else kinds:
         points = points_of(table, published()[:None if official else 0], cost)
         ours = points[~points["theirs"] & ~(points["cost"] > (budget or math.inf))].sort_values("top1")
-        if len(ours):  # the title is the finding: what the best takes, and what a tenth of that gives
+        if len(ours):  # the title is the finding: the cost of the best, and what a tenth of that cost gives
             cheap = ours[ours["cost"] <= ours["cost"].iloc[-1] / 10][-1:]
             title = ", ".join(f"{row.top1:.2f} % for {row.cost / unit:.2g}"
                               for row in pd.concat([cheap, ours[-1:]]).itertuples()) + f" {what}"
@@ -209,7 +209,7 @@ def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, off
             plots.landscape(folder / file, points, title, what + legend, unit, budget)
             pictures[file] = f"Accuracy of a single view, with 95 % intervals, against {what}{legend}."
 
-    # The answers of the student with the smallest seed, or of the best network within the budget.
+    # The predictions of the student with the smallest seed, or of the best network within the budget.
     if singles := [run for run in results if "members" not in run]:
         def rank(run):
             student = run["run"] == "student"
@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
     by_folder = {}
     for result in results:
         by_folder.setdefault(home(result["file"]), []).append(result)
-    sections, ladders = {}, []  # {heading: text} of what stands beside the table
+    sections, ladders = {}, []  # {heading: text} of what comes with the table
     for name, own in zip(shortest_unique_names(list(by_folder)), map(group, by_folder.values()), strict=True):
         where = f": {name}" if len(by_folder) > 1 else ""
         if len(rows := ladder(own)):

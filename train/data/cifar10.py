@@ -52,18 +52,18 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """64 hex digits, a sha256 of ids and labels: they stand for every pixel, every label and nothing else."""
+        """64 hex digits, a sha256 of ids and labels, and so of all pixels and all labels."""
         lines = "\n".join(f"{name} {label}" for name, label in zip(self.ids, self.labels.tolist(), strict=True))
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def select(self, rows: slice | np.ndarray) -> "Dataset":
-        """The Dataset of some rows: a slice, a boolean mask or indices, as numpy takes them."""
+        """The Dataset of some rows: a slice, a boolean mask or indices, as in numpy."""
         kept = torch.from_numpy(np.arange(len(self))[rows])
         return Dataset(self.images[kept], self.labels[kept], self.ids[rows], self.source)
 
 
 def class_names(source: str) -> tuple[str, ...]:
-    """The names of the ten classes: CIFAR-10's, or of the shapes where the images were generated."""
+    """The names of the ten classes: CIFAR-10's, or those of the shapes if the images were generated."""
     return SHAPES if source.startswith("synthetic") else CLASSES
 
 
@@ -75,8 +75,8 @@ def image_ids(images: np.ndarray) -> np.ndarray:
 def fold_of(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The fold, 0..4, of every image of the whole training set: (N,) int64.
 
-    Each class is shuffled by the sha256 of its ids and dealt out in turn, so the folds are stratified and depend on no
-    order, machine or random generator.
+    Each class is ordered by the sha256 of its ids and dealt out in turn, so the folds are stratified, and independent
+    of the images' order, the machine and any random generator.
     """
     keys = np.array([hashlib.sha256(f"fold {name}".encode()).hexdigest() for name in ids])
     folds = np.empty(len(ids), dtype=np.int64)
@@ -115,13 +115,13 @@ def load(path: str | Path, part: str = "train") -> Dataset:
 
 
 def ids_of(path: str | Path, part: str = "train") -> np.ndarray:
-    """The ids (N,) of all training or test images, which are read only where this process has not loaded them yet."""
+    """The ids (N,) of all training or test images, which are read only if this process has not loaded them yet."""
     key = str(path), part
     return LOADED[key] if key in LOADED else load(path, part).ids
 
 
 def official(images: np.ndarray, labels: np.ndarray, source: str, part: str) -> Dataset:
-    """The Dataset of uint8 NHWC arrays in any order; UserError unless they are CIFAR-10's, to the last byte."""
+    """The Dataset of uint8 NHWC arrays in any order; UserError unless they are CIFAR-10's, byte for byte."""
     pixels, classes = (SIZES[part], 32, 32, 3), (SIZES[part],)
     if (images.dtype, images.shape, labels.shape) != (np.uint8, pixels, classes) or labels.dtype.kind not in "iu":
         raise UserError(f"{source}: {part}_images should be uint8 {pixels} and {part}_labels whole numbers {classes}; "
@@ -140,7 +140,7 @@ def official(images: np.ndarray, labels: np.ndarray, source: str, part: str) -> 
 
 
 def as_dataset(images: np.ndarray, labels: np.ndarray, source: str) -> Dataset:
-    """A Dataset from uint8 NHWC arrays in any order; UserError when an image occurs twice."""
+    """A Dataset from uint8 NHWC arrays in any order; UserError if an image occurs twice."""
     ids = image_ids(images)
     order = np.argsort(ids)
     ids = ids[order]
@@ -151,7 +151,7 @@ def as_dataset(images: np.ndarray, labels: np.ndarray, source: str) -> Dataset:
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
-    """uint8 (N, 32, 32, 3), an array, as a tensor (N, 3, 32, 32) of its own."""
+    """An array, uint8 (N, 32, 32, 3), as a new tensor (N, 3, 32, 32)."""
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 

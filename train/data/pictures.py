@@ -18,9 +18,9 @@ REFUSED = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def picture_files(folder: Path, say: Callable = print) -> list[Path]:
-    """The pictures of a folder, shorter names first (2 before 10); a line says what else is there. UserError if none.
+    """The pictures of a folder, shorter names first (2 before 10); it says what else is there. UserError if none.
 
-    A picture is a file with a suffix that Pillow knows or, with any other, of a content that Pillow recognizes.
+    A picture is a file with a suffix that Pillow knows, or with content that Pillow recognizes.
     """
     files, subfolders, others = [], [], []
     try:
@@ -47,25 +47,25 @@ def is_picture(file: Path) -> bool:
     """Whether a file has a known suffix or a known signature."""
     if file.suffix.lower() in suffixes():
         return True
-    if not file.is_file():  # a pipe would keep us waiting
+    if not file.is_file():  # reading a pipe would wait
         return False
     signed = [name for name in formats() if Image.OPEN[name][1]]
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=signed):
             return True
-    except Exception:  # every format fails in its own way on what is none
+    except Exception:  # every format fails in its own way on other files
         return False
 
 
 def read_picture(file: Path, single: bool = False) -> Image.Image:
-    """The first frame of a picture file as a PIL image in RGB, as its EXIF orientation shows it, transparency on white.
+    """The first frame of a picture file as a PIL image in RGB, turned by its EXIF orientation, transparency on white.
 
-    Raises UserError for a file that is none, is damaged, or has more pixels than Pillow thinks safe (89 million), and
-    for a single picture that has several frames or pages.
+    Raises UserError for a file that is not a picture, is damaged, or has more pixels than Pillow considers safe (89
+    million); with `single`, also for a file with several frames or pages.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what else Pillow finds odd
+            warnings.simplefilter("ignore")  # other warnings of Pillow
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=formats()) as picture:
                 if single and getattr(picture, "n_frames", 1) > 1:
@@ -83,7 +83,7 @@ def read_picture(file: Path, single: bool = False) -> Image.Image:
 
 
 def centre(picture: Image.Image) -> np.ndarray:
-    """uint8 (32, 32, 3): the centre square of a PIL image in RGB, made smaller with antialiasing, or larger."""
+    """uint8 (32, 32, 3): the centre square of a PIL image in RGB, resized with antialiasing."""
     (width, height), side = picture.size, min(picture.size)
     left, top = (width - side) // 2, (height - side) // 2
     square = picture.crop((left, top, left + side, top + side))
@@ -94,7 +94,7 @@ def read_pictures(paths: Iterable[str | Path], say: Callable = print, watch: Cal
                   ) -> tuple[list[Path], torch.Tensor, list[UserError]]:
     """(files, images uint8 (N, 3, 32, 32), complaints): the pictures among files and in folders, in that order.
 
-    A file that cannot be read is a complaint. say: prints what is left out of a folder; watch: shows the progress.
+    A file that cannot be read is a complaint. say: prints what is left out of a folder; watch: shows progress.
     """
     listed, files, images, complaints = [], [], [], []
     for path in map(Path, paths):
@@ -113,7 +113,7 @@ def read_pictures(paths: Iterable[str | Path], say: Callable = print, watch: Cal
 
 @cache
 def formats() -> list[str]:
-    """All formats that Pillow reads and we admit."""
+    """All formats that Pillow reads, except REFUSED."""
     Image.init()
     return [name for name in Image.OPEN if name not in REFUSED]
 
@@ -126,9 +126,9 @@ def suffixes() -> frozenset[str]:
 
 def in_colour(picture: Image.Image) -> Image.Image:
     """A PIL image of any mode in RGB."""
-    if picture.mode[0] in "IF":  # deeper than 8 bits, which Pillow would cut off
+    if picture.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
         levels = np.nan_to_num(np.asarray(picture, dtype=np.float32))
-        deep = picture.mode[0] == "I" and (picture.mode != "I" or levels.max() > 255)  # 32 bits may hold 8
+        deep = picture.mode[0] == "I" and (picture.mode != "I" or levels.max() > 255)  # 32 bits may hold 8-bit values
         white = 65_535 if deep else 1 if picture.mode == "F" and levels.max() <= 1 else 255
         picture = Image.fromarray((levels / white * 255).clip(0, 255).round().astype(np.uint8))
     if picture.has_transparency_data:

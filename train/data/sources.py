@@ -1,6 +1,6 @@
 """Where CIFAR-10 comes from: the official archive, or an npz. `cifar10.load` makes Datasets of them.
 
-Nothing is read that could execute: the archive's pickles only after every md5 has matched, an npz without pickles.
+No file can execute anything: the archive's pickles are read only after every md5 has matched, an npz without pickles.
 """
 
 import os
@@ -20,16 +20,16 @@ from train import ROOT, UserError, one_line, reason_of
 
 
 def expand(path: str | Path) -> Path:
-    """The Path with its ~ replaced, which a shell leaves alone in --data=~/cifar."""
+    """The Path with its ~ replaced, which a shell does not replace in --data=~/cifar."""
     return Path(os.path.expanduser(path))
 
 
 def read(path: str | Path, part: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """(images uint8 (N, 32, 32, 3), labels (N,), source in words) of a folder, fetched when it holds neither form."""
+    """(images uint8 (N, 32, 32, 3), labels (N,), source in words) of a folder; downloaded if it holds neither form."""
     path = expand(path)
     if not present(path):
-        here = path.parent.resolve() / path.name  # `--data data`, as make passes it, is the default too
-        fetch(path, create=here == ROOT / "data")  # another one was mistyped, more likely than not
+        here = path.parent.resolve() / path.name  # `--data data`, as make passes it, is also the default
+        fetch(path, create=here == ROOT / "data")  # any other folder was probably mistyped
     return read_archive(path, part) if (path / CIFAR10.base_folder).is_dir() else read_part(path / "cifar10.npz", part)
 
 
@@ -52,14 +52,14 @@ def read_part(file: Path, part: str) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def read_npz(file: Path) -> dict[str, np.ndarray]:
-    """{name: array} of an npz, bytes for a member that is none; {"data": array} of an npy. It unpickles nothing."""
+    """{name: array} of an npz, bytes for a member that is no array; {"data": array} of an npy. Unpickles nothing."""
     try:
         with open(file, "rb") as handle:
             content = np.load(handle, allow_pickle=False)
             return {"data": content} if isinstance(content, np.ndarray) else dict(content)
     except Exception as error:  # zip, deflate and numpy's header each fail in their own way on a damaged file
         reason = reason_of(error)
-        reason = "there are pickles in it" if "allow_pickle" in reason else reason  # numpy's is no advice
+        reason = "there are pickles in it" if "allow_pickle" in reason else reason  # numpy advises to allow them
         raise UserError(f"{file} cannot be read ({reason}): damaged, or not an npz of plain arrays") from None
 
 
@@ -72,7 +72,7 @@ def present(path: Path) -> bool:
 
 
 def elsewhere(path: Path) -> str:
-    """Where the images lie that are not in `path`: one folder up (of a file two) or down; "" when they do not."""
+    """Advice if the images are not in `path` but one folder up (of a file, two) or down; otherwise ""."""
     path = Path(os.path.abspath(path))
     for folder in (*path.parents[:1 + path.is_file()], *sorted(path.glob("[!.]*")), path):  # no .fetch-*
         if present(folder) or os.path.isfile(folder / CIFAR10.filename):
@@ -87,7 +87,7 @@ def fetch(path: str | Path, source: str | Path | None = None, create: bool = Tru
     """Put the official archive under `path`: downloaded by torchvision, or from the file `source`.
 
     source: an archive, whose md5 is checked, or an npz, which the caller has verified; without it an archive that lies
-    in `path` is taken. create: make the folder. All appears whole or not at all. UserError says why there is no way.
+    in `path` is taken. create: make the folder. The images appear completely or not at all. UserError says why not.
     """
     path = expand(path)
     archive = expand(source or path / CIFAR10.filename)
@@ -98,7 +98,7 @@ def fetch(path: str | Path, source: str | Path | None = None, create: bool = Tru
     if os.path.lexists(path) and not os.path.isdir(path):
         raise UserError(f"--data {path} is a file or a broken link: name a folder that holds {CIFAR10.base_folder} or "
                         f"cifar10.npz (`make data SRC=FILE` takes a {CIFAR10.filename} or an npz)")
-    if not create and not os.path.exists(path):  # Path.exists would raise where a folder above may not be searched
+    if not create and not os.path.exists(path):  # Path.exists raises an error if a parent folder may not be searched
         raise UserError(f"--data {path} does not exist; `make data DATA={path}` fetches the images there")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -107,9 +107,9 @@ def fetch(path: str | Path, source: str | Path | None = None, create: bool = Tru
         raise UserError(f"--data {path} holds neither {CIFAR10.base_folder} nor cifar10.npz, and they cannot be put "
                         f"there ({error.strerror})") from None
     with lock(path):
-        if present(path):  # another process was faster
+        if present(path):  # by another process, meanwhile
             return
-        for litter in path.glob(".fetch-*"):  # of a process killed while it fetched
+        for litter in path.glob(".fetch-*"):  # of a process killed while fetching
             shutil.rmtree(litter)
         with tempfile.TemporaryDirectory(dir=path, prefix=".fetch-") as name:
             scratch, target = Path(name), CIFAR10.base_folder
@@ -117,7 +117,7 @@ def fetch(path: str | Path, source: str | Path | None = None, create: bool = Tru
                 target = "cifar10.npz"
                 shutil.copyfile(archive, scratch / target)
             elif check_integrity(archive, CIFAR10.tgz_md5):
-                shutil.unpack_archive(archive, scratch, "gztar")  # whatever the archive is called
+                shutil.unpack_archive(archive, scratch, "gztar")  # whatever its name
             elif os.path.isfile(archive):
                 raise UserError(f"{archive} is not the official {CIFAR10.filename}, or is damaged: its md5 is not "
                                 f"{CIFAR10.tgz_md5}")
@@ -128,17 +128,17 @@ def fetch(path: str | Path, source: str | Path | None = None, create: bool = Tru
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """One process at a time in this folder, as far as its file system can tell; no file is left.
+    """One process at a time in this folder, as far as its file system can tell; no file remains.
 
-    Where flock is refused, a file that exists is the lock. Where that is refused too, or held for half an hour (by a
-    machine that died, more likely than not), there is none.
+    Without flock, the existence of a file is the lock. If that fails too, or another process holds the lock for half an
+    hour (probably on a machine that died), there is none.
     """
     with ExitStack() as held:
         for kind, name in ((FileLock, ".lock"), (SoftFileLock, ".softlock")):
             file = folder / name
             try:
                 held.enter_context(kind(file, timeout=1800, fallback_to_soft=False))
-                held.callback(file.unlink, missing_ok=True)  # while it is held: who waits for it then begins anew
+                held.callback(file.unlink, missing_ok=True)  # while held: a waiting process then makes a new one
                 break
             except Timeout:
                 break

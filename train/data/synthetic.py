@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# What the ten generated classes show, and the hues that they lean to.
+# The shapes of the ten generated classes, and their typical hues.
 HUES = (
     (0.90, 0.20, 0.20), (0.90, 0.55, 0.15), (0.85, 0.85, 0.20), (0.45, 0.85, 0.20), (0.20, 0.80, 0.40),
     (0.20, 0.80, 0.85), (0.20, 0.50, 0.90), (0.30, 0.25, 0.90), (0.65, 0.25, 0.90), (0.90, 0.25, 0.65),
@@ -14,13 +14,13 @@ SHAPES = tuple(f"{texture} {shape}" for shape in ("disk", "square", "triangle", 
 def synthetic(part: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 (N, 32, 32, 3), labels int64 (N,)): 5,000 training or 2,000 test images of the generated set.
 
-    Ten classes: five shapes by two textures, each with a hue that it leans to. Place, size, angle, colour, the period
-    of the texture and a slanted background vary, and noise lies over all of it: a linear model gets a third right.
-    Only + - * / and square roots are used, which IEEE 754 fixes: every machine generates the same bytes.
+    Ten classes: five shapes by two textures, each with a typical hue. Position, size, angle, colour, the period of the
+    texture and a sloping background vary, and there is noise on top: a linear model gets a third right. It uses only
+    + - * / and square roots, which IEEE 754 defines exactly, so every machine generates the same bytes.
     """
     seed, count = {"train": (1, 5_000), "test": (2, 2_000)}[part]
     labels, random = np.arange(count) % len(HUES), np.random.default_rng([20_09, seed])
-    pieces = [draw_shapes(random, piece) for piece in np.split(labels, count // 100)]  # which stay in the cache
+    pieces = [draw_shapes(random, piece) for piece in np.split(labels, count // 100)]  # which fit the cache
     return np.concatenate(pieces), labels
 
 
@@ -34,7 +34,7 @@ def draw_shapes(random: np.random.Generator, labels: np.ndarray) -> np.ndarray:
     grid = np.arange(32, dtype=np.float32)
     x, y = grid[None, None, :] - uniform(11, 20), grid[None, :, None] - uniform(11, 20)
 
-    # A random direction (a point of a line, brought to length 1) turns the shape and its texture by up to 31 degrees.
+    # A random direction (a point on a line, normalized) turns the shape and its texture by up to 31 degrees.
     a, b = uniform(-0.6, 0.6), np.float32(1)
     length = np.sqrt(a * a + b * b)
     u, v = (x * b + y * a) / length, (y * b - x * a) / length

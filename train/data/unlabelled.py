@@ -1,4 +1,4 @@
-"""Images without labels, as a competition hands them out: a pickle, an npz, an npy, or a folder of pictures."""
+"""Images without labels, as competitions publish them: a pickle, an npz, an npy, or a folder of pictures."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ from train.data import cifar10, pictures, sources
 
 WANTED = ("expected an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) or (N, 3072), or a folder of 32x32 "
           "pictures")
-# What a pickle of numpy arrays in plain containers names, in numpy 1 and 2, and in Python 2 and 3.
+# The names in a pickle of numpy arrays in plain containers, by numpy 1 and 2, and Python 2 and 3.
 ADMITTED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
     (f"numpy.{core}.{module}", name)
     for core in ("core", "_core")
@@ -33,10 +33,10 @@ class ArraysOnly(pickle.Unpickler):
 
 def with_unlabelled(dataset: cifar10.Dataset, path: str | Path, data_path: str | Path, include_test: bool = False,
                     say: Callable = print) -> cifar10.Dataset:
-    """The Dataset with the images of `path` (see `load_images`) behind it, labelled -1. data_path: where CIFAR-10 is.
+    """The Dataset followed by the images of `path` (see `load_images`), labelled -1. data_path: where CIFAR-10 is.
 
-    Raises UserError if one is a training image (held out or not) or, unless include_test, a test image: the score would
-    mean nothing. Test images that `dataset` has are left out.
+    Raises UserError if one is a training image (held out or not) or, without include_test, a test image, because the
+    score would mean nothing. Test images that `dataset` already has are left out.
     """
     images, names = load_images(path, say)
     ids, where = cifar10.image_ids(images), f"--images {path}"
@@ -110,11 +110,11 @@ def as_images(content: object, path: Path, say: Callable) -> np.ndarray:
 
 
 def channel_order(rows: np.ndarray, least: tuple[float, ...] = (0.1, 0.1, -0.5)) -> str:
-    """"CHW" or "HWC", the order in which uint8 rows (N, 3072) are smoother images, or "" where that is not plain.
+    """"CHW" or "HWC", the order in which uint8 rows (N, 3072) are smoother images, or "" if that is not clear.
 
-    Evidence is the log of how much larger the mean step between neighbours is in the other order: down; down and right;
-    down, right and from channel to channel. All three have to exceed `least`. Of CIFAR-10's test images taken one by
-    one the first two never pointed the wrong way, and the third, which colours mislead, only has to be not against it.
+    The evidence is the log of the ratio of the mean steps between neighbours in the two orders: down; down and right;
+    down, right and from channel to channel. All three have to exceed `least`. For single test images of CIFAR-10, the
+    first two never point the wrong way; the third, which colours can mislead, only must not contradict them much.
     """
     sample = rows[:: len(rows) // 1000 + 1].astype(np.int16)
     steps = [np.cumsum([abs(np.diff(images, axis=axis)).mean() for axis in (1, 2, 3)]) + 1e-9 for images in
@@ -124,7 +124,7 @@ def channel_order(rows: np.ndarray, least: tuple[float, ...] = (0.1, 0.1, -0.5))
 
 
 def as_names(ids: object, path: Path) -> list[str]:
-    """The ids as text, exact to the last digit; UserError for what is neither text in UTF-8 nor a whole number."""
+    """The ids as text, exact to the last digit; UserError unless each is text in UTF-8 or a whole number."""
     if isinstance(ids, np.ndarray):
         ids = list(ids[:, 0] if ids.ndim == 2 and ids.shape[1] == 1 else np.atleast_1d(ids))  # pandas makes columns
     if not isinstance(ids, list | tuple):
@@ -138,19 +138,19 @@ def as_names(ids: object, path: Path) -> list[str]:
 
 
 def as_name(value: object) -> str | None:
-    """An id as text: of a whole number, or text in UTF-8 that is not empty and has no control characters; else None."""
+    """An id as text: of a whole number, or of text in UTF-8, not empty and without control characters; else None."""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return str(int(value))
     if isinstance(value, bytes):
-        value = value.decode(errors="surrogateescape")  # what is not UTF-8 becomes surrogates
+        value = value.decode(errors="surrogateescape")  # anything but UTF-8 becomes surrogates
     good = isinstance(value, str) and value and not re.search("[\0-\x1f\ud800-\udfff]", value)
     return str(value) if good else None
 
 
 def read_file(path: Path) -> dict:
-    """The content of an npz, an npy or a pickle, known by its first bytes; an array alone is {"data": array}.
+    """The content of an npz, an npy or a pickle, which its first bytes tell apart; an array alone is {"data": array}.
 
-    UserError says why it cannot be read, and what is wanted.
+    UserError says why it cannot be read, and what is expected.
     """
     try:
         with open(path, "rb") as handle:
@@ -159,7 +159,7 @@ def read_file(path: Path) -> dict:
             content = ArraysOnly(handle, encoding="bytes").load() if pickled else sources.read_npz(path)
     except UserError as error:
         raise UserError(f"--images {error}; {WANTED}") from None
-    except Exception as error:  # whatever a hostile or damaged pickle runs into
+    except Exception as error:  # any error of a hostile or damaged pickle
         reason = reason_of(error)
         kind = "one picture" if pictures.is_picture(path) else f"not a plain pickle of arrays ({reason})"
         raise UserError(f"--images {path} is {kind}; {WANTED}") from None
@@ -171,7 +171,7 @@ def read_file(path: Path) -> dict:
 
 
 def read_folder(path: Path, say: Callable) -> dict:
-    """The 32x32 pictures of a folder; their ids are the names of the files without the suffix."""
+    """The 32x32 pictures of a folder; their ids are the file names without the suffix."""
     files, images = pictures.picture_files(path, say), []
     for file in files:
         images.append(np.asarray(pictures.read_picture(file, single=True)))
@@ -182,6 +182,6 @@ def read_folder(path: Path, say: Callable) -> dict:
 
 
 def refuse(where: str, ids: Sequence, what: str, advice: str = "") -> None:
-    """UserError that tells how many `ids` are wrong, and the first, when there are any."""
+    """Raise UserError if there are any `ids`, with their number and the first: these are wrong."""
     if len(ids):
         raise UserError(f"{where}: {len(ids):,} {what}, the first is {next(iter(ids))}{advice}")

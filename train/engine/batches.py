@@ -1,7 +1,7 @@
 """Training batches: shuffled, augmented and mixed on the device.
 
 Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that was killed
-resumes with exactly the batches that it would have had.
+resumes with exactly the batches that it would have had otherwise.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ def derive(seed: int, *use: object) -> int:
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches only: what is left over comes in other epochs, for the order is new in each."""
+    """Whole batches only: the images left over differ from epoch to epoch, because the order does."""
     return max(1, images // batch_size)
 
 
@@ -54,8 +54,8 @@ def batches(images: torch.Tensor, targets: Sequence[torch.Tensor], args: Namespa
 class Ahead:
     """Ahead(device)(batches): the same batches; on CUDA each is prepared while the device is busy with the step before.
 
-    They are prepared on one stream beside the main one; the randomness is that of `batches`, whose generators know no
-    stream.
+    They are prepared on a second CUDA stream. Their randomness is that of `batches`, whose generators do not depend on
+    the stream.
     """
 
     def __init__(self, device: torch.device):
@@ -75,5 +75,5 @@ class Ahead:
                 return
             main.wait_stream(self.side)
             for tensor in batch:
-                tensor.record_stream(main)  # or its memory would be given to the next batch while the step still reads
+                tensor.record_stream(main)  # or its memory could be reused while the step still reads it
             yield batch

@@ -5,9 +5,9 @@
     weights/<run>.last.pt   the state to resume from, until the run is finished; <run>.last.bak is the one before it
     weights/.<run>.lock     locked by the process that trains
 
-A file is written beside its name, flushed to the disk and moved over the name, so a reader finds the old
-content or the new one, never a part. Only tensors and plain values are stored, loaded with weights_only=True, and a
-sha256 over all of them is stored with them: a damaged file is recognised, not trained on.
+A file is written under a temporary name, flushed to the disk and renamed, so a reader finds the old content or the new
+one, never a part. Only tensors and plain values are stored, together with a sha256 of them, and loaded with
+weights_only=True. A damaged file is recognised and refused.
 """
 
 import errno
@@ -43,7 +43,7 @@ def write(path: str | Path, save: Callable, backup: Path | None = None) -> None:
     """Call `save(handle)` on a temporary file beside `path`, flush it, and move it over `path`; a link is followed.
 
     backup: a path under which the old content is kept. Raises OSError that names `path` (disk full, read-only folder);
-    what it held is then still there, and no temporary file is left.
+    the old content is then intact, and no temporary file remains.
     """
     path = Path(path).resolve()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -61,7 +61,7 @@ def write(path: str | Path, save: Callable, backup: Path | None = None) -> None:
         if isinstance(error, OSError) and error.errno:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    with suppress(OSError):  # or the renames might not survive a power cut; some shared file systems cannot do it
+    with suppress(OSError):  # or a power cut could undo the renames; some shared file systems cannot do it
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -70,7 +70,7 @@ def write(path: str | Path, save: Callable, backup: Path | None = None) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text in UTF-8 as `write` does."""
+    """Write a text in UTF-8, as `write` does."""
     write(path, lambda handle: handle.write(text.encode()))
 
 
@@ -102,7 +102,7 @@ def digest(tree: object) -> str:
 
 
 def digest_of_files(path: str | Path) -> str:
-    """16 hex digits for the content of a file, or of a folder's files; a word that is no file stands for itself."""
+    """16 hex digits of the content of a file, or of a folder's files; of any other text, of the text itself."""
     sha, path = hashlib.sha256(), Path(path)
     for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
         sha.update(file.read_bytes() if file.exists() else str(file).encode())
@@ -112,7 +112,7 @@ def digest_of_files(path: str | Path) -> str:
 def save(path: str | Path, content: dict, backup: Path | None = None) -> None:
     """Write a dict of tensors and plain values, with its format and digest, atomically."""
     stored = {"format": FORMAT, "content": content, "digest": digest(content)}
-    buffer = io.BytesIO()  # torch.save on a full disk would hide the reason
+    buffer = io.BytesIO()  # with a full disk, torch.save itself would hide the reason
     torch.save(stored, buffer)
     write(path, lambda handle: handle.write(buffer.getbuffer()), backup)
 
@@ -120,11 +120,11 @@ def save(path: str | Path, content: dict, backup: Path | None = None) -> None:
 def load(path: str | Path) -> dict:
     """The content that `save` wrote, on the CPU. Executes nothing.
 
-    Raises Damaged, or UserError for a file that the disk does not give or that is of another version's format.
+    Raises Damaged, or UserError for a file that cannot be read from the disk or has another version's format.
     """
     try:
         buffer = io.BytesIO(Path(path).read_bytes())
-    except OSError as error:  # it may be whole, and readable another time
+    except OSError as error:  # the file may be intact, and readable later
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
     try:
         if not zipfile.is_zipfile(buffer):
@@ -135,8 +135,8 @@ def load(path: str | Path) -> dict:
             raise ValueError("another program wrote it")
         written_as, content, wanted = stored["format"], stored["content"], stored["digest"]
         found = digest(content)
-    except Exception as error:  # a damaged file fails in any of the layers below, each with its own kind
-        if out_of_memory(error):  # it may be whole
+    except Exception as error:  # a damaged file can fail in any layer, each with its own kind of error
+        if out_of_memory(error):  # the file may be intact
             raise
         reason = one_line(error)[:100]
         if "Weights only load failed" in str(error):
@@ -163,7 +163,7 @@ def load_weights(path: str | Path) -> dict:
 
 
 def evaluated(content: dict) -> dict:
-    """The state of the network that counts, of finished weights: the moving average's when there is one."""
+    """The state that is evaluated, of finished weights: that of the moving average if there is one."""
     return content["ema"] or content["state"]
 
 
@@ -173,8 +173,8 @@ def evaluated(content: dict) -> dict:
 class RunFiles:
     """The files of one run, and the lock that makes this process their only writer.
 
-    Entering it raises UserError when the folder is missing or not writable, another process trains this run, or a
-    CSV that is no log of a training (the labels that it learns from, say) has the name of its log.
+    Entering it raises UserError if the folder is missing or not writable, if another process trains this run, or if a
+    CSV that is not a training log (the labels, for example) has the name of its log.
     """
 
     def __init__(self, weights: str | Path):
@@ -188,7 +188,7 @@ class RunFiles:
         check_target("--out", self.weights, ".pt")
         if self.csv.exists() and self.csv.read_bytes()[:len(LOG)] not in (LOG, b""):
             raise UserError(f"--out {self.weights}: its log would replace {self.csv}, which is no log: choose another")
-        # Where the file system has no flock, a file that exists is the lock.
+        # On a file system without flock, the existence of a file is the lock.
         for lock in (FileLock(self.lock, timeout=0, fallback_to_soft=False),
                      SoftFileLock(self.lock.with_suffix(".softlock"), timeout=0)):
             try:
@@ -202,7 +202,7 @@ class RunFiles:
                 if isinstance(lock, SoftFileLock) or error.errno not in NO_FLOCK:
                     raise UserError(f"--out {self.weights}: cannot write there ({error.strerror})") from None
         for file in (self.weights, self.csv, self.last):
-            for litter in file.parent.glob(f".{glob.escape(file.name)}.*"):  # of a process killed while it wrote
+            for litter in file.parent.glob(f".{glob.escape(file.name)}.*"):  # of a process killed while writing
                 litter.unlink()
         return self
 
@@ -210,14 +210,14 @@ class RunFiles:
         self.held.release()
 
     def save_state(self, state: dict) -> None:
-        """Store what a resumed run needs; the state before it is kept as the backup."""
+        """Store what a resumed run needs; the previous state is kept as a backup."""
         save(self.last, state, self.backup)
 
     def load_state(self) -> dict | None:
-        """The newest state that is whole, or None when there is none at all.
+        """The newest intact state, or None if there is none at all.
 
-        A damaged state is told of and the one before it used; UserError when no other is left: never a silent start
-        from zero.
+        If the newest is damaged, it says so and takes the previous one; UserError if that is missing or damaged too: a
+        run never starts from zero silently.
         """
         damaged = []
         for path in filter(Path.exists, (self.last, self.backup)):
@@ -228,29 +228,29 @@ class RunFiles:
                 continue
             if damaged:
                 say(f"{damaged[0]}; going on from the state before it, {path}")
-                self.last.unlink()  # or the next save would put it in the place of the good one
+                self.last.unlink()  # or the next save would replace the good state with it
             return state
         if damaged:
             raise UserError(f"{'; '.join(damaged)}; --fresh starts over")
         return None
 
     def forget(self) -> None:
-        """Remove the saved states (--fresh), the newest last; what is finished stays until new weights replace it."""
+        """Remove the saved states (--fresh), newest last; finished weights stay until new ones replace them."""
         for path in (self.backup, self.last):
             path.unlink(missing_ok=True)
 
     def finished(self) -> dict | None:
-        """The content of the finished weights, or None when there are none, or a state that will replace them."""
+        """The content of the finished weights, or None if there are none, or a saved state will replace them."""
         resumable = self.last.exists() or self.backup.exists()
         return load_weights(self.weights) if self.weights.exists() and not resumable else None
 
     def finish(self, content: dict) -> None:
-        """Store the finished weights; there is nothing to resume any more."""
+        """Store the finished weights, and remove the states, as there is nothing left to resume."""
         save(self.weights, content)
         self.forget()
 
     def save_csv(self, rows: list[dict]) -> None:
-        """Write the whole log, one dict per epoch: a torn or doubled row cannot stay."""
+        """Write the whole log, one dict per epoch, so that no incomplete or repeated row can remain."""
         write_text(self.csv, pd.DataFrame(rows).to_csv(index=False))
 
 

@@ -1,4 +1,4 @@
-"""The command line that all scripts share: mistakes as one line, the parser, bounds of numbers.
+"""What all scripts share on the command line: one-line errors, the parser, bounds of numbers.
 
     if __name__ == "__main__":
         with command():
@@ -24,23 +24,23 @@ from train.engine import distributed
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Within it a mistake that a person can mend becomes one line on standard error and an exit code.
+    """Turn an error that the user can fix into one line on standard error and an exit code.
 
-    UserError has its own code; Ctrl-C is 130; a full disk and want of memory are 1. Anything else shows its traceback.
-    It also sets glibc to keep freed memory (`keep_memory`).
+    UserError has its own code; Ctrl-C is 130; a full disk and too little memory are 1. Anything else shows its
+    traceback. It also sets glibc to keep freed memory (`keep_memory`).
     """
     keep_memory()
     with suppress(AttributeError):  # a notebook's stream has no such method
-        sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal's encoding lacks is shown so
+        sys.stdout.reconfigure(errors="backslashreplace")  # show what the terminal's encoding lacks as an escape
     try:
         yield
         return
     except UserError as error:
         message, code = error, error.code
-    except BrokenPipeError:  # the reader, such as `| head`, has enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         sys.stdout = open(os.devnull, "w")
         sys.exit(141)
-    except KeyboardInterrupt:  # before there is a state to save
+    except KeyboardInterrupt:  # before there was a state to save
         message, code = "interrupted", 130
     except OSError as error:  # a name that was mistyped; or a full disk, a folder that became read-only
         message, code = error, 2 if isinstance(error, FileNotFoundError | IsADirectoryError) else 1
@@ -50,7 +50,7 @@ def command() -> Iterator[None]:
                 error.add_note("The network could not be compiled: --no-compile trains it as it is.")
             raise
         message, code = f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit", 1
-    # All ranks make the same mistake, and one on each machine reports it. Other errors may happen to one rank alone.
+    # All ranks raise the same UserError, and one on each machine reports it. Other errors may concern one rank only.
     same = isinstance(message, UserError) and "TORCHELASTIC_RUN_ID" in os.environ
     if distributed.local_rank() == 0 or not same:
         print_line(f"rank {distributed.rank()}: {message}" if distributed.rank() else message)
@@ -58,17 +58,17 @@ def command() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether there was not enough memory. torch has a class for this on CUDA only, not for a CPU or for cuDNN."""
+    """Whether memory ran out. torch has a class for this on CUDA only, not on CPUs or for cuDNN."""
     words = "can't allocate memory", "out of memory", "ALLOC_FAILED"
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def keep_memory() -> None:
-    """Let glibc keep what is freed for the next step, and not return it to the kernel.
+    """Let glibc keep freed memory for the next step, and not return it to the kernel.
 
-    A step on a CPU allocates gigabytes, in tensors so large (above 32 MiB) that malloc maps each anew and the kernel
-    zeroes it page by page. With kept memory FastNet's steps of 1,024 images are 1.4 to 1.7 times as fast, and take up
-    to a third more of it.
+    A step on a CPU allocates gigabytes, in tensors so large (above 32 MiB) that malloc maps each one anew and the
+    kernel zeroes it page by page. With kept memory, FastNet's steps of 1,024 images are 1.4 to 1.7 times as fast, and
+    take up to a third more memory.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # malloc.h
@@ -77,7 +77,7 @@ def keep_memory() -> None:
 
 
 def warn(message: object) -> None:
-    """Print one line on standard error, headed by the script's name; of several ranks rank 0 alone does."""
+    """Print one line on standard error, with the script's name before it; of several ranks, only on rank 0."""
     if distributed.rank() == 0:
         print_line(message)
 
@@ -87,12 +87,12 @@ def print_line(message: object) -> None:
 
 
 def command_line() -> str:
-    """The command that is running, as a person would repeat it from the repository."""
+    """The running command, as one would repeat it in the repository."""
     return shlex.join([*distributed.launcher(), short_path(sys.argv[0]), *sys.argv[1:]])
 
 
 def short_path(file: str | Path) -> str:
-    """A path relative to the repository; of one outside of it the name only."""
+    """A path relative to the repository; of a path outside it, the name only."""
     file = Path(file).resolve()
     return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else file.name
 
@@ -103,7 +103,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def check_target(flag: str, file: Path | None, suffix: str) -> None:
-    """UserError unless a file to write (or None) ends in `suffix` and its folder takes it; call it before the work."""
+    """Raise UserError unless a file to write (or None) ends in `suffix` and its folder is writable; call it early."""
     if file is None:
         return
     if file.suffix != suffix:
@@ -115,7 +115,7 @@ def check_target(flag: str, file: Path | None, suffix: str) -> None:
 
 
 def check_replaceable(flag: str, file: Path | None, *beginnings: str) -> None:
-    """UserError where a file to write exists and begins in none of these ways: another program's, or another kind."""
+    """Raise UserError if a file to write exists and begins with none of `beginnings`: it may be of another kind."""
     if file is None or not file.is_file():
         return
     with open(file, encoding="utf-8-sig", errors="replace") as handle:
@@ -129,7 +129,7 @@ def check_replaceable(flag: str, file: Path | None, *beginnings: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for a wrong flag, in place of usage and error, and without abbreviated flags."""
+    """argparse with a single line for a wrong flag, and without abbreviated flags."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, allow_abbrev=False, **kwargs)
@@ -139,7 +139,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.HelpFormatter):
-    """Help with each default in its line; paths in the repository are shown relative to it."""
+    """Help that shows each default; paths in the repository are relative to it."""
 
     def _get_help_string(self, action):
         value = action.default
@@ -152,7 +152,7 @@ class Help(argparse.HelpFormatter):
 
 
 def parser(doc: str) -> Parser:
-    """An argument parser whose help begins with the first line of a script's docstring."""
+    """An argument parser whose help begins with the first line of the script's docstring."""
     summary = doc.partition("\n")[0]
     return Parser(description=summary, formatter_class=lambda prog: Help(prog, max_help_position=32, width=110))
 
@@ -171,13 +171,13 @@ def add_device(arguments: argparse._ActionsContainer) -> None:
 
 
 def number(low: float, high: float | None = None, above: bool = False, kind: type = float) -> Callable[[str], float]:
-    """A converter of a flag's text to a finite number within low..high (`above`: low itself excluded)."""
+    """A converter of a flag's text to a finite number in low..high (`above`: low itself excluded)."""
     bound = f"above {low}" if above else f"{low}"
     if high is not None:
         bound += f" to {high:g}"
     elif not above:
         bound += " or more"
-    below = 2**63 if kind is int else math.inf  # what torch takes
+    below = 2**63 if kind is int else math.inf  # what torch accepts
 
     def convert(text: str) -> float:
         with suppress(ValueError):
@@ -190,7 +190,7 @@ def number(low: float, high: float | None = None, above: bool = False, kind: typ
 
 
 def one_of(*names: str) -> Callable[[str], str]:
-    """A converter that admits these words only. argparse does not hold its own `choices` against a default."""
+    """A converter that accepts only these words. argparse does not check a default against its `choices`."""
 
     def convert(text: str) -> str:
         if text not in names:
@@ -201,5 +201,5 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A converter of a flag's text to a whole number within low..high."""
+    """A converter of a flag's text to a whole number in low..high."""
     return number(low, high, kind=int)

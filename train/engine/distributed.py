@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 4 train/seresnet.py --noval
 
 Every rank augments and mixes the whole global batch, with the random draws of a single process, and trains on its part
-of it; weighted by their images, the ranks' gradients sum to that of the global batch. Batch normalization takes the
-statistics of the rank's own part (torch's SyncBatchNorm knows no CPU, and waits for all ranks in every layer); the
-running statistics that are saved are those of rank 0.
+of it. The sum of the ranks' gradients, weighted by their numbers of images, is the gradient of the global batch. Batch
+normalization uses the statistics of the rank's own part (torch's SyncBatchNorm does not support CPUs, and waits for all
+ranks in every layer); the running statistics that are saved are those of rank 0.
 """
 
 import os
@@ -22,15 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 from train import UserError
 
 T = TypeVar("T")
-RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # for all ranks to start, from a slow disk perhaps
-STEP_TIMEOUT = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for so long is lost
-COMPILE_TIMEOUT = timedelta(minutes=10)  # one rank may find its step in the compiler's cache while another compiles
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # for all ranks to start, perhaps from a slow disk
+STEP_TIMEOUT = timedelta(seconds=50)  # a rank that keeps the others waiting in a step for longer is lost
+COMPILE_TIMEOUT = timedelta(minutes=10)  # a rank may find its step in the compiler's cache while another compiles
 RANK_0_TIMEOUT = timedelta(hours=1)  # for what rank 0 does alone: to validate, to save
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what torchrun sets for each rank
 
 
 def variable(name: str, default: int) -> int:
-    """A number that torchrun has set, or the default where the launcher's variables are not all there."""
+    """A number that torchrun has set, or the default if some of its variables are missing."""
     found = [os.environ.get(known, "") for known in (*VARIABLES, name)]
     return int(found[-1]) if all(text.isdecimal() for text in found) else default
 
@@ -64,7 +64,7 @@ def launcher() -> list[str]:
 
 
 def check_environment() -> None:
-    """UserError for a WORLD_SIZE that is left in the environment with nothing to start the ranks."""
+    """Raise UserError for a WORLD_SIZE that is left in the environment, without a launcher of ranks."""
     text = os.environ.get("WORLD_SIZE") or "1"
     if text == "1" or "TORCHELASTIC_RUN_ID" in os.environ:
         return
@@ -77,9 +77,9 @@ def check_environment() -> None:
 
 
 class Ranks:
-    """All processes of a run, as one of them sees them; without torchrun there is one.
+    """All processes of a run, from the view of one of them; without torchrun there is only one.
 
-    CPU tensors travel by gloo, which notices a dead rank at once; gradients on GPUs by nccl.
+    gloo exchanges CPU tensors and notices a dead rank at once; nccl exchanges gradients on GPUs.
     seed: what a rank adds to the seed of the model's own randomness.
     """
 
@@ -99,16 +99,16 @@ class Ranks:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self.size > 1 and kind is None:  # after a failure the others may be gone, and would be waited for
+        if self.size > 1 and kind is None:  # after a failure the others may be gone, and this would wait for them
             dist.destroy_process_group()
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The network to train, whose gradients become the mean over the ranks."""
         if self.size == 1:
             return model
-        # After the first step DDP rebuilds its buckets of gradients, unless some parameters may be unused. From three
-        # ranks on, gloo's order of summation depends on the buckets, so the first step after a resumption would have
-        # other last bits. Torch warns of it once, on the error stream, where no Python filter reaches.
+        # After the first step, DDP rebuilds its buckets of gradients, unless some parameters may be unused. With three
+        # ranks or more, gloo's order of summation depends on the buckets, so the first step after a resumption would
+        # have other last bits. Torch warns about it once, on standard error, where no Python filter applies.
         fixed = next(model.parameters()).device.type == "cpu"
         return DistributedDataParallel(
             model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=fixed)
@@ -116,9 +116,9 @@ class Ranks:
     def shard(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple]:
         """This rank's part of each global (images, *targets): yields (count, scale, images, *targets).
 
-        count: how many of these images are this rank's own; 0 where the batch is too small for all ranks, and then one
-        image that does not count is yielded, so that the rank can join in. scale: count x ranks / batch, the factor on
-        the part's mean loss that makes the mean over the ranks the global batch's mean.
+        count: the number of these images that are this rank's own; 0 if the batch is too small for all ranks: then it
+        yields one image that does not count, so that the rank can take part. scale: count x ranks / batch, the factor
+        on the part's mean loss by which the mean over the ranks becomes the mean over the global batch.
         """
         for batch in batches:
             images, *targets = (tensor.tensor_split(self.size)[self.rank] for tensor in batch)
@@ -128,7 +128,7 @@ class Ranks:
             yield count, count * self.size / len(batch[0]), images, *targets
 
     def once(self, work: Callable[[], T]) -> T:
-        """Run `work()` on rank 0 alone; every rank waits for it, and gets its result or raises its error."""
+        """Run `work()` on rank 0 only; every rank waits for it, and returns its result or raises its error."""
         box = [None, None]
         if self.rank == 0:
             try:
@@ -143,19 +143,19 @@ class Ranks:
 
     @contextmanager
     def hold(self, resource: AbstractContextManager) -> Iterator[AbstractContextManager]:
-        """Within it rank 0, and it alone, has entered `resource`; what that raises, every rank raises."""
+        """Enter `resource` on rank 0 only; every rank raises what that raises."""
         with ExitStack() as stack:
             self.once(lambda: stack.enter_context(resource) and None)
             yield resource
 
     def all_sum(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks of a float64 tensor on the CPU, in its place."""
+        """The sum over the ranks of a float64 tensor on the CPU, computed in place."""
         if self.size > 1:
             dist.all_reduce(numbers, group=self.in_step)
         return numbers
 
     def all_max(self, *numbers: int) -> list[int]:
-        """The maximum over the ranks of each number: what one rank asks for, all do."""
+        """The maximum over the ranks of each number: if one rank wants something, all of them do it."""
         if self.size == 1:
             return list(numbers)
         greatest = torch.tensor(numbers)

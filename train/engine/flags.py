@@ -1,11 +1,11 @@
-"""Every training flag in one flat list, and how a recipe, a dict of other defaults, becomes a run's configuration.
+"""All training flags in one list, and how a recipe, a dict of other defaults, becomes a run's configuration.
 
     args = parse(__doc__, RECIPE)                       of a script, from the command line
     args = parse(__doc__, STAGES, by="stage")           where --stage decides the other defaults
     args = config(RECIPE, epochs=3, data="synthetic")   from Python, with the same checks
 
-The plain namespace that both return is the whole configuration. A resumed run has to agree on all of it but RUNTIME;
-files that decide what is learned (FILES) are compared by their content, never by their path.
+Both return a plain namespace, the whole configuration. A resumed run has to agree with it except for RUNTIME; files
+that decide what is learned (FILES) are compared by their content, never by their path.
 """
 
 import argparse
@@ -40,7 +40,7 @@ OPTIONS = {
 
 
 def add_flags(arguments: Parser) -> None:
-    """Add the flags of every training script but the options of its model. Defaults are text, which argparse checks."""
+    """Add the flags of every training script, except its model's options. Defaults are text, which argparse checks."""
     group = arguments.add_argument_group("data")
     add, held_out = group.add_argument, group.add_mutually_exclusive_group()
     held_out.add_argument("--fold", type=integer(0, 4), default="0", metavar="K",
@@ -110,15 +110,15 @@ def add_options(arguments: Parser, model: str) -> None:
 
 def parse(doc: str, recipe: Mapping, by: str | None = None, argv: list[str] | None = None,
           add: Callable[[Parser], None] | None = None) -> Namespace:
-    """The configuration that a command line describes; UserError on a wrong flag.
+    """The configuration that a command line describes; UserError for a wrong flag.
 
     doc: the script's docstring; recipe: other defaults, or with `by` {choice: recipe} for the flag --BY, of which the
-    first is the default; argv: in place of sys.argv; add: a function that adds flags of the script's own.
+    first is the default; argv: in place of sys.argv; add: a function that adds the script's own flags.
     """
     arguments = parser(doc)
     arguments.usage = "%(prog)s [flags]"
     if by:
-        choosing = Parser(add_help=False)  # reads this one flag before the others are known
+        choosing = Parser(add_help=False)  # reads this flag before the others are defined
         choosing.add_argument(f"--{by}", type=one_of(*recipe), default=next(iter(recipe)), dest="choice")
         choice = choosing.parse_known_args(argv)[0].choice
         arguments.add_argument(f"--{by}", type=one_of(*recipe), default=choice, metavar="NAME",
@@ -136,12 +136,12 @@ def parse(doc: str, recipe: Mapping, by: str | None = None, argv: list[str] | No
 
 
 def config(recipe: Mapping, **changes) -> Namespace:
-    """The configuration of a recipe with some changes, from Python; UserError for what the command line refuses."""
+    """The configuration of a recipe with changes, from Python; UserError for what the command line refuses."""
     return parse("", {**recipe, **changes}, argv=[])
 
 
 def as_text(arguments: Parser, recipe: Mapping) -> dict:
-    """The values of a recipe as defaults of argparse, which checks those that are text as if they had been typed."""
+    """The values of a recipe as argparse's defaults; those that are text are checked as if they had been typed."""
     flags, values = {action.dest: action for action in reversed(arguments._actions)}, {}
     for name, value in recipe.items():
         if name not in {*flags, "model", "stage"}:
@@ -158,7 +158,7 @@ def as_text(arguments: Parser, recipe: Mapping) -> dict:
 
 
 def check(args: Namespace) -> Namespace:
-    """The same namespace; UserError where two flags contradict each other."""
+    """The same namespace; UserError if two flags contradict each other."""
     for name in ("min_lr", "warmup_lr"):
         if (getattr(args, name) or 0) > args.lr:
             flag = f"--{name.replace('_', '-')}"
@@ -183,17 +183,17 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def augmentations(text: str) -> tuple[str, ...]:
-    """A comma list of augmentations with their strengths; the empty text and `none` mean none at all."""
+    """A comma-separated list of augmentations with their strengths; an empty text and `none` mean none."""
     return accept(tuple(name for name in text.split(",") if name not in ("", "none")), augment.pipeline)
 
 
 def mix(text: str) -> str:
-    """The name of a mix with its strengths, as it came."""
+    """The name of a mix with its strengths, unchanged."""
     return accept(text, augment.mixing)
 
 
 def accept(value: T, build: Callable[[T], object]) -> T:
-    """`value`, if `build(value)` does not raise ValueError."""
+    """`value`, unless `build(value)` raises ValueError."""
     try:
         build(value)
     except ValueError as error:

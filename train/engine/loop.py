@@ -2,7 +2,7 @@
 
 SGD with Nesterov momentum; the learning rate is a pure function of the step; images, labels and all augmentation live
 on the device. Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that
-was killed and resumed ends bit for bit as one that was not: on CPUs, and on one GPU in torch's deterministic mode.
+was killed and resumed ends bit for bit like one that was not: on CPUs, and on one GPU in torch's deterministic mode.
 """
 
 import copy
@@ -39,7 +39,7 @@ SAVE_EVERY = 300.0  # seconds between two saved states
 LOOK_EVERY = 0.5  # seconds between two reads of the loss, each of which waits for the device
 LOW_RES = 20  # pixels of a side in the first part of a run with --low-res
 SPARED = 1 - (LOW_RES / 32) ** 2  # share of a step's work that these smaller images save
-WHITENED = 5_000  # images from which FastNet's whitening convolution is computed
+WHITENED = 5_000  # images that determine FastNet's whitening convolution
 
 
 def run(args: Namespace, targets: Callable | None = None, loss: Callable | None = None,
@@ -48,8 +48,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
 
     targets: a function of the training Dataset to (Dataset, further float targets (N, K)), which may append images;
     loss: (logits (B, K), labels (B, K), *further targets) -> a dict of scalars, of which "loss" is minimized and all
-    are logged; teachers: Networks whose mean logits for each batch are its last target. UserError for whatever the
-    person who typed the command can set right.
+    are logged; teachers: Networks whose mean logits for each batch are its last target. UserError for whatever the user
+    can fix.
     """
     # 1. The device, the model, and the files of the run.
     distributed.check_environment()
@@ -64,14 +64,14 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         saved = finished or (None if args.fresh else ranks.once(files.load_state))
         args = settle_precision(args, device, saved, bool(finished))
 
-        # 2. The images, and what is learned of each.
+        # 2. The images, and the targets of each.
         dataset = cifar10.load(args.data)
         if start:
             start.split(dataset)  # or a UserError: it was trained on other images
         for teacher in teachers:
             teacher.check_teacher(args.data, dataset, args.include_test)
         labelled, val = cifar10.split(dataset, args.fold, args.limit)
-        del dataset  # with a fold held out, the memory of the images a second time
+        del dataset  # with a fold held out, the split has copied the images
         train, further = labelled, ()
         if args.include_test:
             train = cifar10.join(labelled, cifar10.load(args.data, "test"))
@@ -82,22 +82,22 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         if start:
             model.load_state_dict(start.model.state_dict())
         seen = seen_folds(args, start, teachers)
-        # In the log a fold that the teachers have trained on is no validation.
+        # A fold that the teachers have trained on is not logged as validation.
         fold_role = "seen_fold" if args.fold in seen else "val"
         config = stored(args, start, teachers)
-        # Targets from a CSV are in the configuration by its content; computed, their last bits depend on the processor.
+        # A CSV is in the configuration, by its content; the last bits of the targets made from it vary by processor.
         digest = checkpoint.digest([train.digest, *(() if config.get("labels") else further)])
         per_epoch = steps_per_epoch(len(train), args.batch_size)
         steps, low_res_steps = args.epochs * per_epoch, round(args.low_res * args.epochs * per_epoch)
         compiling, why_not = compilation(args.compile, device, steps, model)
-        ranks.once(lambda: files.forget() if args.fresh else None)  # a barrier too: a rank may still fetch the images
+        ranks.once(lambda: files.forget() if args.fresh else None)  # a barrier too: a rank may be fetching the images
         if saved:
             checkpoint.check_same(saved, config, digest)
         if finished:
             say(f"{weights} is finished; --fresh trains it again")
             return weights
 
-        # 3. All that changes while the run trains, restored where a state was saved.
+        # 3. All that changes during training, restored if a state was saved.
         # channels_last on a CPU too: 1.04 to 1.45 times as fast for all families from width 8 on.
         model.to(device, memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
@@ -111,7 +111,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         if saved:
             model.load_state_dict(saved["state"])
             optimizer.load_state_dict(saved["optimizer"])
-            for group in optimizer.param_groups:  # it may have been saved on another kind of device
+            for group in optimizer.param_groups:  # the state may be from another kind of device
                 group["fused"] = device.type == "cuda"
             if average:
                 average.load_state_dict(saved["ema"])
@@ -136,14 +136,14 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             return spent + time.perf_counter() - began
 
         def totals() -> dict[str, float]:
-            """The sums of this epoch over all ranks; raises Diverged once a loss was not finite."""
+            """The sums of this epoch over all ranks; raises Diverged if a loss was not finite."""
             found = ranks.all_sum(torch.stack([*map(torch.Tensor.cpu, sums.values())])).tolist() if sums else []
             if not math.isfinite(sum(found)):
                 raise Diverged("the loss", step, args, steps, files)
             return dict(zip(sums, found, strict=True))
 
         def content() -> dict:
-            """What a saved state and finished weights have in common."""
+            """What saved states and finished weights have in common."""
             return {"model": args.model, "options": model.options, "state": model.state_dict(),
                     "ema": average and average.state_dict(), "config": config, "data": digest}
 
@@ -173,20 +173,20 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                 model.train()
                 global_batches = ahead(batches(images, wanted, args, epoch, step - epoch * per_epoch))
                 for count, scale, inputs, *labels in ranks.shard(global_batches):
-                    # 5. A step. Whatever is random inside the model follows from (seed, step) and the rank.
+                    # 5. A step. All randomness inside the model follows from (seed, step) and the rank.
                     for group in optimizer.param_groups:
                         group["lr"] = learning_rate(args, step, steps) * group.get("lr_scale", 1)
                     torch.manual_seed(derive(args.seed, "model", step, *ranks.seed))
                     side = LOW_RES if step < low_res_steps else None
                     labels += [teach(inputs)] if teachers else []
                     parts, predicted = train_step(network, optimizer, args, loss, inputs, labels, scale, side)
-                    if average:  # its decay grows from 0.1, so that the initial weights are soon forgotten
+                    if average:  # its decay grows from 0.1, so that the initial weights soon lose their influence
                         decay = min(args.ema_decay, (1 + step) / (10 + step))
                         torch._foreach_lerp_(averaged, current, 1 - decay)
 
-                    # 6. Its metrics, which stay on the device; only the first `count` images enter them.
+                    # 6. Its metrics, which stay on the device; only the first `count` images count.
                     hard = labels[0][:count]
-                    labelled_here = hard.sum(1) > 0  # others have no label to be right about
+                    labelled_here = hard.sum(1) > 0  # the others have no label
                     parts = {name: count * value.detach().double() for name, value in parts.items()} | {
                         "right": ((predicted[:count].argmax(1) == hard.argmax(1)) & labelled_here).sum().double(),
                         "labelled": labelled_here.sum().double(),
@@ -194,7 +194,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                     sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
                     step += 1
 
-                    # 7. Now and then, what waits for the device: the bar, the saved state, a signal.
+                    # 7. At intervals, what waits for the device: the bar, the saved state, a signal.
                     mean_loss = 0.0
                     if ranks.rank == 0 and step >= first_look and look_due():
                         mean_loss = (sums["loss"] / sums["images"]).item()
@@ -208,7 +208,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                     if caught:
                         raise Stopped(caught, step, args, steps, files)
 
-                # 8. The end of an epoch: validation, and one row of the log. Nothing is chosen by it.
+                # 8. The end of an epoch: validation, and one row of the log. It chooses nothing.
                 found = totals()
                 trained, right, known = (found.pop(name) for name in ("images", "right", "labelled"))
                 speed = trained / elapsed()  # of training, without the validation
@@ -226,7 +226,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                 bar.reach(step)
             save()
 
-        # 9. Finished: the weights of the last step, with how they came about.
+        # 9. Finished: the weights of the last step, with their provenance.
         about = provenance(args, model, content(), train, labelled, rows, places, start, seen)
         ranks.once(lambda: files.finish(content() | {"log": rows, "provenance": about}))
     seconds = sum(row["seconds"] for row in rows)
@@ -246,8 +246,8 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, args: Names
     """One step down the gradient of `scale` times the loss: (the dict of the loss, logits in float32).
 
     images: normalized float (B, 3, 32, 32); targets: float (B, K) tensors, the labels first; side: pixels of a side to
-    which the images are shrunk for the network. A network of several columns gives logits (B, columns, K): each column
-    learns by its own loss, and the mean of the logits is returned.
+    which the images are shrunk for the network. A network of several columns has logits (B, columns, K): each column
+    has its own loss, and the mean of the logits is returned.
     """
     optimizer.zero_grad(set_to_none=True)
     shown = F.interpolate(images, (side, side), mode="bilinear", antialias=True) if side else images
@@ -270,14 +270,14 @@ def learning_rate(args: Namespace, step: int, steps: int) -> float:
     """The learning rate of step 0 <= step < steps, a pure function.
 
     1. Linear warm-up over warmup_epochs, at most a fifth of the run, so that a short run still anneals; from warmup_lr,
-       by default 0, or lr / 5 for triangular. The first step of a triangle has that rate; otherwise the last step of
-       the warm-up has `lr`.
+       by default 0, or lr / 5 for triangular. With triangular, the first step has that rate; otherwise the last step
+       of the warm-up has `lr`.
     2. cosine: min_lr + 0.5 (lr - min_lr)(1 + cos(pi t)), t from 0 towards 1 (Loshchilov & Hutter 2017, eq. 5);
        triangular: straight down towards min_lr (Jordan 2024); constant: lr.
     """
     warmup = round(min(args.warmup_epochs, args.epochs / 5) * (steps // args.epochs))
     if args.schedule == "triangular":
-        first = 0.2 if args.warmup_lr is None else args.warmup_lr / args.lr  # the share of the peak it begins from
+        first = 0.2 if args.warmup_lr is None else args.warmup_lr / args.lr  # the share of the peak where it begins
         if step < warmup:
             return args.lr * (first + (1 - first) * step / warmup)
         return args.min_lr + (args.lr - args.min_lr) * (steps - step) / (steps - warmup)
@@ -291,10 +291,10 @@ def learning_rate(args: Namespace, step: int, steps: int) -> float:
 
 
 def parameter_groups(args: Namespace, model: nn.Module) -> list[dict]:
-    """SGD's parameter groups, without what is frozen.
+    """SGD's parameter groups, without frozen parameters.
 
     With --no-decay-all, biases and scales (one dimension) are a group without decay. With --norm-bias-lr, the biases of
-    the normalizations are a group with `lr_scale`; as SGD multiplies the decay by the learning rate, theirs is divided
+    the normalizations are a group with `lr_scale`. SGD multiplies the decay by the learning rate, so theirs is divided
     by that scale.
     """
     biases = [layer.bias for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -314,7 +314,7 @@ def parameter_groups(args: Namespace, model: nn.Module) -> list[dict]:
 
 
 def build(args: Namespace) -> nn.Module:
-    """The model that a configuration names, within the budget unless it may exceed that; UserError where not."""
+    """The model of a configuration; UserError for a wrong option, or a model above the budget without permission."""
     options = {name: vars(args)[name] for name in models.options_of(args.model)}
     try:
         model = models.build(args.model, **options)
@@ -334,10 +334,10 @@ def run_name(args: Namespace, model: str) -> str:
 
 def check_start(args: Namespace, model: nn.Module, weights: Path, start: Network | None,
                 teachers: Sequence[Network]) -> None:
-    """UserError where the run would write a file that it reads, or may not begin with the weights of --init.
+    """Raise UserError if the run would write a file that it reads, or may not begin with the weights of --init.
 
     They must be of the same network and kind of images. They may have seen the test images only if the run may, and
-    never the fold that it holds out: that would be no validation.
+    never the fold that it holds out, which would then be no validation.
     """
     reads = [("--teachers", teacher.file) for teacher in teachers] + ([("--init", start.file)] if start else [])
     for flag, file in reads:
@@ -356,13 +356,13 @@ def check_start(args: Namespace, model: nn.Module, weights: Path, start: Network
 
 
 def seen_folds(args: Namespace, start: Network | None, teachers: Sequence[Network]) -> list[int]:
-    """The folds whose labels the run learns from: by itself, through its teachers, or from the weights of --init."""
+    """The folds whose labels the run learns from: directly, through its teachers, or through the weights of --init."""
     seen = {fold for fold in range(cifar10.FOLDS) if fold != args.fold} | set(args.seen_folds)
     return sorted(seen.union(*(network.provenance["seen_folds"] for network in [*teachers, *filter(None, [start])])))
 
 
 def settle_precision(args: Namespace, device: torch.device, saved: dict | None, finished: bool) -> Namespace:
-    """The same configuration with the precision settled; for `auto` a saved run's own, so that it may move machines."""
+    """The same configuration with its precision determined; `auto` keeps that of a saved run on another machine."""
     usual = precision_of(args.precision, device)
     kept = saved["config"]["precision"] if saved and args.precision == "auto" else usual
     if kept != usual:
@@ -374,7 +374,7 @@ def settle_precision(args: Namespace, device: torch.device, saved: dict | None, 
 
 
 def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) -> dict:
-    """What a resumed run has to agree on, as plain values without paths: files are digests of their content."""
+    """What a resumed run has to agree with, as plain values; in place of paths, digests of the files' content."""
     config = {name: list(value) if isinstance(value, tuple) else value
               for name, value in vars(args).items() if name not in RUNTIME}
     for name in FILES:
@@ -386,7 +386,7 @@ def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) 
 
 
 def other_conditions(places: list[dict]) -> str:
-    """The remark of a resumed run whose hardware, torch or execution changed: each can change the last bits."""
+    """A remark if a resumed run's hardware, torch or execution changed, each of which can change the last bits."""
     before, now = places[-2:]
     changes = [f"{key} {now[key]} instead of {before[key]}" for key in ("hardware", "torch", "execution")
                if before.get(key, now[key]) != now[key]]
@@ -398,9 +398,9 @@ def other_conditions(places: list[dict]) -> str:
 
 def provenance(args: Namespace, model: nn.Module, content: dict, train: cifar10.Dataset, labelled: cifar10.Dataset,
                rows: list[dict], places: list[dict], start: Network | None, seen: list[int]) -> dict:
-    """How finished weights came about, as plain values.
+    """How finished weights were made, as plain values.
 
-    train: what was trained on; labelled: the images among it that the fold and the limit leave; places: where.
+    train: what was trained on; labelled: its images that the fold and the limit leave; places: the machines.
     """
     params = models.parameter_count(model)
     return {
@@ -421,14 +421,14 @@ def commit() -> str:
     """The commit of this repository, with `+` behind it when files were changed since; empty without git."""
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        ours = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not that of a repository around this one
+        ours = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a repository around this one
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10, env=ours).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
 class Diverged(UserError):
-    """A loss or a weight is not finite: the run stops and the last good state stays."""
+    """A loss or a weight is not finite: the run stops, and the last good state is kept."""
 
     code = 1
 
@@ -441,7 +441,7 @@ class Diverged(UserError):
 
 
 class Stopped(UserError):
-    """SIGTERM or Ctrl-C was caught and the state saved; the exit code is the shell's for that signal."""
+    """SIGTERM or Ctrl-C was caught and the state was saved; the exit code is the shell's for that signal."""
 
     def __init__(self, caught: int, step: int, args: Namespace, steps: int, files: checkpoint.RunFiles):
         again = "the same command without --fresh" if args.fresh else "the same command"
@@ -452,7 +452,7 @@ class Stopped(UserError):
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Within it, SIGTERM and Ctrl-C are only put into this list; after one, more are ignored until the process ends."""
+    """Put SIGTERM and Ctrl-C into this list instead of stopping; after one, ignore others until the process ends."""
     caught, numbers = [], (signal.SIGTERM, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         numbers = ()

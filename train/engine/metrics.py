@@ -40,8 +40,8 @@ def ece(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
 def temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """The T > 0 that minimises the nll of logits / T (Guo et al. 2017), by bisection.
 
-    The nll is convex in 1 / T, and its slope there is mean(sum_k p_k z_k - z_label). T is clamped to 0.01..100, which
-    it reaches only where all predictions are right, or are worse than chance.
+    The nll is convex in 1 / T, and its slope there is mean(sum_k p_k z_k - z_label). T is clamped to 0.01..100, and
+    reaches these bounds only if all predictions are right, or if they are worse than chance.
     """
     logits = logits.double()
     low, high = math.log(COOLEST), math.log(HOTTEST)

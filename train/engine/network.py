@@ -5,7 +5,7 @@
     logits(network.model, images)                           # uint8 (N, 3, 32, 32) -> float32 (N, 10)
     mean_logits(load_all(["a.pt", "b.pt"]), images)         # an ensemble
 
-Logits are computed in float32, TF32 off, on every device: what is scored or distilled does not depend on where.
+Logits are computed in float32, without TF32, on every device, so scores and labels do not depend on the machine.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ from train.engine.progress import progress
 RELEASED = ROOT / "weights" / "released.pt"
 BATCH = 500  # images
 Pictures = str | Path | Image.Image | np.ndarray | torch.Tensor | Sequence  # what `predict` takes
-ENVIRONMENT = ("hardware", "torch", "commit", "threads")  # where and with what a run was made
+ENVIRONMENT = ("hardware", "torch", "commit", "threads")  # where and with what a network was trained
 
 
 class Contaminated(UserError):
@@ -53,28 +53,28 @@ class Network:
 
     @property
     def provenance(self) -> dict:
-        """How it came about (loop.provenance)."""
+        """How it was made (loop.provenance)."""
         return self.content["provenance"]
 
     @property
     def fold(self) -> int | None:
-        """The fold that it held out, 0 to 4. None where there was none, or where its teachers had seen that fold."""
+        """The fold that it held out, 0 to 4; None if there was none, or if its teachers had seen that fold."""
         fold = self.config["fold"]
         return None if fold in self.provenance["seen_folds"] else fold
 
     @property
     def params(self) -> int:
-        """Its number of parameters, by count, not by what its file says."""
+        """Its number of parameters, counted, not read from its file."""
         return models.parameter_count(self.model)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the weights as they were trained: copies in half precision have the same."""
+        """16 hex digits that identify the weights as they were trained; copies in half precision have the same."""
         return self.provenance["fingerprint"]
 
     @property
     def temperature(self) -> float:
-        """What its logits are divided by before they are probabilities: 1.0 unless one was fitted and stored."""
+        """The divisor of its logits before the softmax: 1.0, unless one was fitted and stored."""
         return self.content.get("temperature", 1.0)
 
     @property
@@ -89,12 +89,12 @@ class Network:
 
     @property
     def history(self) -> list[dict]:
-        """Its run, and before it those whose weights it began with, the last first, as plain values."""
+        """Its run, then those whose weights it began with, the last one first, as plain values."""
         names = ("run", "command", "seconds", "images", "unlabelled", "date", "precision", "fingerprint", *ENVIRONMENT)
         return [{name: self.provenance[name] for name in names} | {"config": self.config}, *self.provenance["before"]]
 
     def describe(self) -> str:
-        """How it came about, in a sentence."""
+        """How it was trained, in a sentence."""
         held_out = "none held out" if self.config["fold"] is None else f"fold {self.config['fold']} held out"
         if self.fold != self.config["fold"]:
             held_out += ", which its teachers had seen"
@@ -120,14 +120,14 @@ class Network:
                                f"accuracy")
 
     def check_kind(self, data: str | Path) -> None:
-        """UserError for weights of the generated images when `data` holds the real ones, or the other way round."""
+        """Raise UserError for weights trained on generated images if `data` holds real ones, and vice versa."""
         if self.synthetic != (str(data) == "synthetic"):
             raise UserError(f"{self.file} was trained on other images than those of {data}")
 
     def check_teacher(self, data: str | Path, dataset: cifar10.Dataset, include_test: bool) -> None:
-        """UserError unless it was trained on images of the whole training set `dataset`, which stands at `data`.
+        """Raise UserError unless it was trained on images of the whole training set `dataset`, which is at `data`.
 
-        One that was trained with the test images, which students would learn from it, is refused unless include_test.
+        Weights trained with the test images, which a student would learn from them, need include_test.
         """
         self.check_kind(data)
         if self.provenance["include_test"] and not include_test:
@@ -136,7 +136,7 @@ class Network:
         self.split(dataset)
 
     def split(self, dataset: cifar10.Dataset) -> tuple[cifar10.Dataset, cifar10.Dataset | None]:
-        """(the images it was trained on, those of its fold or None) of a whole training set; UserError for another."""
+        """(images that it was trained on, those of its fold or None) of its training set; UserError for another set."""
         train, held_out = cifar10.split(dataset, self.config["fold"], self.config["limit"])
         if train.digest != self.provenance["train_digest"]:
             raise UserError(f"{self.file} was trained on other images than those of {dataset.source}")
@@ -144,17 +144,17 @@ class Network:
 
 
 def join_distinct(words: Iterable) -> str:
-    """The distinct non-empty words, joined: `2.11.0; 2.12.0`. A word may itself be such a text."""
+    """The distinct non-empty words, joined: `2.11.0; 2.12.0`. A word may be such a text itself."""
     return "; ".join(dict.fromkeys(part for word in words if word for part in str(word).split("; ")))
 
 
 def total_epochs(history: Sequence[dict]) -> int:
-    """Passes over the training images by a run and those before it, as in `Network.history`."""
+    """Passes over the training images by a run and its predecessors, as in `Network.history`."""
     return sum(run["config"]["epochs"] for run in history)
 
 
 def load(file: str | Path | None = None, device: torch.device | str = "cpu") -> Network:
-    """The Network of a weights file, by default of the released one; UserError names a file that is not ours."""
+    """The Network of a weights file, by default of the released one; UserError for any other file."""
     if file is None and not RELEASED.exists():
         raise UserError(f"{short_path(RELEASED)} does not exist: no network is released here, so name WEIGHTS, such as "
                         f"those of `make quick`")
@@ -164,7 +164,7 @@ def load(file: str | Path | None = None, device: torch.device | str = "cpu") -> 
 
 
 def load_all(files: Sequence[str | Path] = (), device: torch.device | str = "cpu") -> list[Network]:
-    """The Networks of several files, the released one for none; UserError for a network that is named twice."""
+    """The Networks of several files, or the released one; UserError for a network that is named twice."""
     networks, seen = [load(file, device) for file in files or [None]], {}
     for network in networks:
         if network.fingerprint in seen:
@@ -174,9 +174,9 @@ def load_all(files: Sequence[str | Path] = (), device: torch.device | str = "cpu
 
 
 def restore(content: dict, device: torch.device | str = "cpu", where: str = "") -> nn.Module:
-    """The network of a weights file's content, in evaluation mode; of the moving average where there is one.
+    """The network of a weights file's content, in evaluation mode; of the moving average if there is one.
 
-    UserError, behind `where` the content came from, when it does not fit its model.
+    UserError, with `where` before its text, if the content does not fit its model.
     """
     try:
         model = models.build(content["model"], **content["options"])
@@ -191,7 +191,7 @@ def restore(content: dict, device: torch.device | str = "cpu", where: str = "") 
 
 def mean_logits(networks: Sequence[Network], images: torch.Tensor, tta: bool = False,
                 bars: bool = True) -> torch.Tensor:
-    """Logits float32 (N, 10) of uint8 images: the mean over the Networks. bars: show the progress of each."""
+    """Logits float32 (N, 10) of uint8 images: the mean over the Networks. bars: show the progress of each one."""
     count = len(networks)
     labels = [f"{network.file.stem} ({number}/{count})" if bars else None for number, network in enumerate(networks, 1)]
     return sum(logits(network.model, images, tta, label) / count
@@ -201,16 +201,16 @@ def mean_logits(networks: Sequence[Network], images: torch.Tensor, tta: bool = F
 def probabilities(networks: Sequence[Network], images: torch.Tensor, tta: bool = False,
                   bars: bool = True) -> torch.Tensor:
     """Probabilities float64 (N, 10) of uint8 images; one network's logits are divided by its own temperature."""
-    temperature = networks[0].temperature if len(networks) == 1 else 1.0  # it was fitted to the network alone
+    temperature = networks[0].temperature if len(networks) == 1 else 1.0  # it was fitted to this network alone
     return (mean_logits(networks, images, tta, bars).double() / temperature).softmax(1)
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, images: torch.Tensor, tta: bool = False, label: str | None = None) -> torch.Tensor:
-    """Logits of uint8 images (N, 3, 32, 32) as float32 (N, K) on the CPU. UserError for images of another form.
+    """Logits of uint8 images (N, 3, 32, 32) as float32 (N, K) on the CPU. UserError for other images.
 
     tta: the mean of the logits of the image and its mirror image; label: names a progress bar.
-    The model is used in evaluation mode and left in the mode it was in, whatever happens.
+    The model is used in evaluation mode; afterwards it is in its previous mode.
     """
     if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32):
         form = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "dtype") else type(images).__name__
@@ -220,7 +220,7 @@ def logits(model: nn.Module, images: torch.Tensor, tta: bool = False, label: str
     batches, found = images.split(BATCH), []
     try:
         model.eval()
-        torch.backends.cudnn.benchmark = False  # else each process may choose other convolutions, with other last bits
+        torch.backends.cudnn.benchmark = False  # or each process could choose other convolutions, with other last bits
         for batch in progress(batches, label, unit="batch") if label else batches:
             inputs = normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
             found.append((model(inputs) + model(inputs.flip(-1))) / 2 if tta else model(inputs))
@@ -252,7 +252,7 @@ def as_images(given: Pictures) -> torch.Tensor:
 
 
 class Frozen(nn.Module):
-    """Frozen networks that answer together: normalized images (N, 3, H, W) to the mean of their logits (N, 10).
+    """Frozen networks as one: normalized images (N, 3, H, W) to the mean of their logits (N, 10).
 
     Their filters are cast to the precision once, not in every step.
     """

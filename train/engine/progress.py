@@ -1,7 +1,7 @@
-"""Progress of long jobs: a bar on a terminal, a line now and then anywhere else.
+"""Progress of long jobs: a bar on a terminal, elsewhere a line every half minute.
 
-Both go to standard error, so that standard output holds what is worth keeping: what a run is, where it was resumed and
-what it scored. Of several ranks, rank 0 alone talks. A closed output, as behind `| head`, does not stop the work.
+Both go to standard error, so that standard output has what is worth keeping: the description of a run, where it was
+resumed, and its score. Of several ranks, only rank 0 prints. A closed output, as with `| head`, does not stop the work.
 """
 
 import os
@@ -18,7 +18,7 @@ EVERY = 30.0  # seconds between two lines when the output is not a terminal
 
 
 class Every:
-    """Every(seconds)() is True once in so many seconds."""
+    """Every(seconds)() is True once per `seconds`, and False in between."""
 
     def __init__(self, seconds: float):
         self.seconds, self.last = seconds, time.monotonic()
@@ -30,15 +30,15 @@ class Every:
 
 
 class Progress:
-    """How far a job of `total` units is, with an estimate of the time left.
+    """Shows how much of a job of `total` units is done, with an estimate of the time left.
 
-    label: what is being done; done: units that an earlier process did; work: a function of the units done, when not
-    all cost the same; announce: a line to print on standard output, with the expected time, as soon as that is known.
+    label: the name of the job; done: units that an earlier process did; work: a function of the units done, if their
+    costs differ; announce: a line to print on standard output, with the expected time, as soon as that is known.
     """
 
     def __init__(self, total: int, label: str, unit: str = "it", done: int = 0,
                  work: Callable[[int], float] = lambda done: done, announce: str | None = None):
-        # The jobs of `make -j` would draw their bars over each other.
+        # Several jobs of `make -j` would overwrite each other's bars.
         jobs = "--jobserver" in os.getenv("MAKEFLAGS", "")
         self.terminal = sys.stderr.isatty() and distributed.rank() == 0 and not jobs
         self.bar = tqdm(total=total, desc=label, unit=unit, initial=done, leave=False, dynamic_ncols=True,
@@ -48,13 +48,13 @@ class Progress:
         self.begun, self.next_line = None, Every(EVERY)
 
     def reach(self, done: int, note: str = "") -> None:
-        """`done` units are done in all; `note` stands behind the bar or in the next line."""
-        if self.begun is None:  # the first unit pays for compilation and warming up: it is not timed
+        """`done` units are done in total; `note` is shown after the bar or in the next line."""
+        if self.begun is None:  # the first unit includes compilation and warm-up, so it is not timed
             self.begun = done, time.monotonic()
         first, since = self.begun
         begun, now, end = map(self.work, (first, done, self.total))
         pace = (time.monotonic() - since) / (now - begun) if now > begun else 0.0  # seconds per unit of work
-        known = now > begun or now >= end  # a step was timed, or none is left
+        known = now > begun or now >= end  # a unit was timed, or none is left
         note = ", ".join(filter(None, [note, f"{duration(pace * (end - now))} left" * known]))
         if self.announcement and (done >= first + 2 or done == self.total):
             say(f"{self.announcement}, about {duration(pace * (end - begun))}")
@@ -83,7 +83,7 @@ def progress(items: Sequence, label: str, unit: str = "it") -> Iterator:
 
 
 def say(line: str) -> None:
-    """Print a line without tearing a bar that is on the terminal."""
+    """Print a line without breaking a bar on the terminal."""
     if distributed.rank() == 0:
         with unheard("stdout"):
             tqdm.write(line, file=sys.stdout)
@@ -92,9 +92,9 @@ def say(line: str) -> None:
 
 @contextmanager
 def unheard(name: str) -> Iterator[None]:
-    """For writing to sys.NAME: once its reader has gone, or its disk is full, all further output is discarded.
+    """For writing to sys.NAME: discard all further output once its reader has gone, or its disk is full.
 
-    Otherwise a run would end with an error after it has written its weights.
+    Otherwise a run would end with an error after writing its weights.
     """
     try:
         yield
@@ -103,7 +103,7 @@ def unheard(name: str) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words that a person plans with: 42 s, 13 min, 2 h 05 min, 3 d 04 h."""
+    """Seconds in readable units: 42 s, 13 min, 2 h 05 min, 3 d 04 h."""
     minutes = round(seconds / 60)
     if seconds < 99:
         return f"{seconds:.0f} s"

@@ -12,7 +12,7 @@ LEFT = ("model", "network", "protocol", "augmentation", "hardware", "command")  
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `results.group` as texts; a model is followed by its runs' name where that says more."""
+    """The table of `results.group` as texts; after a model comes the name of its runs, if different."""
     words = []
     for row in table.to_dict("records"):
         remarks = [row["name"]] * (row["name"] != row["model"]) + ["over budget"] * row["over_budget"]
@@ -32,7 +32,7 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def commands(table: pd.DataFrame) -> pd.DataFrame:
-    """The command of each row; of several seeds the first one's."""
+    """The command of each row; of several seeds, that of the first."""
     return in_words(table)[["model", "protocol"]].assign(command=table["command"])
 
 
@@ -79,7 +79,7 @@ PICTURES = {"Accuracy, size and work": ("landscape.png", "cost.png"),
 
 def page(table: pd.DataFrame, note: str, summary: str, folder: Path, pictures: dict[str, str], first: dict[str, str],
          published: pd.DataFrame | None) -> str:
-    """The report as one HTML text that needs no other file.
+    """The report as one HTML text that needs no other files.
 
     table: of `results.group`; pictures: {name of a file in `folder`: caption}; first: {heading: text, lines kept}, what
     comes before the table; published: the figures of others.
@@ -103,7 +103,7 @@ def page(table: pd.DataFrame, note: str, summary: str, folder: Path, pictures: d
 
 
 def as_html(words: pd.DataFrame, kind: str, formatters: dict | None = None) -> str:
-    """A DataFrame as an HTML table of a class of the page's style."""
+    """A DataFrame as an HTML table; kind: a class of the page's style."""
     with pd.option_context("display.max_colwidth", None):
         return words.to_html(index=False, border=0, classes=kind, na_rep="", formatters=formatters,
                              float_format="{:g}".format)

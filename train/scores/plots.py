@@ -1,6 +1,6 @@
 """The pictures of the report, of `evaluate --mistakes` and of preview, in one style. No function needs a screen.
 
-Each draws one figure and writes it as a PNG, whole or not at all.
+Each draws one figure and writes it as a PNG, completely or not at all.
 """
 
 import math
@@ -57,11 +57,11 @@ def figure(file: Path, size: tuple[float, float], *shape: int) -> Iterator[tuple
 def curves(file: Path, logs: dict[str, list[pd.DataFrame]]) -> None:
     """Loss and accuracy per epoch. logs: {name: [log of a run, ...]}; runs of one name share a line style.
 
-    A distillation loss, whose parts are in the log, is not a cross entropy: it has axes of its own.
+    A distillation loss, whose parts are in the log, is not a cross entropy: it has its own axes.
     """
     kinds = ["distillation loss" if "train_soft" in runs[0] else "cross entropy" for runs in logs.values()]
     titles = ["cross entropy", *["distillation loss"] * ("distillation loss" in kinds), "accuracy in percent"]
-    looks = [{"linestyle": dash, "color": colour}  # no two alike of the first 32
+    looks = [{"linestyle": dash, "color": colour}  # the first 32 all differ
              for _, (dash, colour) in zip(logs, cycle(product(DASHES, COLOURS)), strict=False)]
     thin, note = 1.6, "training images, as augmented"
     if any(run["val_loss"].notna().any() for runs in logs.values() for run in runs):
@@ -77,7 +77,7 @@ def curves(file: Path, logs: dict[str, list[pd.DataFrame]]) -> None:
         for title, axes in axes_of.items():
             axes.set(title=title, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            # The axis of a loss is cut at three times the 90 % quantile; the title then gives the maximum.
+            # The axis of a loss ends at three times the 90 % quantile; the title then gives the maximum.
             drawn = pd.Series(np.concatenate([line.get_ydata() for line in axes.lines])).dropna()
             usual = drawn[drawn <= 3 * drawn.quantile(0.9, "lower")]
             if 0 < len(usual) < len(drawn):
@@ -125,10 +125,10 @@ def reliability(file: Path, bins: Sequence, title: str) -> None:
 
 def landscape(file: Path, points: pd.DataFrame, title: str, xlabel: str, unit: float = 1,
               budget: float | None = None) -> None:
-    """Accuracy, on a scale of the error, against what it costs: parameters, or the work of training.
+    """Accuracy, on a scale of the error, against its cost: parameters, or the work of training.
 
-    points: columns label, cost, top1, low, high (NaN: no interval, a grey point of others) and hollow, a bool; without
-    a label a point is small. unit: what the axis counts the cost in; budget: the cost not to exceed, a line.
+    points: columns label, cost, top1, low, high (NaN: no interval, a grey point of others) and hollow, a bool; points
+    without a label are small. unit: of the axis of the cost; budget: the maximum cost, drawn as a line.
     """
     with figure(file, (8.4, 5)) as (sheet, axes):
         axes.set(xscale="log", yscale="log", title=title, xlabel=xlabel)
@@ -141,7 +141,7 @@ def landscape(file: Path, points: pd.DataFrame, title: str, xlabel: str, unit: f
         if budget and budget < 100 * points["cost"].max():  # else it is far away
             axes.axvline(budget, color=COLOURS[1], lw=1, linestyle=(0, (4, 3)))
             axes.annotate(" the budget", (budget, 0.01), None, ("data", "axes fraction"), color=COLOURS[1], fontsize=8)
-        # The y axis is upside down; costs that differ little have more ticks.
+        # The y axis is inverted; costs that differ little have more ticks.
         costs = [line.get_xdata()[0] for line in axes.lines]
         errors = 100 - points[["top1", "low", "high"]].stack()
         lowest, highest = max(0.05, errors.min() / 1.15), min(99.9, errors.max() * 1.15)
@@ -151,16 +151,16 @@ def landscape(file: Path, points: pd.DataFrame, title: str, xlabel: str, unit: f
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 100 * min(costs) else (1,)))
         axes.minorticks_off()
-        sheet.draw_without_rendering()  # lays out the axes, on which the places of the labels depend
+        sheet.draw_without_rendering()  # lays out the axes, on which the positions of the labels depend
         put_labels(axes, [(row.label, row.cost, 100 - row.top1) for row in points.itertuples()])
 
 
 def put_labels(axes: plt.Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Write the labels of points (label, x, y), each at the nearest place that covers no point and no other label."""
+    """Write the labels of points (label, x, y), each at the nearest free place, over no point and no other label."""
     scale, frame = axes.figure.dpi / 72, axes.get_window_extent()
     taken = [Bbox.from_bounds(*(spot - 5 * scale), 10 * scale, 10 * scale)
              for spot in axes.transData.transform([point for _, *point in points])]
-    # How far to the right or left, and up: in points of which an inch has 72.
+    # Distances to the right or left, and up, in points of 1/72 inch.
     shifts = sorted(product((9, -9, 24, -24, 48, -48, 90, -90), range(-99, 100, 11)), key=lambda s: math.hypot(*s))
     for label, *point in points:
         if not label:
@@ -171,7 +171,7 @@ def put_labels(axes: plt.Axes, points: Sequence[tuple[str, float, float]]) -> No
         for right, up in shifts:
             text.set(position=(right, up), ha="left" if right > 0 else "right")
             text.update_positions(axes.figure.canvas.get_renderer())
-            box = Text.get_window_extent(text)  # without the line that leads to the point
+            box = Text.get_window_extent(text)  # without the line to the point
             if all(frame.contains(*corner) for corner in box.corners()) and not box.count_overlaps(taken):
                 break
         text.arrow_patch.set_visible(math.hypot(right, up) > 15)

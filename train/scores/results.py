@@ -1,4 +1,4 @@
-"""Reads results and groups them for the report. `evaluate` writes two files for what it scored on the test set:
+"""Reads results and groups them for the report. `evaluate` writes two files for a network or an ensemble:
 
     x.json          a result: metrics, config, log and provenance of one network, or of an ensemble
     x.logits.npz    ids (N,), logits float32 (N, 10) and labels (N,) of the test images, to average and to compare
@@ -28,7 +28,7 @@ from train.engine.network import ENVIRONMENT, join_distinct, total_epochs
 from train.scores.statistics import wilson
 
 FORMAT = "result/2"
-PLACES = (*ENVIRONMENT, "precision")  # where and with what a run was made
+PLACES = (*ENVIRONMENT, "precision")  # where and with what a network was trained
 
 
 def result_file(path: str | Path) -> Path:
@@ -51,7 +51,7 @@ def write_result(file: Path, result: dict, test: Dataset, logits: torch.Tensor) 
 
 
 def read_result(file: Path) -> dict:
-    """The result in x.json, with its path as `file`; UserError for what is none. A newer x.pt is told."""
+    """The result in x.json, with its path as `file`; UserError for any other file. It warns if x.pt is newer."""
     result, weights = {}, file.with_name(file.name.removesuffix(".json").removesuffix(".tta") + ".pt")
     if not file.exists():
         advice = f": `python train/evaluate.py {weights}` writes it" if file.suffix == ".json" else ""
@@ -66,21 +66,21 @@ def read_result(file: Path) -> dict:
 
 
 def kept_logits(result: dict) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    """What `read_logits` gives of a result."""
+    """What `read_logits` returns for a result."""
     return read_logits(logits_file(result["file"]), result["fingerprint"])
 
 
 def read_logits(file: Path, fingerprint: str | None = None) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    """(ids (N,), logits float32 (N, 10), labels int64 (N,)) of x.logits.npz; UserError for what is none.
+    """(ids (N,), logits float32 (N, 10), labels int64 (N,)) of x.logits.npz; UserError for any other file.
 
-    fingerprint: of the weights that the logits should be of.
+    fingerprint: of the weights to which the logits should belong.
     """
     if not file.exists():
         raise UserError(f"{file} does not exist: `python train/evaluate.py` writes it beside the weights")
     try:
         with file.open("rb") as handle, np.load(handle) as kept:
             ids, logits, labels, mark = (kept[name] for name in ("ids", "logits", "labels", "fingerprint"))
-    except Exception:  # numpy, zipfile and zlib fail each in their own way
+    except Exception:  # numpy, zipfile and zlib each fail in their own way
         raise UserError(f"{file} does not hold the logits that train/evaluate.py writes") from None
     if fingerprint not in (None, str(mark)):
         raise UserError(f"{file} holds the logits of other weights than the result beside it: evaluate them again")
@@ -91,10 +91,10 @@ def read_logits(file: Path, fingerprint: str | None = None) -> tuple[np.ndarray,
 
 
 def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tensor, labels: torch.Tensor) -> dict:
-    """The result of several networks that answer by the mean of their logits (N, 10): sums, and what they share."""
+    """The result of an ensemble whose mean logits are `logits` (N, 10): sums over its members, and what they share."""
     shared = {key: value for key, value in members[0]["config"].items()
               if all(member["config"].get(key, ()) == value for member in members)}
-    # Two members may have begun with the same weights, whose work was done once.
+    # Two members may have started from the same weights, whose work counts once.
     once = {run["fingerprint"]: (run, member["macs"]) for member in members for run in runs_of(member)}
     runs = [run for run, _ in once.values()]
     marks = sorted([member["run"], member["fingerprint"]] for member in members)
@@ -115,7 +115,7 @@ def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tens
 
 
 def mean_of_kept(file: Path, members: Sequence[dict]) -> dict:
-    """The result of an ensemble, as if in `file`, by its members' kept logits, no TTA; UserError if they do not fit."""
+    """The result of an ensemble, as if in `file`, by its members' saved logits, no TTA; UserError if these differ."""
     marks = [member["fingerprint"] for member in members]
     if len(set(marks)) < len(marks):
         raise UserError(f"the ensemble {file.stem} takes each network once")
@@ -129,11 +129,11 @@ def mean_of_kept(file: Path, members: Sequence[dict]) -> dict:
     return combine(file.stem, members, command, mean, labels) | {"file": file}
 
 
-# ---------------------------------------------------------------- how weights came about
+# ---------------------------------------------------------------- the work of training
 
 
 def runs_of(result: dict) -> list[dict]:
-    """The run of a result, and those whose weights it began with, as in `Network.history`: all that it took."""
+    """The run of a result, and those whose weights it began with, as in `Network.history`."""
     own = {"config": result["config"], "fingerprint": result["fingerprint"]}
     return [result["provenance"] | own, *result["provenance"]["before"]]
 
@@ -145,7 +145,7 @@ def pflop(result: dict) -> float:
 
 def work(run: dict, macs: int) -> float:
     """PFLOP of one run: a multiply-accumulate is two operations, a step three times the work of a forward pass."""
-    area = 1 - run["config"]["low_res"] * SPARED  # a part of the run is at fewer pixels
+    area = 1 - run["config"]["low_res"] * SPARED  # part of the run is at low resolution
     return 2 * 3 * macs * run["images"] * run["config"]["epochs"] * area / 1e15
 
 
@@ -153,9 +153,9 @@ def work(run: dict, macs: int) -> float:
 
 
 def group(results: Iterable[dict]) -> pd.DataFrame:
-    """The table: a row for all runs that differ by their seed only, the best first.
+    """The table: one row for all runs that differ by their seed only, best first.
 
-    Seeds stand in one folder or in folders seed1, seed2 of it. The same weights under two names are one run. Two runs
+    Seeds are in one folder or in folders seed1, seed2 of it. The same weights under two names are one run. Two runs
     with the same seed are not pooled.
     """
     rows = []
@@ -168,16 +168,16 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
             "protocol": protocol(result), "augmentation": augmentation(result["config"]),
             "tta": result["tta"], "top1": top1, "std": top1, "n": 1, "low": None,
             "high": None, "images": result["images"], "pflop": pflop(result),
-            "taught": any(run["config"].get("alpha", 0) > 0 for run in runs),  # by teachers, whose work is not counted
+            "taught": any(run["config"].get("alpha", 0) > 0 for run in runs),  # by teachers, whose work does not count
             "seconds": seconds, "fastest": seconds, "slowest": seconds,
             **{key: join_distinct(run[key] for run in runs) for key in PLACES},
             "command": " && ".join(run["command"] for run in reversed(runs)), "runs": result["run"], "folder": folder,
             "fingerprint": result["fingerprint"], "seed": result["config"]["seed"],
             "alike": f"{folder} {key_without_seed(result)}"})
     runs = pd.DataFrame(rows).drop_duplicates(["fingerprint", "tta"])
-    runs["alike"] += runs.groupby(["alike", "seed"]).cumcount().map(" {}".format)  # the second of a seed
+    runs["alike"] += runs.groupby(["alike", "seed"]).cumcount().map(" {}".format)  # the second one with a seed
 
-    mean = pd.Series.mean  # groupby's own adds up in another order, which is another second digit at times
+    mean = pd.Series.mean  # groupby's own mean adds in another order, which sometimes changes the second digit
     ways = dict.fromkeys(runs.columns.drop(["seed", "alike"]), "first") | dict.fromkeys(PLACES, join_distinct) | {
         "top1": mean, "std": pd.Series.std, "n": "sum", "seconds": mean, "fastest": "min", "slowest": "max",
         "runs": " ".join}
@@ -188,7 +188,7 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
 
 
 def protocol(result: dict) -> str:
-    """What the networks of a result were trained on, and how it was scored: `fold 0, 5,000 images, TTA`."""
+    """What the networks of a result were trained on, and how they were scored: `fold 0, 5,000 images, TTA`."""
     config, runs = result["config"], runs_of(result)
     limits = [run["config"].get("limit") for run in runs]
     unlabelled = max(run["unlabelled"] for run in runs)
@@ -201,13 +201,13 @@ def protocol(result: dict) -> str:
 
 
 def augmentation(config: dict) -> str:
-    """What a run did to its images, in the words of its flags; `various` where the networks of an ensemble differ."""
+    """The augmentation of a run, in the words of its flags; `various` if the networks of an ensemble differ."""
     names = [*config.get("augment", ["various"]), config.get("mix", "various")]
     return ", ".join(dict.fromkeys(name for name in names if name != "none")) or "none"
 
 
 def home(file: Path) -> Path:
-    """The folder of a result without that of a seed: weights/quick of weights/quick/seed1, and of images-a in both."""
+    """The folder of a result without its seed: weights/quick for weights/quick/seed1, likewise with images-a below."""
     parts = file.resolve().parent.parts
     return Path(*parts[:-2], *(part for part in parts[-2:] if not re.fullmatch(r"seed\d+", part)))
 
@@ -218,7 +218,7 @@ def family(run: str) -> str:
 
 
 def shortest_unique_names(paths: Sequence[Path]) -> list[str]:
-    """For each path as many of its last parts as no other has, joined by slashes."""
+    """For each path, its shortest ending that no other path has, with slashes."""
     short = []
     for path in paths:
         depth = 1
@@ -229,6 +229,6 @@ def shortest_unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def key_without_seed(result: dict) -> str:
-    """A text that results of runs which differ by their seed only have in common."""
+    """A text that the results of runs share if these differ by their seed only."""
     config = {name: value for name, value in result["config"].items() if name != "seed"}
     return json.dumps([result["model"], result["tta"], result["data"], config, result.get("members")], sort_keys=True)

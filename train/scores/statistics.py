@@ -1,4 +1,4 @@
-"""Intervals and tests: how sure is a score, and is a difference more than chance?"""
+"""Intervals and tests: how certain is a score, and is a difference more than chance?"""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from scipy import stats
 def wilson(right: float, total: int) -> tuple[float, float]:
     """The 95 % interval, (low, high) in percent, of an accuracy of `right` in `total` images (Wilson 1927).
 
-    `right` may be the mean of several runs: between two whole numbers of images the interval is interpolated.
+    `right` may be the mean of several runs: between whole numbers of images, the interval is interpolated.
     """
     right = round(right, 6)
     below, above = (np.array(stats.binomtest(count, total).proportion_ci(method="wilson"))
@@ -39,7 +39,7 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float,
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """(difference of the means, low, high) of two lists of two values or more: Welch's t, a 95 % interval."""
-    difference = round(float(np.mean(first) - np.mean(second)), 9)  # a tie is a tie, to the last bit
+    difference = round(float(np.mean(first) - np.mean(second)), 9)  # so that equal means differ by exactly 0
     if np.ptp(first) == np.ptp(second) == 0:
         return difference, difference, difference
     interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval()

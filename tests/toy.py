@@ -1,4 +1,4 @@
-"""Toy CIFAR-10s, toy configurations, and runs of them: in this process, or in another that can be killed.
+"""Toy CIFAR-10s, pixels and configurations, and runs of them: in this process, or in another that can be killed.
 
 The toy set has 60 training and 20 test images. With fold 0 held out 40 images are trained on: in batches of 13 that
 is three steps an epoch, and the image that is left over is another one in every epoch.
@@ -20,6 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
 import models
 from train import ROOT
@@ -27,6 +29,7 @@ from train.data import cifar10
 from train.engine import distributed, flags, loop
 
 SIZES = {"train": 60, "test": 20}
+TORCHVISION = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
 
 
 def arrays(part, seed=0):
@@ -36,6 +39,27 @@ def arrays(part, seed=0):
     labels = np.arange(count) % 10
     noise = random.integers(0, 100, (count, 32, 32, 3))
     return (noise + 15 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape, seed=0):
+    """An array of random bytes."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def picture(file, pixels=None, **options):
+    """Save pixels, by default noise, as a picture."""
+    Image.fromarray(noise(32, 32, 3) if pixels is None else pixels).save(file, **options)
+    return file
+
+
+def operation(image, name, magnitude):
+    """What torchvision's AutoAugment makes of one image."""
+    return TORCHVISION._apply_image_or_video_transform(
+        image, name, magnitude, InterpolationMode.NEAREST, TORCHVISION._fill)
 
 
 def digests():

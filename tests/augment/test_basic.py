@@ -7,14 +7,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
+from toy import generator
 
 from augment import basic
 
 N = 64
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

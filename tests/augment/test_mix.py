@@ -3,15 +3,12 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from toy import generator
 
 from augment import MIXES, mix, mixing
 
 N, K = 12, 10
 COPIES = [mix.ricap, mix.cutmix]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -8,21 +8,13 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
+from toy import generator, operation
 
 from augment import policies
 
 TORCHVISION = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
 SKIPPED = ("Identity", 0.0)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def reference(image, name, magnitude):
-    nearest, fill = InterpolationMode.NEAREST, TORCHVISION._fill
-    return TORCHVISION._apply_image_or_video_transform(image, name, magnitude, nearest, fill)
 
 
 def named(op, magnitude):
@@ -116,7 +108,7 @@ def test_the_draws_are_applied_in_order(name, pictures):
     out, draw = getattr(policies, name)(pictures, generator(2)), getattr(policies, f"draw_{name}")
     for image, result, steps in zip(pictures, out, named(*draw(generator(2), len(pictures))), strict=True):
         for name, magnitude in steps:
-            image = reference(image, name, magnitude)
+            image = operation(image, name, magnitude)
         assert torch.equal(result, image), steps
 
 
@@ -132,7 +124,7 @@ def test_augmix_mixes_its_chains_as_torchvision_does(pictures):
         for chain in range(3):
             result = image
             for name, magnitude in drawn[chain * n + i]:
-                result = reference(result, name, magnitude)
+                result = operation(result, name, magnitude)
             mixed.add_(shares[i, chain] * result)
         assert torch.equal(out[i], mixed.to(torch.uint8))
 

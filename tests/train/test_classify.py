@@ -1,9 +1,9 @@
 """`train/classify.py`: the three likeliest classes of every picture, and a line for what is none."""
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from toy import noise, picture
 from untrained import write_weights
 
 from train import classify
@@ -23,15 +23,6 @@ def weights(toy_set, tmp_path):
 def run(typed, weights):
     """run(*words) -> (exit code, stdout, stderr) of the command with the toy weights."""
     return lambda *words: typed(classify.main, *words, "--weights", weights, "--device", "cpu")
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def picture(file, pixels=None, **options):
-    Image.fromarray(noise(32, 32, 3) if pixels is None else pixels).save(file, **options)
-    return file
 
 
 def test_the_three_likeliest_on_one_line_a_picture(run, weights, tmp_path):

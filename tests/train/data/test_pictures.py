@@ -3,18 +3,10 @@
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
+from toy import noise, picture
 
 from train import UserError
 from train.data import pictures
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def picture(file, pixels=None, **options):
-    Image.fromarray(noise(32, 32, 3) if pixels is None else pixels).save(file, **options)
-    return file
 
 
 def test_a_small_picture_keeps_its_bytes(tmp_path):

@@ -4,14 +4,14 @@
 #   teacher-fold0.pt to teacher-fold4.pt, teacher-all.pt, teacher-wide.pt, distillation_labels.csv, student.pt,
 #   control.pt, baseline-STAGE.pt, with FOLD=3 baseline-STAGE-fold3.pt, with IMAGES=a.pkl images-a/student.pt; report/
 # and weights/{quick,full}/[trial-.../]ladder/[seed1/] the rows of the ladder, ROW.pt.
-# A file is made when it is missing, never because another is newer, so prerequisites stand behind a |. The exception is
+# A file is made if it is missing, never because another is newer, so prerequisites come after a |. The exception is
 # x.json, the score of x.pt on the test set, which is made again when x.pt is newer.
 
 SIZE     ?= $(or $(filter demo quick,$(MAKECMDGOALS)),full)##: demo, quick or full [full]: which networks
 DATA     ?= $(if $(filter demo,$(SIZE)),synthetic,data)##: folder of the images [data], or synthetic
-EPOCHS   ?=##: another number of passes over the images: a trial, in a folder of its own    make quick EPOCHS=3
+EPOCHS   ?=##: another number of passes over the images: a trial, in its own folder    make quick EPOCHS=3
 LIMIT    ?=##: use so many training images only: a trial too    make baseline EPOCHS=3 LIMIT=5000
-SEED     ?=##: random seed [0]: another one has a folder of its own
+SEED     ?=##: random seed [0]: another one has its own folder
 SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 2"
 STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized, augmented or tuned [augmented]
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
@@ -24,7 +24,7 @@ GPUS     ?=##: number of GPUs that the jobs of -j share    make -j4 GPUS=4 teach
 ARGS     ?=##: more flags for the one script of the target    make evaluate ARGS="--tta"
 SRC      ?=##: an archive or npz that you have already    make data SRC=cifar-10-python.tar.gz
 BASE     ?= python3##: the Python that makes the .venv [python3]    make setup BASE=python3.12
-VENV     ?= .venv##: empty: no .venv, the Python at hand    make test VENV=
+VENV     ?= .venv##: empty: no .venv, the python3 in PATH    make test VENV=
 PYTHON   ?= $(if $(VENV),$(VENV)/bin/python,python3)##: the Python that runs the scripts [the .venv's]
 
 SHELL := /bin/bash
@@ -39,7 +39,7 @@ help: ## this list
 	@echo; echo "Variables, with their [defaults]:"; echo
 	@awk -F '##: ' '/^[A-Z]+ .*##: /{sub(/ .*/, "", $$1); printf "  %-9s %s\n", $$1, $$2}' Makefile
 
-# ---------------------------------------------------------------- there is such a variable, and a target that uses it
+# ---------------------------------------------------------------- checks: a variable exists, and its target uses it
 known := SIZE DATA EPOCHS LIMIT SEED SEEDS STAGE FOLD TEACHERS LABELS IMAGES WEIGHTS DEVICE GPUS ARGS SRC BASE VENV PYTHON
 typed := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$(if $($v),$v)))
 sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),$(if $(filter ladder,$(MAKECMDGOALS)),quick full,demo quick full))
@@ -80,8 +80,8 @@ baseline.demo := --width 4 --epochs 6
 flags.demo    := -b 32 --augment flip --mix none --precision float32
 limit.demo    := 1000
 
-# The documented ladder, each row by its documented recipe, and behind it three networks that are not documented. With
-# SIZE=quick a short recipe is laid over all; `basic` keeps its constant rate, `augmented` alone has Cutout, and the
+# The documented ladder, each row by its documented recipe, then three networks that are not documented. With SIZE=quick,
+# a short recipe overrides theirs; only `augmented` has Cutout, `basic` keeps its constant learning rate, and the
 # distilled row learns from the released labels unless others are named.
 ladder   := resnet18-basic resnet18-optimized resnet18-augmented shakeshake26-32 shakeshake26-40 shakeshake26-40-se \
   seresnet164 seresnet164-distilled resnet20x4 pyramidnet flatse
@@ -128,15 +128,15 @@ stamp   := $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
 common  := --data "$(DATA)" --device $(DEVICE)
 limit   := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 extra   := $(if $(IMAGES),--images "$(IMAGES)")
-# ARGS go to the script of the typed target only. That script runs even if its file exists: it says that it is finished,
+# ARGS go only to the script of the typed target. That script runs even if its file exists: it says that it is finished,
 # or what differs. A student is run again only if its labels exist or are made too, or if ARGS, LABELS, TEACHERS or
 # IMAGES are given, because its name does not tell them; the CSV and the ladder's student only if one of those is given.
 args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 forced   = $(if $(filter $(1),$(MAKECMDGOALS)),FORCE)
 changed  = $(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),$(call forced,$(1)))
 labelled = $(filter teachers labels,$(MAKECMDGOALS))$(wildcard $(LABELS))
-# With GPUS=N a job takes the first of N GPUs that no other job of this user holds; the lock goes with the process that
-# holds it. They are the first N of CUDA_VISIBLE_DEVICES where that is set.
+# With GPUS=N, a job takes the first of N GPUs that no other job of this user has locked; the lock ends with the process.
+# They are the first N of CUDA_VISIBLE_DEVICES if that is set.
 ifneq ($(GPUS),)
 free_gpu = IFS=, read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s, 0 $$(( $(GPUS) - 1 )))}"; gpu=0; \
   until exec 9> "/tmp/cifar10-$$UID-gpu$${own[gpu]}.lock" || exit; flock -n 9; do \
@@ -153,7 +153,7 @@ train = $(hush.$(SIZE))mkdir -p $(@D); $(free_gpu) $(PYTHON) $(strip $(1) $(flag
 # ---------------------------------------------------------------- what people type, and how its files are made
 setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two minutes)
 	@echo "$(VENV) has $$($(VENV)/bin/python --version) and all that requirements.txt names"
-# The stamp is touched last. Without it, or without a python that is there, the .venv is begun anew.
+# The stamp is touched last. Without it, or without a python in the .venv, the .venv is made anew.
 anew := $(shell test -e $(VENV)/installed -a -e $(VENV)/bin/python || echo FORCE)
 $(VENV)/installed: requirements.txt $(anew)
 	@$(if $(anew),$(BASE) -c 'import sys; sys.exit(sys.hexversion < 0x30b0000 and sys.version.split()[0] + " is too old: \
@@ -197,7 +197,7 @@ labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 
 # Teachers are trained only in this run's folder, and only if the labels need them.
 .SECONDARY: $(seven) $(csv)
-# Scripts write a file whole or not at all, so make deletes none, whatever signal ends a recipe.
+# Scripts write a file completely or not at all, so make deletes none, whatever signal ends a recipe.
 .PRECIOUS: $(csv) $(student) $(run)/control.pt $(run)/$(file.baseline).pt \
   $(ladder:%=$(rows)/%.pt) $(addprefix $(run)/,$(notdir $(seven)))
 ifneq ($(TEACHERS),$(run))
@@ -230,7 +230,7 @@ submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student
 	@$(if $(IMAGES)$(findstring --images,$(ARGS)),,echo "IMAGES is not set, for example: make submission IMAGES=test.pkl" >&2; exit 2)
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(firstword $(wildcard $(student) $(run)/student.pt)),\
 	  $(if $(filter-out weights/full,$(run)),$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
-# First score whatever has no score, or one older than its weights.
+# First score all weights without a score, or with one older than they are.
 report = unscored=$$(for file in $(run)/{,seed*/}{,images-*/}*.pt $(run)/ladder/{,seed*/}*.pt; do \
     [[ -e $$file && $$file != *.last.pt && $$file -nt $${file%.pt}.json ]] && echo $$file; done); \
   [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each $$unscored $(common) $(if $(hush.$(SIZE)),> /dev/null) && \

@@ -80,9 +80,9 @@ baseline.demo := --width 4 --epochs 6
 flags.demo    := -b 32 --augment flip --mix none --precision float32
 limit.demo    := 1000
 
-# The documented ladder, each row by its documented recipe, then three networks that are not documented. With SIZE=quick,
-# a short recipe overrides theirs; only `augmented` has Cutout, `basic` keeps its constant learning rate, and the
-# distilled row learns from the released labels unless others are named.
+# The documented ladder, each row by its documented recipe, then three networks that are not documented. With
+# SIZE=quick, a short recipe overrides theirs; only `augmented` has Cutout, `basic` keeps its constant learning rate,
+# and the distilled row learns from the released labels unless others are named.
 ladder   := resnet18-basic resnet18-optimized resnet18-augmented shakeshake26-32 shakeshake26-40 shakeshake26-40-se \
   seresnet164 seresnet164-distilled resnet20x4 pyramidnet flatse
 row_labels = $(if $(filter-out quick,$(SIZE))$(filter LABELS TEACHERS,$(typed)),$(LABELS),$(released))
@@ -135,8 +135,8 @@ args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 forced   = $(if $(filter $(1),$(MAKECMDGOALS)),FORCE)
 changed  = $(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),$(call forced,$(1)))
 labelled = $(filter teachers labels,$(MAKECMDGOALS))$(wildcard $(LABELS))
-# With GPUS=N, a job takes the first of N GPUs that no other job of this user has locked; the lock ends with the process.
-# They are the first N of CUDA_VISIBLE_DEVICES if that is set.
+# With GPUS=N, a job takes the first of N GPUs that no other job of this user has locked; the lock ends with the
+# process. They are the first N of CUDA_VISIBLE_DEVICES if that is set.
 ifneq ($(GPUS),)
 free_gpu = IFS=, read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s, 0 $$(( $(GPUS) - 1 )))}"; gpu=0; \
   until exec 9> "/tmp/cifar10-$$UID-gpu$${own[gpu]}.lock" || exit; flock -n 9; do \

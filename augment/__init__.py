@@ -50,7 +50,7 @@ def pipeline(names: Iterable[str]) -> Callable:
     """The named augmentations as one function (images, generator) -> images, in that order.
 
     names: an iterable of NAME[:STRENGTH...], NAME a key of AUGMENTATIONS; an empty one changes nothing.
-    Raises ValueError for an unknown name, and for a strength that is unknown or out of bounds.
+    Raises ValueError for an unknown name, too many strengths, and a strength that is no number or out of bounds.
     """
     chosen = [_find(text, AUGMENTATIONS, "augmentation") for text in names]
 

@@ -55,7 +55,7 @@ def erase(images: torch.Tensor, generator: torch.Generator, p: float = 0.25, sma
     """Random erasing: with probability p, paint one rectangle with the mean pixel.
 
     The rectangle's share of the image is uniform from `smallest` to `largest`, its height / width
-    log-uniform from `flattest` to `tallest`. A rectangle that does not fit is drawn again, up to ten times; then
+    log-uniform from `flattest` to `tallest`. The first of ten rectangles that fits is painted; if none fits,
     the image stays unchanged. This is the distribution of torchvision's RandomErasing. images: (N, 3, H, W) uint8.
     Zhong et al., Random Erasing Data Augmentation, 2017.
     """

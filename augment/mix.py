@@ -85,7 +85,7 @@ def mixup(generator: torch.Generator, images: torch.Tensor, *targets: torch.Tens
 
 
 def _batches(images, batch):
-    """The number of each image's batch, (N,) long, and the number of batches; the last may be smaller."""
+    """The index of each image's batch, (N,) long, and the number of batches; the last batch may be smaller."""
     batch = batch or len(images)
     return torch.arange(len(images), device=images.device) // batch, -(-len(images) // batch)
 

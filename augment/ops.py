@@ -4,9 +4,9 @@
 
 Names, magnitudes and results are torchvision's, bit for bit: what its v2 AutoAugment does to one
 uint8 image with nearest interpolation and black fill, here for a batch in which every image has
-its own magnitude. This requires three details of torch: a blend is rounded only once and then
-truncated, a grey level is floored, and half-pixel ties of a rotation are decided by the float32
-rounding of its sampling grid.
+its own magnitude. For this, three details of torch have to be reproduced: a blend is rounded only
+once and then truncated, a grey level is floored, and half-pixel ties of a rotation are decided by
+the float32 rounding of its sampling grid.
 
 A magnitude tensor may stay on the CPU while the images are on a GPU. Then the affine operations,
 which look up one index map per distinct magnitude, do not wait for the device.
@@ -21,11 +21,11 @@ import torch.nn.functional as F
 SIZE = 32
 
 
-# ---- affine: every new pixel is a copy of the old one in its index map ----
+# ---- affine: an index map gives the old pixel of every new one ----
 
 # The matrix that takes a new position (x, y, 1), the image's centre at 0, to the old one, for a magnitude.
 MATRICES = {
-    # Slide each row left by m times its depth, the top edge is fixed; each column up, the left edge is fixed.
+    # Slide each row left by m times its depth, with the top edge fixed; each column up, with the left edge fixed.
     "ShearX": lambda m: [[1, m, m * SIZE / 2], [0, 1, 0]],
     "ShearY": lambda m: [[1, 0, 0], [m, 1, m * SIZE / 2]],
     # Move right, or down, by int(m) pixels.

@@ -70,7 +70,7 @@ AUTOAUGMENT_SPACE = _space(10, 0.3, 150 / 331 * SIZE, 30, 0.9, bits=(8, 4))
 TRIVIAL_SPACE = _space(31, 0.99, 32, 135, 0.99, bits=(8, 2))
 AUGMIX_SPACE = _space(10, 0.3, SIZE / 3, 30, 0.9, bits=(4, 0))
 
-# TrivialAugment and AugMix draw from all but Invert; only TrivialAugment may leave an image unchanged.
+# TrivialAugment draws from all but Invert; AugMix from all but Invert and Identity.
 TRIVIAL_OPS = torch.tensor([NAMES.index(name) for name in NAMES if name != "Invert"])
 AUGMIX_OPS = TRIVIAL_OPS[:-1]
 
@@ -114,7 +114,7 @@ def apply_ops(images: torch.Tensor, ops: torch.Tensor, magnitudes: torch.Tensor)
 
     ops (long) and magnitudes (float) are (steps, N), on the CPU.
     """
-    position = torch.arange(len(images))  # where each image is: every step changes their order
+    position = torch.arange(len(images))  # where each image is: every step changes the order
     for op, magnitude in zip(ops, magnitudes, strict=True):
         order = op.argsort()
         images = _take(images, position[order])

@@ -4,8 +4,8 @@
     python distill/labels.py weights/seresnet164-fold?.pt --average oof --tta
 
 `mean` averages all teachers. `oof` (out of fold) uses for each image only the fold teachers that have not trained
-on it, and no teachers without a fold. `--tta` also averages over the mirror images. It takes one forward pass per
-teacher, or two: a few minutes each on two CPU cores.
+on it, and no teachers without a fold. `--tta` also averages over the mirror images. The script takes one forward
+pass per teacher, two with `--tta`: a few minutes each on two CPU cores.
 """
 
 import sys
@@ -42,7 +42,7 @@ ROW = "{:32s} {:>6s} {:>12s} {:>12s} {:>13s}"
 
 
 def average(teacher_logits: torch.Tensor, used: np.ndarray) -> torch.Tensor:
-    """Mean logits (N, 10) over the teachers, of (T, N, 10), selected by the mask `used`, bool (T, N)."""
+    """Mean logits (N, 10), from (T, N, 10), over the teachers that the mask `used`, bool (T, N), selects."""
     weights = torch.from_numpy(used).double()
     return ((weights[..., None] * teacher_logits.double()).sum(0) / weights.sum(0)[:, None]).float()
 

@@ -54,7 +54,7 @@ def decoupled_divergence(student_logits: torch.Tensor, soft_targets: torch.Tenso
 
     TCKD compares the two-way split target against rest, NCKD the distribution among the rest, which plain KL weighs
     by 1 - p_target. The target is the class with the largest share in the hard targets; for images
-    without a label, or with labels for less than half of their area, it is the teacher's most likely class.
+    without a label, or with labels for half of their area or less, it is the teacher's most likely class.
     """
     labelled = hard_targets.sum(1, keepdim=True) > 0.5
     target = F.one_hot(torch.where(labelled, hard_targets, soft_targets).argmax(1), hard_targets.shape[1]).bool()

@@ -5,7 +5,7 @@
     python distill/submission.py weights/student.pt --images folder/ --out submission.csv --probabilities
     python distill/submission.py weights/seresnet164-fold?.pt --images folder/ --tta --compare earlier.csv
 
-Of several weights, the mean of the logits counts. `load_images` in train/data/unlabelled.py says what the images may
+With several weights, their mean logits are used. `load_images` in train/data/unlabelled.py says what the images may
 be. A file at --out is replaced only when it is a submission itself. On two CPU cores the released network takes a
 minute for 10,000 images.
 """

@@ -1,7 +1,7 @@
 """distillation_labels.csv: `id`, `label`, ten logits and `seen_folds` for each image, and strict checks on reading.
 
 seen_folds, such as `0 1 2 3`, are the folds whose labels the teachers have learned from. A student that holds out
-another fold has a real validation; one that holds out one of these does not. Without that column, all folds count.
+another fold has a real validation; one that holds out one of these does not. Without that column, all count as seen.
 """
 
 import zlib

@@ -102,7 +102,7 @@ def uniform_per_image(x: torch.Tensor) -> torch.Tensor:
     """One number in [0, 1) for each image of `x` (N, ...), shaped (N, 1, 1, 1), from torch's global RNG.
 
     Drawn on the device of `x`, so that nothing waits for the host, and always in float32:
-    bfloat16 has only 256 values there, too few to compare with a probability.
+    bfloat16 would be drawn from 256 numbers only, too few to compare with a probability.
     """
     return torch.rand(x.shape[0], 1, 1, 1, device=x.device)
 

@@ -81,7 +81,7 @@ def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usua
         train_step(network, optimizer, args, loss, images, [targets])
 
     def usual_step(images, labels):
-        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=True):  # torch's defaults
+        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=True):  # TF32 as by torch's default
             optimizer.zero_grad()
             logits = model(images.to(device)).view(len(images), -1, len(cifar10.CLASSES)).mean(1)
             error = F.cross_entropy(logits, labels.to(device))

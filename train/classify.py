@@ -5,7 +5,7 @@
 
 A picture may have any size, and any format that Pillow reads except PostScript; of an animation the first frame is
 used. The network sees its centre square, resized to 32x32, so the object should fill the middle. The released network
-is used unless --weights names another; of several networks, the mean of the logits counts. The probabilities of one
+is used unless --weights names another; with several networks, their mean logits are used. The probabilities of one
 network are calibrated if a temperature is stored with its weights (`evaluate --calibrate --store-temperature`).
 This takes a second or two, and a tenth of a second more for each large photograph.
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     chances = probabilities(networks, images) if files else torch.zeros(0, len(names))
     rows = []
     for file, row in zip(files, chances, strict=True):
-        shown = os.fsencode(file).decode(errors="replace")  # text that any encoding can write
+        shown = os.fsencode(file).decode(errors="replace")  # without surrogates, which UTF-8 cannot write
         print(f"{shown}: " + ", ".join(f"{names[k]} {100 * row[k]:.1f} %" for k in row.topk(LIKELIEST).indices))
         rows.append([shown, names[row.argmax()], *row.tolist()])
     if args.csv:

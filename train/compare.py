@@ -22,7 +22,7 @@ from train.engine.command import command, count_of, parser
 from train.scores.results import kept_logits, key_without_seed, read_result, result_file, shortest_unique_names
 from train.scores.statistics import mcnemar, paired, welch
 
-# Parts of the provenance that --diff shows, beside the config.
+# Parts of the provenance that --diff shows, besides the config.
 SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_digest", "seen_folds"),
             "versions": ("commit", "torch", "python", "threads", "hardware", "precision"), "command": ("command",)}
 

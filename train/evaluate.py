@@ -135,7 +135,7 @@ def flags() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
-    # 1. Find all mistakes before the work.
+    # 1. Refuse wrong flags and files before the work.
     check_target("--json", args.json, ".json")
     check_replaceable("--json", args.json, '{"format": "result/')
     check_target("--mistakes", args.mistakes, ".png")
@@ -171,7 +171,7 @@ def result_of(network: Network, test: cifar10.Dataset, tta: bool) -> dict:
 
 
 def temperature_of(networks: Sequence[Network], fold: cifar10.Dataset | None, tta: bool) -> tuple[float | None, str]:
-    """(temperature, what it was fitted on): on the held-out fold, or as stored with a single network, or None."""
+    """(temperature, what it was fitted on): fitted on the held-out fold, or stored with a single network, or None."""
     first = networks[0]
     if fold:
         fitted = metrics.temperature(mean_logits(networks, fold.images, tta), fold.labels)

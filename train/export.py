@@ -6,8 +6,8 @@
 
 Input `images`: uint8 (N, 3, 32, 32), red, green, blue, any N; output `logits`: float32 (N, 10). Before the file is
 written, its logits are compared with the network's own. Without WEIGHTS the released network is exported. The format
-onnx needs packages that are not in requirements.txt: `pip install onnx onnxscript onnxruntime`. It takes a minute at
-most on a CPU.
+onnx needs packages that are not in requirements.txt: `pip install onnx onnxscript onnxruntime`. An export takes a
+minute at most on a CPU.
 
 `half` writes a weights file as training does, with its large tensors in half precision and its logits of 16 generated
 images.

@@ -1,4 +1,4 @@
-"""Human labels of the test images: build a CSV from four public files, and score saved logits by it.
+"""Human labels of the test images: build a CSV from four public files, and score saved logits against it.
 
     python train/humans.py build FOLDER --out humans.csv            FOLDER holds the four files under the names below
     python train/humans.py score humans.csv weights/x.logits.npz    which train/evaluate.py wrote

@@ -167,7 +167,7 @@ def published() -> pd.DataFrame:
 def points_of(table: pd.DataFrame, others: pd.DataFrame, cost: str) -> pd.DataFrame:
     """The points of a picture, all of a single view: label, cost, top1, low, high, hollow (a student), theirs.
 
-    If there are many, only those that no cheaper one beats have labels: of ours, of ours without teachers, of theirs.
+    If there are many, only those that no cheaper one beats have labels: among ours, ours without teachers, theirs.
     """
     fold = (", " + table["protocol"].str.extract("^(fold .)", expand=False)).fillna("")
     ours = table.assign(label=table["name"] + fold, hollow=table["taught"], theirs=False)[~table["tta"]]

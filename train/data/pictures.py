@@ -18,7 +18,7 @@ REFUSED = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def picture_files(folder: Path, say: Callable = print) -> list[Path]:
-    """The pictures of a folder, shorter names first (2 before 10); it says what else is there. UserError if none.
+    """The pictures of a folder, shorter names first (2 before 10); prints what else is there. UserError if none.
 
     A picture is a file with a suffix that Pillow knows, or with content that Pillow recognizes.
     """

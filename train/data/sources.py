@@ -25,11 +25,11 @@ def expand(path: str | Path) -> Path:
 
 
 def read(path: str | Path, part: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """(images uint8 (N, 32, 32, 3), labels (N,), source in words) of a folder; downloaded if it holds neither form."""
+    """(images uint8 (N, 32, 32, 3), labels (N,), source in words) of a folder; fetched if it holds neither form."""
     path = expand(path)
     if not present(path):
         here = path.parent.resolve() / path.name  # `--data data`, as make passes it, is also the default
-        fetch(path, create=here == ROOT / "data")  # any other folder was probably mistyped
+        fetch(path, create=here == ROOT / "data")  # any other missing folder was probably mistyped
     return read_archive(path, part) if (path / CIFAR10.base_folder).is_dir() else read_part(path / "cifar10.npz", part)
 
 
@@ -59,7 +59,7 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
             return {"data": content} if isinstance(content, np.ndarray) else dict(content)
     except Exception as error:  # zip, deflate and numpy's header each fail in their own way on a damaged file
         reason = reason_of(error)
-        reason = "there are pickles in it" if "allow_pickle" in reason else reason  # numpy advises to allow them
+        reason = "there are pickles in it" if "allow_pickle" in reason else reason  # numpy advises allowing them
         raise UserError(f"{file} cannot be read ({reason}): damaged, or not an npz of plain arrays") from None
 
 
@@ -72,7 +72,7 @@ def present(path: Path) -> bool:
 
 
 def elsewhere(path: Path) -> str:
-    """Advice if the images are not in `path` but one folder up (of a file, two) or down; otherwise ""."""
+    """Advice if the images are one folder up from `path` (for a file, two) or down, or misnamed; otherwise ""."""
     path = Path(os.path.abspath(path))
     for folder in (*path.parents[:1 + path.is_file()], *sorted(path.glob("[!.]*")), path):  # no .fetch-*
         if present(folder) or os.path.isfile(folder / CIFAR10.filename):
@@ -98,7 +98,7 @@ def fetch(path: str | Path, source: str | Path | None = None, create: bool = Tru
     if os.path.lexists(path) and not os.path.isdir(path):
         raise UserError(f"--data {path} is a file or a broken link: name a folder that holds {CIFAR10.base_folder} or "
                         f"cifar10.npz (`make data SRC=FILE` takes a {CIFAR10.filename} or an npz)")
-    if not create and not os.path.exists(path):  # Path.exists raises an error if a parent folder may not be searched
+    if not create and not os.path.exists(path):  # Path.exists may raise an error if a parent may not be searched
         raise UserError(f"--data {path} does not exist; `make data DATA={path}` fetches the images there")
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ def synthetic(part: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """
     seed, count = {"train": (1, 5_000), "test": (2, 2_000)}[part]
     labels, random = np.arange(count) % len(HUES), np.random.default_rng([20_09, seed])
-    pieces = [draw_shapes(random, piece) for piece in np.split(labels, count // 100)]  # which fit the cache
+    pieces = [draw_shapes(random, piece) for piece in np.split(labels, count // 100)]  # which fit in the cache
     return np.concatenate(pieces), labels
 
 

@@ -112,9 +112,9 @@ def as_images(content: object, path: Path, say: Callable) -> np.ndarray:
 def channel_order(rows: np.ndarray, least: tuple[float, ...] = (0.1, 0.1, -0.5)) -> str:
     """"CHW" or "HWC", the order in which uint8 rows (N, 3072) are smoother images, or "" if that is not clear.
 
-    The evidence is the log of the ratio of the mean steps between neighbours in the two orders: down; down and right;
-    down, right and from channel to channel. All three have to exceed `least`. For single test images of CIFAR-10, the
-    first two never point the wrong way; the third, which colours can mislead, only must not contradict them much.
+    The evidence is log(mean step between neighbours in the other order / in this order): down; down and right; down,
+    right and from channel to channel. All three have to exceed `least`. For single test images of CIFAR-10, the first
+    two never point the wrong way; the third, which colours can mislead, only must not contradict them much.
     """
     sample = rows[:: len(rows) // 1000 + 1].astype(np.int16)
     steps = [np.cumsum([abs(np.diff(images, axis=axis)).mean() for axis in (1, 2, 3)]) + 1e-9 for images in
@@ -148,7 +148,7 @@ def as_name(value: object) -> str | None:
 
 
 def read_file(path: Path) -> dict:
-    """The content of an npz, an npy or a pickle, which its first bytes tell apart; an array alone is {"data": array}.
+    """The content of an npz, an npy or a pickle, told apart by the first bytes; an array alone is {"data": array}.
 
     UserError says why it cannot be read, and what is expected.
     """
@@ -182,6 +182,6 @@ def read_folder(path: Path, say: Callable) -> dict:
 
 
 def refuse(where: str, ids: Sequence, what: str, advice: str = "") -> None:
-    """Raise UserError if there are any `ids`, with their number and the first: these are wrong."""
+    """Raise UserError with the number of wrong `ids`, and the first of them, if there are any."""
     if len(ids):
         raise UserError(f"{where}: {len(ids):,} {what}, the first is {next(iter(ids))}{advice}")

@@ -61,7 +61,7 @@ def write(path: str | Path, save: Callable, backup: Path | None = None) -> None:
         if isinstance(error, OSError) and error.errno:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    with suppress(OSError):  # or a power cut could undo the renames; some shared file systems cannot do it
+    with suppress(OSError):  # or a power cut could undo the renames; some shared file systems cannot sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -102,7 +102,7 @@ def digest(tree: object) -> str:
 
 
 def digest_of_files(path: str | Path) -> str:
-    """16 hex digits of the content of a file, or of a folder's files; of any other text, of the text itself."""
+    """16 hex digits of a sha256: of a file's content, of a folder's files, or of a text that names neither."""
     sha, path = hashlib.sha256(), Path(path)
     for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
         sha.update(file.read_bytes() if file.exists() else str(file).encode())
@@ -216,8 +216,8 @@ class RunFiles:
     def load_state(self) -> dict | None:
         """The newest intact state, or None if there is none at all.
 
-        If the newest is damaged, it says so and takes the previous one; UserError if that is missing or damaged too: a
-        run never starts from zero silently.
+        If the newest is damaged, a line says so and the previous one is taken; UserError if that is missing or damaged
+        too: a run never starts from zero silently.
         """
         damaged = []
         for path in filter(Path.exists, (self.last, self.backup)):

@@ -31,7 +31,7 @@ def command() -> Iterator[None]:
     """
     keep_memory()
     with suppress(AttributeError):  # a notebook's stream has no such method
-        sys.stdout.reconfigure(errors="backslashreplace")  # show what the terminal's encoding lacks as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")  # escapes for characters that its encoding lacks
     try:
         yield
         return
@@ -77,7 +77,7 @@ def keep_memory() -> None:
 
 
 def warn(message: object) -> None:
-    """Print one line on standard error, with the script's name before it; of several ranks, only on rank 0."""
+    """Print one line on standard error, with the script's name before it; with several ranks, only on rank 0."""
     if distributed.rank() == 0:
         print_line(message)
 

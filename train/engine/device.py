@@ -21,13 +21,13 @@ WORTH_COMPILING = 2_000  # steps from which compiled steps save more time than c
 # A CPU gains on networks of many small convolutions. Measured in bfloat16, AMD Zen 4, two threads: with 166
 # of them (SEResNet-164) 1.40 times as fast, 109 (PyramidNet) 1.4, 55 (Shake-Shake) 1.15, 15 (resnet18) 1.05, 7 0.97.
 MANY_CONVOLUTIONS = 40
-COMPILERS = {"cuda": ("CC", ("gcc", "clang")), "cpu": ("CXX", ("g++",))}  # a variable, and the usual names
+COMPILERS = {"cuda": ("CC", ("gcc", "clang")), "cpu": ("CXX", ("g++",))}  # environment variable, usual names
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
 DRIVER = Path("/dev/nvidiactl")  # NVIDIA's
 
 
 def device_of(name: str) -> torch.device:
-    """The torch.device for auto|cuda|cpu, on a GPU this rank's; UserError for cuda on a machine without it."""
+    """The torch.device for auto|cuda|cpu; makes this rank's GPU the current one. UserError for cuda without a GPU."""
     unusable = "" if name == "cpu" else why_no_gpu()
     if name == "cuda" and unusable:
         raise UserError(f"--device cuda: {unusable}; use --device cpu or auto")

@@ -77,7 +77,7 @@ def check_environment() -> None:
 
 
 class Ranks:
-    """All processes of a run, from the view of one of them; without torchrun there is only one.
+    """All processes of a run, as seen by one of them; without torchrun there is only one.
 
     gloo exchanges CPU tensors and notices a dead rank at once; nccl exchanges gradients on GPUs.
     seed: what a rank adds to the seed of the model's own randomness.

@@ -71,7 +71,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         for teacher in teachers:
             teacher.check_teacher(args.data, dataset, args.include_test)
         labelled, val = cifar10.split(dataset, args.fold, args.limit)
-        del dataset  # with a fold held out, the split has copied the images
+        del dataset  # the split has copied the images
         train, further = labelled, ()
         if args.include_test:
             train = cifar10.join(labelled, cifar10.load(args.data, "test"))
@@ -208,7 +208,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                     if caught:
                         raise Stopped(caught, step, args, steps, files)
 
-                # 8. The end of an epoch: validation, and one row of the log. It chooses nothing.
+                # 8. The end of an epoch: validation, and one row of the log. No choice depends on it.
                 found = totals()
                 trained, right, known = (found.pop(name) for name in ("images", "right", "labelled"))
                 speed = trained / elapsed()  # of training, without the validation
@@ -277,7 +277,7 @@ def learning_rate(args: Namespace, step: int, steps: int) -> float:
     """
     warmup = round(min(args.warmup_epochs, args.epochs / 5) * (steps // args.epochs))
     if args.schedule == "triangular":
-        first = 0.2 if args.warmup_lr is None else args.warmup_lr / args.lr  # the share of the peak where it begins
+        first = 0.2 if args.warmup_lr is None else args.warmup_lr / args.lr  # the first rate, as a share of the peak
         if step < warmup:
             return args.lr * (first + (1 - first) * step / warmup)
         return args.min_lr + (args.lr - args.min_lr) * (steps - step) / (steps - warmup)
@@ -362,7 +362,7 @@ def seen_folds(args: Namespace, start: Network | None, teachers: Sequence[Networ
 
 
 def settle_precision(args: Namespace, device: torch.device, saved: dict | None, finished: bool) -> Namespace:
-    """The same configuration with its precision determined; `auto` keeps that of a saved run on another machine."""
+    """The same configuration with its precision determined; `auto` keeps that of a saved run, on any machine."""
     usual = precision_of(args.precision, device)
     kept = saved["config"]["precision"] if saved and args.precision == "auto" else usual
     if kept != usual:
@@ -400,7 +400,7 @@ def provenance(args: Namespace, model: nn.Module, content: dict, train: cifar10.
                rows: list[dict], places: list[dict], start: Network | None, seen: list[int]) -> dict:
     """How finished weights were made, as plain values.
 
-    train: what was trained on; labelled: its images that the fold and the limit leave; places: the machines.
+    train: what was trained on; labelled: its images that the fold and the limit leave; places: where and with what.
     """
     params = models.parameter_count(model)
     return {
@@ -421,7 +421,7 @@ def commit() -> str:
     """The commit of this repository, with `+` behind it when files were changed since; empty without git."""
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        ours = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a repository around this one
+        ours = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not that of a repository around this one
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10, env=ours).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

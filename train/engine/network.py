@@ -5,7 +5,7 @@
     logits(network.model, images)                           # uint8 (N, 3, 32, 32) -> float32 (N, 10)
     mean_logits(load_all(["a.pt", "b.pt"]), images)         # an ensemble
 
-Logits are computed in float32, without TF32, on every device, so scores and labels do not depend on the machine.
+Logits are computed in float32, without TF32, on every device, so scores and labels differ by rounding errors at most.
 """
 
 from collections.abc import Iterable, Sequence
@@ -154,7 +154,7 @@ def total_epochs(history: Sequence[dict]) -> int:
 
 
 def load(file: str | Path | None = None, device: torch.device | str = "cpu") -> Network:
-    """The Network of a weights file, by default of the released one; UserError for any other file."""
+    """The Network of a weights file, by default the released one; UserError if it is missing or of another kind."""
     if file is None and not RELEASED.exists():
         raise UserError(f"{short_path(RELEASED)} does not exist: no network is released here, so name WEIGHTS, such as "
                         f"those of `make quick`")
@@ -164,7 +164,7 @@ def load(file: str | Path | None = None, device: torch.device | str = "cpu") -> 
 
 
 def load_all(files: Sequence[str | Path] = (), device: torch.device | str = "cpu") -> list[Network]:
-    """The Networks of several files, or the released one; UserError for a network that is named twice."""
+    """The Networks of several files, by default the released one; UserError for a network that is named twice."""
     networks, seen = [load(file, device) for file in files or [None]], {}
     for network in networks:
         if network.fingerprint in seen:

@@ -77,7 +77,7 @@ def curves(file: Path, logs: dict[str, list[pd.DataFrame]]) -> None:
         for title, axes in axes_of.items():
             axes.set(title=title, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            # The axis of a loss ends at three times the 90 % quantile; the title then gives the maximum.
+            # Values above three times the 90 % quantile are cut off; the title then gives the maximum.
             drawn = pd.Series(np.concatenate([line.get_ydata() for line in axes.lines])).dropna()
             usual = drawn[drawn <= 3 * drawn.quantile(0.9, "lower")]
             if 0 < len(usual) < len(drawn):
@@ -128,7 +128,7 @@ def landscape(file: Path, points: pd.DataFrame, title: str, xlabel: str, unit: f
     """Accuracy, on a scale of the error, against its cost: parameters, or the work of training.
 
     points: columns label, cost, top1, low, high (NaN: no interval, a grey point of others) and hollow, a bool; points
-    without a label are small. unit: of the axis of the cost; budget: the maximum cost, drawn as a line.
+    without a label are small. unit: of the cost axis; budget: the maximum cost, drawn as a line.
     """
     with figure(file, (8.4, 5)) as (sheet, axes):
         axes.set(xscale="log", yscale="log", title=title, xlabel=xlabel)

@@ -115,7 +115,7 @@ def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tens
 
 
 def mean_of_kept(file: Path, members: Sequence[dict]) -> dict:
-    """The result of an ensemble, as if in `file`, by its members' saved logits, no TTA; UserError if these differ."""
+    """The result of an ensemble, as if in `file`, by its members' kept logits, no TTA; UserError if they do not fit."""
     marks = [member["fingerprint"] for member in members]
     if len(set(marks)) < len(marks):
         raise UserError(f"the ensemble {file.stem} takes each network once")
@@ -175,7 +175,7 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
             "fingerprint": result["fingerprint"], "seed": result["config"]["seed"],
             "alike": f"{folder} {key_without_seed(result)}"})
     runs = pd.DataFrame(rows).drop_duplicates(["fingerprint", "tta"])
-    runs["alike"] += runs.groupby(["alike", "seed"]).cumcount().map(" {}".format)  # the second one with a seed
+    runs["alike"] += runs.groupby(["alike", "seed"]).cumcount().map(" {}".format)  # a repeated seed is its own row
 
     mean = pd.Series.mean  # groupby's own mean adds in another order, which sometimes changes the second digit
     ways = dict.fromkeys(runs.columns.drop(["seed", "alike"]), "first") | dict.fromkeys(PLACES, join_distinct) | {
@@ -207,7 +207,7 @@ def augmentation(config: dict) -> str:
 
 
 def home(file: Path) -> Path:
-    """The folder of a result without its seed: weights/quick for weights/quick/seed1, likewise with images-a below."""
+    """The folder of a result without its seed: quick for quick/seed1, quick/images-a for quick/seed1/images-a."""
     parts = file.resolve().parent.parts
     return Path(*parts[:-2], *(part for part in parts[-2:] if not re.fullmatch(r"seed\d+", part)))
 
@@ -218,7 +218,7 @@ def family(run: str) -> str:
 
 
 def shortest_unique_names(paths: Sequence[Path]) -> list[str]:
-    """For each path, its shortest ending that no other path has, with slashes."""
+    """For each path, the fewest of its last parts that no other path has, joined by slashes."""
     short = []
     for path in paths:
         depth = 1

@@ -48,6 +48,8 @@ only   = $(if $(named),$(if $(filter $(2),$(named)),,$(foreach v,$(filter $(1),$
   $(error make $(named) does not use $v))))
 $(foreach v,$(filter-out $(known),$(typed)),$(error there is no variable $v; `make help` lists them))
 $(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON $(if $(filter setup,$(named)),VENV),$(if $($v),,$(error $v= is empty)))
+$(foreach v,SEED EPOCHS LIMIT STAGE FOLD GPUS,$(if $(word 2,$($v)),$(error $v=$($v): should be one word)))
+$(if $(GPUS),$(if $(shell [[ '$(GPUS)' =~ ^[1-9][0-9]*$$ ]] && echo a number),,$(error GPUS=$(GPUS): should be a number)))
 $(call only,SIZE SEED EPOCHS,$(scored) demo teachers labels ladder submission report)
 $(call only,LIMIT,$(scored) demo teachers labels ladder submission)
 $(call only,SEEDS,$(scored))
@@ -124,7 +126,7 @@ file.quick    := teacher-all
 file.baseline := baseline-$(STAGE)$(if $(filter noval,$(FOLD)),-noval,$(addprefix -fold,$(filter-out 0,$(FOLD))))
 file.distill  := $(images)student
 file.control  := control
-stamp   := $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
+stamp   := $(if $(VENV),$(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed))
 common  := --data "$(DATA)" --device $(DEVICE)
 limit   := $(addprefix --limit ,$(or $(LIMIT),$(limit.$(SIZE))))
 extra   := $(if $(IMAGES),--images "$(IMAGES)")
@@ -153,12 +155,16 @@ train = $(hush.$(SIZE))mkdir -p $(@D); $(free_gpu) $(PYTHON) $(strip $(1) $(flag
 # ---------------------------------------------------------------- what people type, and how its files are made
 setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two minutes)
 	@echo "$(VENV) has $$($(VENV)/bin/python --version) and all that requirements.txt names"
-# The stamp is touched last. Without it, or without a python in the .venv, the .venv is made anew.
+# The stamp is touched last. Without it, or without a python in the .venv, the .venv is made anew; a folder that make
+# setup did not make, which has no such prompt, is left alone.
 anew := $(shell test -e $(VENV)/installed -a -e $(VENV)/bin/python || echo FORCE)
 $(VENV)/installed: requirements.txt $(anew)
 	@$(if $(anew),$(BASE) -c 'import sys; sys.exit(sys.hexversion < 0x30b0000 and sys.version.split()[0] + " is too old: \
 	Python 3.11 or newer is needed; with another one, make setup BASE=python3.12")')
-	$(if $(anew),$(BASE) -m venv --clear $(VENV))
+	@$(if $(anew),[ -z "$$(ls -A "$(VENV)" 2> /dev/null)" ] || [ -e "$(VENV)/installed" ] || \
+	  grep -qs "^prompt.*cifar10-under-5m" "$(VENV)/pyvenv.cfg" || \
+	  (echo "$(VENV) was not made by make setup: delete it, or name another folder by VENV=" >&2; exit 2))
+	$(if $(anew),$(BASE) -m venv --clear --prompt cifar10-under-5m $(VENV))
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 data: | $(stamp) ## fetch CIFAR-10, or take SRC=FILE, into DATA and verify it
@@ -231,9 +237,10 @@ submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(firstword $(wildcard $(student) $(run)/student.pt)),\
 	  $(if $(filter-out weights/full,$(run)),$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
 # First score all weights without a score, or with one older than they are.
-report = unscored=$$(for file in $(run)/{,seed*/}{,images-*/}*.pt $(run)/ladder/{,seed*/}*.pt; do \
-    [[ -e $$file && $$file != *.last.pt && $$file -nt $${file%.pt}.json ]] && echo $$file; done); \
-  [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each $$unscored $(common) $(if $(hush.$(SIZE)),> /dev/null) && \
+report = unscored=(); for file in $(run)/{,seed*/}{,images-*/}*.pt $(run)/ladder/{,seed*/}*.pt; do \
+    [[ -e $$file && $$file != *.last.pt && $$file -nt $${file%.pt}.json ]] && unscored+=("$$file"); done; \
+  [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each "$${unscored[@]}" $(common) \
+    $(if $(hush.$(SIZE)),> /dev/null) && \
   $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-* $(run)/seed*/images-* $(run)/ladder) --out $(run)/report $(call args,report)
 report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and SEED
 	@$(report)

@@ -110,7 +110,9 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("weights/full/ladder/seresnet164.json", "ARGS=--lr 1"), "ARGS are for one script"),
     (("demo", "SIZE=quick"), "SIZE=quick: should be"), (("demo", "quick"), "SIZE=demo quick"),
     (("baseline", "DATA="), "DATA= is empty"), (("setup", "VENV="), "VENV= is empty"),
-    (("report", "LIMIT=70"), "make report does not use LIMIT"),
+    (("report", "LIMIT=70"), "make report does not use LIMIT"), (("quick", "SEED=0 1"), "SEED=0 1: should be one word"),
+    (("teachers", "EPOCHS=1 2"), "EPOCHS=1 2: should be one word"), (("teachers", "GPUS=0,1"), "should be a number"),
+    (("teachers", "GPUS=0"), "should be a number"),
 ])
 def test_what_has_no_meaning_runs_nothing(make, tmp_path, words, told):
     code, out, calls = make(*words)
@@ -326,6 +328,16 @@ def test_a_trial_is_scored_on_as_many_images_as_it_has_and_leaves_no_score(make,
     assert list(tmp_path.rglob("*.json")) == [tmp_path / "weights/full/trial-1-epochs/control.json"]
 
 
+def test_a_report_scores_files_of_any_name_but_no_state(make, tmp_path, understood):
+    (tmp_path / "weights/quick/seed1").mkdir(parents=True)
+    names = ["student (copy).pt", "seed1/a*.pt", "half.last.pt"]
+    for name in names:
+        (tmp_path / "weights/quick" / name).touch()
+    scores, shown = make("SIZE=quick", "report")[2]
+    assert [str(file) for file in understood(scores).weights] == [f"weights/quick/{name}" for name in names[:2]]
+    assert shown[:2] == ["train/report.py", "weights/quick"]
+
+
 def test_students_of_several_seeds_share_their_teachers(make, understood):
     code, out, calls = make("distill", "SEED=1")
     assert code == 2 and not calls and "weights/full/teacher-fold0.pt does not exist" in out
@@ -396,7 +408,8 @@ def test_setup_begins_anew_what_is_not_complete_and_tells_an_old_python(make, tm
     base = tmp_path / "base"  # answers -c as the real one with this version, and makes a .venv with itself as python
     base.write_text(f"""#!/bin/bash
 [ "$1" = -c ] && exec {sys.executable} -c "import sys; sys.hexversion = $(cat {tmp_path}/version); $2"
-[ "$2" = venv ] && echo venv >> calls && rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python"
+[ "$2" = venv ] && echo venv >> calls && rm -rf "$6" && mkdir -p "$6/bin" && cp "$0" "$6/bin/python" &&
+  echo "prompt = '$5'" > "$6/pyvenv.cfg"
 exit 0
 """)
     base.chmod(0o755)
@@ -405,13 +418,20 @@ exit 0
     assert code == 2 and not calls and "is too old" in out and not (tmp_path / ".venv").exists()
     (tmp_path / "version").write_text("0x30c0000")
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "begun by another").touch()
     assert make("setup", "VENV=.venv", f"BASE={base}")[2] == [["venv"]]
-    assert sorted(os.listdir(tmp_path / ".venv")) == ["bin", "installed"]
+    assert sorted(os.listdir(tmp_path / ".venv")) == ["bin", "installed", "pyvenv.cfg"]
     assert make("setup", "VENV=.venv", f"BASE={base}")[2] == []
+    (tmp_path / ".venv/installed").unlink()  # as of a setup that was killed
+    assert make("setup", "VENV=.venv", f"BASE={base}")[2] == [["venv"]]
     (tmp_path / ".venv/bin/python").unlink()
     (tmp_path / ".venv/bin/python").symlink_to("/nowhere/python")
     assert make("setup", "VENV=.venv", f"BASE={base}")[2] == [["venv"]]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/pyvenv.cfg").write_text("version = 3.12\n")
+    for words in (("setup", "VENV=mine"), ("lint", "VENV=mine", "PYTHON=mine/bin/python"), ("setup", "VENV=.")):
+        code, out, calls = make(*words, f"BASE={base}")
+        assert code == 2 and not calls and "was not made by make setup" in out
+    assert os.listdir(tmp_path / "mine") == ["pyvenv.cfg"]
 
 
 # ---------------------------------------------------------------- the demo, and GPUs

@@ -37,7 +37,8 @@ def write_labels(path: str | Path, ids: Sequence[str], labels: Sequence[int], lo
 def read_table(path: str | Path) -> pd.DataFrame:
     """The CSV (or .csv.gz) with the columns of `write_labels`; UserError for another file."""
     try:
-        table = pd.read_csv(path, dtype={"id": str, SEEN: str}, skip_blank_lines=False)
+        table = pd.read_csv(path, dtype={"id": str, SEEN: str}, skip_blank_lines=False,
+                            compression="gzip" if Path(path).suffix == ".gz" else None)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: `make labels` writes it") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:

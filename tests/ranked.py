@@ -14,7 +14,7 @@ import toy
 import models
 from train import UserError
 from train.data import cifar10
-from train.engine import checkpoint, distributed, loop
+from train.engine import checkpoint, device, distributed, loop
 from train.engine.batches import batches
 from train.engine.distributed import Ranks
 from train.engine.loop import cross_entropy, train_step
@@ -111,9 +111,13 @@ def gradients(args, file, training):
 
 
 def seeds(args, file):
-    """Train, and save to `file`, with the rank's number, torch's seed in every step."""
+    """Train, and save to `file`, with the rank's number, torch's seed and the precision in every step.
+
+    Only the processor of rank 0 is faster in bfloat16.
+    """
     drawn, step = [], loop.train_step
-    loop.train_step = lambda *given: drawn.append(torch.initial_seed()) or step(*given)
+    device.faster_in_bfloat16 = lambda: distributed.rank() == 0
+    loop.train_step = lambda *given: drawn.append((torch.initial_seed(), given[2].precision)) or step(*given)
     loop.run(args)
     torch.save(drawn, f"{file}{distributed.rank()}")
 

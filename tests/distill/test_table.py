@@ -156,6 +156,7 @@ def test_a_blank_row_of_a_spreadsheet_is_called_that(written, row):
 @pytest.mark.parametrize("name, content", [
     ("labels.csv", b""), ("labels.csv", b"\x00\xff\xfe binary"), ("labels.csv.gz", b"no gzip"),
     ("labels.csv.gz", bytes.fromhex("1f8b0800000000000003")),
+    ("labels.csv.zip", b"PK\3\4 cut off"), ("labels.csv.xz", b"\xfd7zXZ\0 cut off"), ("labels.tar", b"\0" * 100),
 ])
 def test_a_file_that_is_no_table_is_refused(tmp_path, name, content):
     with pytest.raises(UserError, match="does not exist"):

@@ -27,6 +27,7 @@ import torch
 from filelock import FileLock, SoftFileLock, Timeout
 
 from train import UserError, one_line, reason_of
+from train.data.pictures import picture_files
 from train.engine.command import check_target, out_of_memory
 from train.engine.progress import say
 
@@ -102,9 +103,9 @@ def digest(tree: object) -> str:
 
 
 def digest_of_files(path: str | Path) -> str:
-    """16 hex digits of a sha256: of a file's content, of a folder's files, or of a text that names neither."""
+    """16 hex digits of a sha256: of a file's content, of a folder's pictures, or of a text that names neither."""
     sha, path = hashlib.sha256(), Path(path)
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+    for file in sorted(picture_files(path, lambda _: None)) if path.is_dir() else [path]:
         sha.update(file.read_bytes() if file.exists() else str(file).encode())
     return sha.hexdigest()[:16]
 
@@ -202,7 +203,8 @@ class RunFiles:
                 if isinstance(lock, SoftFileLock) or error.errno not in NO_FLOCK:
                     raise UserError(f"--out {self.weights}: cannot write there ({error.strerror})") from None
         for file in (self.weights, self.csv, self.last):
-            for litter in file.parent.glob(f".{glob.escape(file.name)}.*"):  # of a process killed while writing
+            # Of a process killed while writing: the names that `write` makes, and not an editor's.
+            for litter in file.parent.glob(f".{glob.escape(file.name)}.{'[0-9a-f]' * 8}"):
                 litter.unlink()
         return self
 
@@ -243,6 +245,14 @@ class RunFiles:
         """The content of the finished weights, or None if there are none, or a saved state will replace them."""
         resumable = self.last.exists() or self.backup.exists()
         return load_weights(self.weights) if self.weights.exists() and not resumable else None
+
+    def check_replaceable(self) -> None:
+        """UserError if something other than finished weights has their name, which --fresh would replace."""
+        if self.weights.exists():
+            try:
+                load_weights(self.weights)
+            except UserError as error:
+                raise UserError(f"{error}: --fresh would replace it; delete it, or choose another --out") from None
 
     def finish(self, content: dict) -> None:
         """Store the finished weights, and remove the states, as there is nothing left to resume."""

@@ -108,10 +108,11 @@ def check_target(flag: str, file: Path | None, suffix: str) -> None:
         return
     if file.suffix != suffix:
         raise UserError(f"{flag} {file} should end in {suffix}")
-    if not file.parent.is_dir():
-        raise UserError(f"{flag} {file}: the folder {file.parent} does not exist")
-    if not os.access(file.parent, os.W_OK):
-        raise UserError(f"{flag} {file}: the folder {file.parent} is not writable")
+    for folder in dict.fromkeys([file.parent, Path(os.path.realpath(file)).parent]):  # a link is written through
+        if not folder.is_dir():
+            raise UserError(f"{flag} {file}: the folder {folder} does not exist")
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{flag} {file}: the folder {folder} is not writable")
 
 
 def check_replaceable(flag: str, file: Path | None, *beginnings: str) -> None:

@@ -163,6 +163,8 @@ def check(args: Namespace) -> Namespace:
         if (getattr(args, name) or 0) > args.lr:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {getattr(args, name)} is above --lr {args.lr}: it should be at most that")
+    if args.schedule == "constant" and args.min_lr:
+        raise UserError("--schedule constant stays at --lr: leave --min-lr out")
     if args.nesterov and args.momentum == 0:
         raise UserError("--momentum 0 has no Nesterov form: add --no-nesterov")
     if args.alternate_flip and any(name.split(":")[0] == "flip" for name in args.augment):

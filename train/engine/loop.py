@@ -60,9 +60,10 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
     start = load(args.init) if args.init else None
     check_start(args, model, weights, start, teachers)
     with Ranks(device, args.compile) as ranks, ranks.hold(checkpoint.RunFiles(weights)) as files:
-        finished = None if args.fresh else ranks.once(files.finished)
+        finished = ranks.once(files.check_replaceable if args.fresh else files.finished)
         saved = finished or (None if args.fresh else ranks.once(files.load_state))
-        args = settle_precision(args, device, saved, bool(finished))
+        usual = ranks.once(lambda: precision_of(args.precision, device))  # one for all ranks, on any machines
+        args = settle_precision(args, usual, saved, bool(finished))
 
         # 2. The images, and the targets of each.
         dataset = cifar10.load(args.data)
@@ -361,9 +362,8 @@ def seen_folds(args: Namespace, start: Network | None, teachers: Sequence[Networ
     return sorted(seen.union(*(network.provenance["seen_folds"] for network in [*teachers, *filter(None, [start])])))
 
 
-def settle_precision(args: Namespace, device: torch.device, saved: dict | None, finished: bool) -> Namespace:
-    """The same configuration with its precision determined; `auto` keeps that of a saved run, on any machine."""
-    usual = precision_of(args.precision, device)
+def settle_precision(args: Namespace, usual: str, saved: dict | None, finished: bool) -> Namespace:
+    """The same configuration with its precision determined: `usual`, but `auto` keeps that of a saved run."""
     kept = saved["config"]["precision"] if saved and args.precision == "auto" else usual
     if kept != usual:
         slow = ", where bfloat16 is slower, up to 12 times" if usual == "float32" else ""
@@ -381,7 +381,9 @@ def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) 
         if config.get(name):
             config[name] = checkpoint.digest_of_files(config[name])
     config |= {"init": start.fingerprint} if start else {}
-    config |= {"teachers": [teacher.fingerprint for teacher in teachers]} if teachers else {}
+    # Not their fingerprints, which copies in half precision share.
+    contents = [checkpoint.digest(checkpoint.evaluated(teacher.content))[:16] for teacher in teachers]
+    config |= {"teachers": contents} if teachers else {}
     return config | ({"ranks": distributed.world_size()} if distributed.world_size() > 1 else {})
 
 

@@ -255,8 +255,9 @@ def test_the_place_is_checked_before_the_work(tmp_path, monkeypatch):
 def test_litter_of_a_killed_writer_goes_and_that_of_other_runs_stays(tmp_path):
     for name in ("run.pt", "run.last.pt", "run.csv", "run2.pt", "run.b.pt"):
         (tmp_path / f".{name}.abc12345").write_bytes(b"half")
+    (tmp_path / ".run.csv.swp").touch()  # an editor's
     with RunFiles(tmp_path / "run.pt"):
-        assert names(tmp_path) == [".run.b.pt.abc12345", ".run2.pt.abc12345"]
+        assert names(tmp_path) == [".run.b.pt.abc12345", ".run.csv.swp", ".run2.pt.abc12345"]
 
     def breaks(handle):
         handle.write(b"half")
@@ -264,7 +265,7 @@ def test_litter_of_a_killed_writer_goes_and_that_of_other_runs_stays(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write(tmp_path / "file", breaks)
-    assert names(tmp_path) == [".run.b.pt.abc12345", ".run2.pt.abc12345"]
+    assert names(tmp_path) == [".run.b.pt.abc12345", ".run.csv.swp", ".run2.pt.abc12345"]
 
 
 # ---------------------------------------------------------------- what shared file systems cannot do

@@ -79,6 +79,9 @@ def test_whole_numbers_are_what_torch_takes():
     ("x.json", "the folder .* is not writable")])
 def test_a_target_is_checked_before_the_work(tmp_path, monkeypatch, file, told):
     check_target("--json", None, ".json"), check_target("--json", tmp_path / "x.json", ".json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "away" / "x.json")  # what it leads to is what is written
+    with pytest.raises(UserError, match="the folder .*away does not exist"):
+        check_target("--json", tmp_path / "link.json", ".json")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(UserError, match=told):
         check_target("--json", tmp_path / file, ".json")

@@ -38,10 +38,11 @@ def whole_batches(args):
 # ---------------------------------------------------------------- one step
 
 
-def test_ranks_draw_noise_of_their_own(configure, tmp_path):
-    assert ranked.together(2, ranked.seeds, configure(), str(tmp_path / "seeds")) == [0, 0]
+def test_ranks_draw_noise_of_their_own_and_share_a_precision(configure, tmp_path):
+    assert ranked.together(2, ranked.seeds, configure(precision="auto"), str(tmp_path / "seeds")) == [0, 0]
     one, two = (torch.load(tmp_path / f"seeds{rank}") for rank in range(2))
-    assert one and not {*one} & {*two}
+    assert one and not {seed for seed, _ in one} & {seed for seed, _ in two}
+    assert {precision for _, precision in one + two} == {"bfloat16"}
 
 
 @pytest.mark.parametrize("changes, sizes", [

@@ -142,6 +142,7 @@ WRONG = [
     ("--epoch 3", "unrecognized arguments: --epoch"), ("--epochs", "expected one argument"),
     ("extra", "unrecognized arguments"), ("--momentum 0", "add --no-nesterov"),
     ("--min-lr 0.5 --lr 0.1", "--min-lr 0.5 is above --lr 0.1"),
+    ("--schedule constant --min-lr 0.01", "--schedule constant stays at --lr: leave --min-lr out"),
     ("--warmup-lr 0.5 --lr 0.1", "--warmup-lr 0.5 is above --lr 0.1"),
     ("--alternate-flip --augment crop,flip:0.3", "leave flip out of --augment"),
 ]

@@ -150,7 +150,11 @@ def test_files_are_known_by_their_content_and_not_by_their_paths(toy_set, config
     def args(init):
         return configure(data=moved, out=moved / "other.pt", init=init, device="auto")
 
-    for init, files, told in ((teachers[0], teachers, "init"), (first, teachers[::-1], "teachers")):
+    half = load(teachers[0]).content  # as of `export --format half`, which keeps the fingerprint
+    half["state"] = {name: value.half().to(value.dtype) for name, value in half["state"].items()}
+    checkpoint.save(moved / "half.pt", half)
+    others = (teachers[::-1], [moved / "half.pt", teachers[1]])
+    for init, files, told in ((teachers[0], teachers, "init"), *((first, files, "teachers") for files in others)):
         with pytest.raises(UserError, match=rf"differs from this command \({told} "):
             loop.run(args(init), loss=two_losses, teachers=list(map(load, files)))
     found = toy.result(loop.run(args(first), loss=two_losses, teachers=list(map(load, teachers))))
@@ -158,7 +162,7 @@ def test_files_are_known_by_their_content_and_not_by_their_paths(toy_set, config
 
 
 def test_a_table_and_images_count_by_their_content(configure, tmp_path):
-    """A folder's by all of its files; the word that stands for generated ones is itself."""
+    """A folder's by all of its pictures; the word that stands for generated ones is itself."""
     def config(labels, images):
         return loop.stored(Namespace(**vars(configure()), labels=labels, images=images, teachers=()), None, ())
 
@@ -166,6 +170,8 @@ def test_a_table_and_images_count_by_their_content(configure, tmp_path):
         folder.mkdir(), (folder / "one.png").write_bytes(b"1"), (folder / "labels.csv").write_bytes(b"2")
     was, same = (config(folder / "labels.csv", str(folder)) for folder in (tmp_path / "a", tmp_path / "b"))
     assert was == same and len(was["labels"]) == len(was["images"]) == 16 and was["teachers"] == []
+    (tmp_path / "b" / ".DS_Store").write_bytes(b"3"), (tmp_path / "b" / "more").mkdir()
+    assert config(tmp_path / "b" / "labels.csv", str(tmp_path / "b")) == was, "what is left out does not count"
     (tmp_path / "b" / "one.png").write_bytes(b"3")
     other = config(tmp_path / "b" / "labels.csv", str(tmp_path / "b"))
     assert other["labels"] == was["labels"] and other["images"] != was["images"]
@@ -197,6 +203,15 @@ def test_a_finished_run_is_not_trained_again(configure, capsys):
     before = weights.read_bytes()
     assert loop.run(configure(), loss=lambda *_: pytest.fail("a step")) == weights
     assert "--fresh" in capsys.readouterr().out and weights.read_bytes() == before
+
+
+def test_fresh_replaces_finished_weights_only(configure, tmp_path):
+    (tmp_path / "run.pt").write_bytes(b"of another program")
+    with pytest.raises(UserError, match="run.pt cannot be read as a checkpoint .* --fresh would replace it"):
+        loop.run(configure(fresh=True), loss=lambda *_: pytest.fail("a step"))
+    (tmp_path / "run.pt").unlink(), stop(configure(), 4)
+    with pytest.raises(UserError, match="run.last.pt is a resume state"):
+        loop.run(configure("run.last", fresh=True), loss=lambda *_: pytest.fail("a step"))
 
 
 def test_fresh_starts_over_but_loses_nothing_before_new_weights_are_there(configure, tmp_path, capsys):

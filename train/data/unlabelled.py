@@ -1,5 +1,6 @@
 """Images without labels, as competitions publish them: a pickle, an npz, an npy, or a folder of pictures."""
 
+import math
 import os
 import pickle
 import re
@@ -14,11 +15,50 @@ from train.data import cifar10, pictures, sources
 
 WANTED = ("expected an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) or (N, 3072), or a folder of 32x32 "
           "pictures")
-# The names in a pickle of numpy arrays in plain containers, by numpy 1 and 2, and Python 2 and 3.
-ADMITTED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
-    (f"numpy.{core}.{module}", name)
+
+
+class PlainType:
+    """Stands for a numpy.dtype of numbers, text or objects in a pickle, whose state may set its byte order only.
+
+    numpy's own would believe a state that passes bytes for pointers to objects.
+    """
+
+    def __init__(self, code: str | bytes, *_):
+        code = code.decode() if isinstance(code, bytes) else code
+        if not re.fullmatch(r"[biufSUO]\d+", code):
+            raise pickle.UnpicklingError(f"it holds an array of {code}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple):
+        order = state[1].decode() if isinstance(state[1], bytes) else state[1]
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class PlainArray(np.ndarray):
+    """An array whose state in a pickle has a PlainType: bytes, or for objects a list of them."""
+
+    def __setstate__(self, state: tuple):
+        version, shape, kind, fortran, content = state
+        # numpy itself does not compare the length of a list with the shape, and would read behind its end.
+        objects = isinstance(content, list) and len(content) == math.prod(shape)
+        if not isinstance(kind, PlainType) or not (objects if kind.dtype.hasobject else isinstance(content, bytes)):
+            raise pickle.UnpicklingError("its arrays do not hold together")
+        super().__setstate__((version, shape, kind.dtype, fortran, content))
+
+
+def from_bytes(content: bytes, kind: PlainType, shape: tuple = (), order: str = "C") -> np.ndarray:
+    """An array, or a number, of bytes; numpy refuses objects."""
+    return np.frombuffer(content, kind.dtype).reshape(shape, order=order)
+
+
+# What a pickle of numpy arrays in plain containers asks for, by numpy 1 and 2, and Python 2 and 3; and what it gets.
+ADMITTED = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): PlainType,
+            ("_codecs", "encode"): lambda text, *_: text.encode("latin1")} | {
+    (f"numpy.{core}.{module}", name): substitute
     for core in ("core", "_core")
-    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    for module, name, substitute in (("multiarray", "_reconstruct", lambda *_: PlainArray(0, np.uint8)),
+                                     ("multiarray", "scalar", lambda kind, content: from_bytes(content, kind)[()]),
+                                     ("numeric", "_frombuffer", from_bytes))
 }
 
 
@@ -28,7 +68,7 @@ class ArraysOnly(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
+        return ADMITTED[module, name]
 
 
 def with_unlabelled(dataset: cifar10.Dataset, path: str | Path, data_path: str | Path, include_test: bool = False,

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         shown = os.fsencode(file).decode(errors="replace")  # without surrogates, which UTF-8 cannot write
         print(f"{shown}: " + ", ".join(f"{names[k]} {100 * row[k]:.1f} %" for k in row.topk(LIKELIEST).indices))
         rows.append([shown, names[row.argmax()], *row.tolist()])
-    if args.csv:
+    if args.csv and rows:  # a mistyped name leaves earlier answers as they are
         write_text(args.csv, pd.DataFrame(rows, columns=["file", "class", *names]).to_csv(index=False))
     for error in complaints:
         warn(error)

@@ -51,16 +51,18 @@ CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", 
                "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
                "jpeg_compression")
 SEVERITIES = 5
+RESULT = '{"format": "result/'  # what a result begins with
 
 
-def load_each(files: Sequence[Path], data: str, device: torch.device) -> list[list[Network]]:
+def load_each(args: argparse.Namespace, device: torch.device) -> list[list[Network]]:
     """The Networks of several files, each in its own list; files that cannot be scored are left out with a warning."""
     groups = []
-    for file in files or [None]:
+    for file in args.weights or [None]:
         try:
             network = load(file, device)
             network.check_clean()
-            network.check_kind(data)
+            network.check_kind(args.data)
+            beside([network], args)
             groups.append([network])
         except UserError as error:
             if not file or not file.exists():
@@ -137,12 +139,12 @@ def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
     # 1. Refuse wrong flags and files before the work.
     check_target("--json", args.json, ".json")
-    check_replaceable("--json", args.json, '{"format": "result/')
+    check_replaceable("--json", args.json, RESULT)
     check_target("--mistakes", args.mistakes, ".png")
     device = device_of(args.device)
     if args.each and len(args.weights) > 1 and (args.json or args.mistakes or args.cifar10c):
         raise UserError("--each scores several networks: leave out --json, --mistakes and --cifar10c")
-    groups = load_each(args.weights, args.data, device) if args.each else [load_all(args.weights, device)]
+    groups = load_each(args, device) if args.each else [load_all(args.weights, device)]
     if args.store_temperature and (not args.calibrate or args.tta or any(group[1:] for group in groups)):
         raise UserError("--store-temperature needs --calibrate, one network, and no --tta")
     if args.cifar10c and args.data == "synthetic":
@@ -152,6 +154,11 @@ def main(argv: list[str] | None = None) -> None:
         network.check_kind(args.data)
         if args.store_temperature:
             check_target("--store-temperature", network.file, ".pt")
+            with checkpoint.RunFiles(network.file, log=False):  # or a UserError: they are being trained again
+                pass
+    if not args.json and args.limit is None:
+        for group in groups:
+            beside(group, args)
     corrupted = read_corruptions(args.cifar10c) if args.cifar10c else None
     training = cifar10.load(args.data, "train") if args.calibrate else None
     folds = [common_fold(group, training) if args.calibrate else None for group in groups]
@@ -160,6 +167,15 @@ def main(argv: list[str] | None = None) -> None:
     test = cifar10.load(args.data, "test").select(slice(args.limit))
     for group, fold in zip(groups, folds, strict=True):
         score(group, fold, corrupted, test, args, brief=len(groups) > 1 and not args.verbose)
+
+
+def beside(networks: Sequence[Network], args: argparse.Namespace) -> Path | None:
+    """The file of a result beside the weights of a single network; UserError if it holds something else."""
+    if len(networks) > 1:
+        return None
+    file = networks[0].file.with_suffix(".tta.json" if args.tta else ".json")
+    check_replaceable("the result", file, RESULT)
+    return file
 
 
 def result_of(network: Network, test: cifar10.Dataset, tta: bool) -> dict:
@@ -214,7 +230,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
     if not brief:
         print(*lines, sep="\n")
     if args.store_temperature:
-        with checkpoint.RunFiles(first.file):  # refuses weights that are being trained again
+        with checkpoint.RunFiles(first.file, log=False):
             checkpoint.save(first.file, first.content | {"temperature": temperature, "temperature_from": source})
         print(f"{first.file}: the temperature is stored")
     if corrupted:
@@ -223,8 +239,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
         plots.mistakes(args.mistakes, test, logits)
         print(f"{args.mistakes}: the most confident mistakes")
 
-    beside = first.file.with_suffix(".tta.json" if args.tta else ".json")
-    if file := args.json or (beside if len(networks) == 1 and args.limit is None else None):
+    if file := args.json or (beside(networks, args) if args.limit is None else None):
         try:
             write_result(file, result, test, logits)
         except OSError as error:

@@ -135,6 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.format == "half":
         out = args.out or network.file.with_name(f"{network.file.stem}-half.pt")
         check_target("--out", out, ".pt")
+        if out.exists():
+            checkpoint.load_weights(out)  # or a UserError: nothing but finished weights is replaced
         return write_half(network, out, args.allow_ties)
     export, suffix = FORMATS[args.format]
     out = args.out or network.file.with_suffix(suffix)

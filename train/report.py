@@ -30,15 +30,15 @@ from train import ROOT, UserError
 from train.data import cifar10
 from train.data.sources import expand
 from train.engine.checkpoint import write_text
-from train.engine.command import check_target, command, count_of, parser, short_path, warn
+from train.engine.command import check_replaceable, check_target, command, count_of, parser, short_path, warn
 from train.engine.network import total_epochs
 from train.scores import plots
-from train.scores.page import PICTURES, commands, in_words, markdown, page
+from train.scores.page import PAGE, PICTURES, commands, in_words, markdown, page
 from train.scores.results import family, group, home, mean_of_kept, read_result, result_file, shortest_unique_names
 
 PUBLISHED, DOCUMENTED = map(Path(plots.__file__).with_name, ("published.csv", "documented.csv"))
 MEAN = ("shakeshake26-40-se", "seresnet164")  # rows of the ladder whose mean is a row too
-MARKED = r"(<!-- (results|ladder) -->\n).*?(<!-- /\2 -->)"  # in a README: where each table goes
+MARKED = r"(<!-- (results|ladder) -->\r?\n).*?(<!-- /\2 -->)"  # in a README: where each table goes
 LABELLED = 12  # points of a picture; of more, only those that no cheaper one beats
 INTERVAL = "The interval is Wilson's for one run with that mean. "  # in the wide table only
 NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
@@ -124,7 +124,7 @@ def gains(table: pd.DataFrame) -> str:
     words = in_words(rows)[["model", "parameters", "epochs", "protocol", "test top-1 %", "n"]]
     words.insert(0, "role", list(rows["role"]))
     lines = words.to_string(index=False).splitlines()
-    lines += [f"mean of the {len(teachers)} teachers: {mean(teachers):.2f} %"] if len(teachers) > 1 else []
+    lines += [f"mean of the {len(teachers)} teachers: {teachers['top1'].mean():.2f} %"] if len(teachers) > 1 else []
     student = students.iloc[0]
     alike = teachers[teachers["runs"].str.startswith("teacher-all") & (teachers["model"] == student["model"])]
     compared = pd.concat([rows.query("role in ['baseline', 'control']"), alike])
@@ -250,7 +250,13 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or (paths[0] if paths[0].is_dir() else ROOT / "weights") / "report"
     if out.is_file() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise UserError(f"--out {out}: it should be a writable folder, in a folder that exists")
-    readme = args.readme.read_text("utf-8") if args.readme else ""
+    for name, beginning in (("results.csv", "model,name,parameters,"), ("results.md", "| model | parameters |"),
+                            ("report.html", PAGE[:60])):
+        check_replaceable("--out", out / name, beginning)
+    try:
+        readme = args.readme.read_bytes().decode() if args.readme else ""  # with its line ends
+    except UnicodeDecodeError:
+        raise UserError(f"--readme {args.readme}: it should be text in UTF-8") from None
     if args.readme and not re.search(MARKED, readme, re.DOTALL):
         raise UserError(f"--readme {args.readme}: it should hold <!-- results --> and after it <!-- /results -->, or "
                         f"the same with ladder")
@@ -292,7 +298,8 @@ def main(argv: list[str] | None = None) -> None:
             warn(f"--readme {args.readme}: its {unfilled.pop()} is as it was, for there is no such result")
 
         def filled(found):
-            return f"{found[1]}{tables[found[2]]}{found[3]}" if found[2] in tables else found[0]
+            ends = "\r\n" if "\r\n" in found[1] else "\n"
+            return f"{found[1]}{tables[found[2]].replace(chr(10), ends)}{found[3]}" if found[2] in tables else found[0]
 
         write_text(args.readme, re.sub(MARKED, filled, readme, flags=re.DOTALL))
     if args.picture and "cost.png" in pictures:

@@ -71,8 +71,7 @@ def test_folders_and_files_in_order_and_what_is_no_picture(run, tmp_path):
 def test_nothing_but_damaged_files(run, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     code, out, err = run(tmp_path / "a.png", "--csv", tmp_path / "a.csv")
-    assert (code, out) == (2, "") and err.count("\n") == 1
-    assert len(pd.read_csv(tmp_path / "a.csv")) == 0
+    assert (code, out) == (2, "") and err.count("\n") == 1 and not (tmp_path / "a.csv").exists()
 
 
 @pytest.mark.parametrize("limit", [500, 900])  # Pillow warns of the one and refuses the other
@@ -125,6 +124,7 @@ def test_answers_replace_answers_and_nothing_else(run, tmp_path):
     file, answers = picture(tmp_path / "a.png"), tmp_path / "a.csv"
     for _ in range(2):
         assert run(file, "--csv", answers)[0] == 0
+    assert run(tmp_path / "mistyped.png", "--csv", answers)[0] == 2 and len(pd.read_csv(answers)) == 1
     answers.write_text("ID,Labels\n")
     code, out, err = run(file, "--csv", answers)
     assert (code, out) == (2, "") and "holds something else" in err and err.count("\n") == 1

@@ -165,6 +165,15 @@ def test_a_json_of_something_else_is_not_replaced(run, tmp_path, written):
     mine.write_text('{"mine": 1}')
     code, out, err = run(*written({}), "--json", mine)
     assert (code, out) == (2, "") and "holds something else" in err and mine.read_text() == '{"mine": 1}'
+    files = written({}, {})
+    mine = tmp_path / "net0.json"  # where the result would be
+    mine.write_text('{"mine": 1}')
+    code, out, err = run(files[0])
+    assert (code, out) == (2, "") and "the result" in err and "holds something else" in err
+    assert run(files[0], "--limit", 5)[0] == run(*files)[0] == 0, "which write none there"
+    code, out, err = run(*files, "--each")
+    assert code == 0 and out.count("test top-1") == 1 and "left out: the result" in err
+    assert mine.read_text() == '{"mine": 1}'
 
 
 def test_weights_above_the_budget_are_scored_and_called_so(run, monkeypatch, written):
@@ -257,8 +266,11 @@ def test_the_temperature_is_stored_shown_afterwards_and_the_network_stays_the_sa
 def test_no_temperature_is_stored_while_the_weights_are_trained_anew(run, written):
     [file] = written({"fold": 2})
     with checkpoint.RunFiles(file):
-        code, _, err = run(file, "--calibrate", "--store-temperature")
-    assert code == 2 and "is being trained by" in err and err.count("\n") == 1 and load(file).temperature == 1.0
+        code, out, err = run(file, "--calibrate", "--store-temperature")
+    assert (code, out) == (2, "") and "is being trained by" in err and err.count("\n") == 1
+    assert load(file).temperature == 1.0
+    file.with_suffix(".csv").write_text("ID,Labels\n")  # no log, and none is written
+    assert run(file, "--calibrate", "--store-temperature")[0] == 0 and load(file).temperature != 1.0
 
 
 # ---------------------------------------------------------------- CIFAR-10-C and mistakes

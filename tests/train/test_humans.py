@@ -90,6 +90,13 @@ def test_a_file_that_is_another_is_named_in_one_line(make, sources, tmp_path, da
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1 and not (tmp_path / "humans.csv").exists()
 
 
+def test_labels_are_not_replaced(make, tmp_path):
+    (tmp_path / "humans.csv").write_text("id,label,airplane\n")
+    code, out, err = make()
+    assert (code, out) == (2, "") and "holds something else" in err
+    assert (tmp_path / "humans.csv").read_text() == "id,label,airplane\n"
+
+
 def test_an_npz_has_no_official_order(make, toy_set):
     code, _, err = make("--data", toy_set)
     assert code == 2 and "holds an npz, whose order may be any" in err and err.count("\n") == 1

@@ -137,6 +137,12 @@ def test_the_whole_is_not_overwritten_by_its_half(weights, typed):
     assert code == 2 and "is the file itself" in err and weights.read_bytes() == before
     assert typed(export.main, weights, "--format", "half", "--allow-ties")[0] == 0
     assert weights.with_name("net-half.pt").exists() and weights.read_bytes() == before
+    for content in (b"of another program", None):
+        mine = weights.with_name("mine.pt")
+        mine.write_bytes(content) if content else checkpoint.save(mine, {"state": {}})
+        was = mine.read_bytes()
+        code, _, err = typed(export.main, weights, "--format", "half", "--allow-ties", "--out", mine)
+        assert code == 2 and "mine.pt" in err and err.count("\n") == 1 and mine.read_bytes() == was
 
 
 # ---------------------------------------------------------------- the default of every tool

@@ -289,6 +289,15 @@ def pipeline(add, **students):
     return add("base/student", **{"seed": 9, "fold": None, "epochs": 5, "kd": KD} | students)
 
 
+def test_the_mean_of_the_teachers_counts_each_role_once(folder, run, add, blank):
+    pipeline(add)
+    add("base/seed1/teacher-all", epochs=8, seed=1, fold=None)  # of make quick SEEDS="0 1", and no teacher
+    out, base = run(folder / "weights/base")[1], folder / "weights/base"
+    pooled = (top1(base / "teacher-all.json") + top1(base / "seed1/teacher-all.json")) / 2
+    mean = np.mean([pooled, *(top1(base / f"teacher-{name}.json") for name in ("fold0", "wide"))])
+    assert f"mean of the 3 teachers: {mean:.2f} %" in out
+
+
 def test_what_teachers_give_comes_first_and_names_the_same_network_on_all_images(folder, run, add, blank):
     pipeline(add)
     base = folder / "weights/base"
@@ -466,6 +475,28 @@ def test_the_readme_keeps_all_but_its_table(folder, run, add, blank):
     assert text.endswith("\n<!-- /results -->\n\nend\n") and "train/baseline.py" not in text  # commands are too wide
     run("--readme", readme)
     assert readme.read_text("utf-8") == text
+    readme.write_bytes(text.replace("\n", "\r\n").encode())
+    run("--readme", readme)
+    assert readme.read_bytes() == text.replace("\n", "\r\n").encode(), "its line ends stay"
+
+
+def test_a_folder_of_other_results_stays_as_it_is(folder, run, add, blank):
+    add("net-fold0")
+    for name in ("results.csv", "results.md", "report.html"):
+        (folder / "mine").mkdir(exist_ok=True)
+        (folder / "mine" / name).write_text("of another program")
+        code, out, err = run("--out", folder / "mine")
+        assert (code, out) == (2, "") and f"{name} exists and holds something else" in err
+        assert [file.read_text() for file in (folder / "mine").iterdir()] == ["of another program"]
+        (folder / "mine" / name).unlink()
+    for _ in range(2):
+        assert run("--out", folder / "mine")[0] == 0
+
+
+def test_a_readme_of_another_encoding_is_refused(folder, run):
+    (folder / "README.md").write_text("f\u00fcr <!-- results -->\n<!-- /results -->", "latin1")
+    code, out, err = run("--readme", folder / "README.md")
+    assert (code, out) == (2, "") and "it should be text in UTF-8" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["<!-- results -->", "<!-- /results --><!-- results -->"])

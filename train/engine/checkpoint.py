@@ -178,8 +178,9 @@ class RunFiles:
     CSV that is not a training log (the labels, for example) has the name of its log.
     """
 
-    def __init__(self, weights: str | Path):
-        self.weights = Path(weights)
+    def __init__(self, weights: str | Path, log: bool = True):
+        """log: whether to check what its log would replace."""
+        self.weights, self.log = Path(weights), log
         stem = self.weights.name.removesuffix(".pt")
         self.csv, self.last, self.backup = (self.weights.with_name(stem + end)
                                             for end in (".csv", ".last.pt", ".last.bak"))
@@ -187,7 +188,7 @@ class RunFiles:
 
     def __enter__(self) -> "RunFiles":
         check_target("--out", self.weights, ".pt")
-        if self.csv.exists() and self.csv.read_bytes()[:len(LOG)] not in (LOG, b""):
+        if self.log and self.csv.exists() and self.csv.read_bytes()[:len(LOG)] not in (LOG, b""):
             raise UserError(f"--out {self.weights}: its log would replace {self.csv}, which is no log: choose another")
         # On a file system without flock, the existence of a file is the lock.
         for lock in (FileLock(self.lock, timeout=0, fallback_to_soft=False),

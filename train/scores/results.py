@@ -20,7 +20,7 @@ import torch
 
 import models
 from train import UserError
-from train.data.cifar10 import Dataset
+from train.data.cifar10 import SIZES, Dataset
 from train.engine import checkpoint, metrics
 from train.engine.command import count_of, short_path, warn
 from train.engine.loop import SPARED
@@ -190,11 +190,13 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
 def protocol(result: dict) -> str:
     """What the networks of a result were trained on, and how they were scored: `fold 0, 5,000 images, TTA`."""
     config, runs = result["config"], runs_of(result)
-    limits = [run["config"].get("limit") for run in runs]
+    generated = (result["provenance"].get("source") or "").startswith("synthetic")
+    whole = 5_000 if generated else SIZES["train"]  # a larger limit is none
+    limit = max(min(run["config"].get("limit") or whole, whole) for run in runs)
     unlabelled = max(run["unlabelled"] for run in runs)
     words = [f"mean of {len(result['members'])}" if "members" in result else
              "noval" if config["fold"] is None else f"fold {config['fold']}"]
-    words += [f"{max(limits):,} images"] if None not in limits else []
+    words += [f"{limit:,} images"] if limit < whole else []
     words += [f"{unlabelled:,} unlabelled images"] if unlabelled else []
     words += [f"from weights of {count_of(total_epochs(runs[1:]), 'epoch')}"] if runs[1:] else []
     return ", ".join(words + ["TTA"] * result["tta"])

@@ -208,7 +208,8 @@ def test_time_is_told_from_the_fastest_run_to_the_slowest_with_the_precision():
 
 @pytest.mark.parametrize("limits, unlabelled, told", [
     ((20, None), (0, 7), "fold 0, 7 unlabelled images, from weights of 5 epochs"),
-    ((20, 40), (3, 0), "fold 0, 40 images, 3 unlabelled images, from weights of 5 epochs")])
+    ((20, 40), (3, 0), "fold 0, 40 images, 3 unlabelled images, from weights of 5 epochs"),
+    ((20, 100_000), (0, 0), "fold 0, from weights of 5 epochs")])
 def test_the_protocol_tells_of_all_images_that_were_learned(limits, unlabelled, told):
     start = before("b", 5, limit=limits[1], provenance={"unlabelled": unlabelled[1]})
     run = result("a", 97.0, config={"limit": limits[0]}, provenance={"unlabelled": unlabelled[0]}, before=[start])

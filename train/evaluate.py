@@ -156,9 +156,8 @@ def main(argv: list[str] | None = None) -> None:
             check_target("--store-temperature", network.file, ".pt")
             with checkpoint.RunFiles(network.file, log=False):  # or a UserError: they are being trained again
                 pass
-    if not args.json and args.limit is None:
-        for group in groups:
-            beside(group, args)
+    for group in groups:
+        beside(group, args)
     corrupted = read_corruptions(args.cifar10c) if args.cifar10c else None
     training = cifar10.load(args.data, "train") if args.calibrate else None
     folds = [common_fold(group, training) if args.calibrate else None for group in groups]
@@ -170,8 +169,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def beside(networks: Sequence[Network], args: argparse.Namespace) -> Path | None:
-    """The file of a result beside the weights of a single network; UserError if it holds something else."""
-    if len(networks) > 1:
+    """The file of a result beside the weights of a single network, if one is written there.
+
+    UserError if it holds something else.
+    """
+    if len(networks) > 1 or args.json or args.limit is not None:
         return None
     file = networks[0].file.with_suffix(".tta.json" if args.tta else ".json")
     check_replaceable("the result", file, RESULT)
@@ -239,7 +241,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
         plots.mistakes(args.mistakes, test, logits)
         print(f"{args.mistakes}: the most confident mistakes")
 
-    if file := args.json or (beside(networks, args) if args.limit is None else None):
+    if file := args.json or beside(networks, args):
         try:
             write_result(file, result, test, logits)
         except OSError as error:

@@ -1,9 +1,9 @@
 """Images without labels, as competitions publish them: a pickle, an npz, an npy, or a folder of pictures."""
 
-import math
 import os
 import pickle
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,58 +17,109 @@ WANTED = ("expected an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) 
           "pictures")
 
 
-class PlainType:
-    """Stands for a numpy.dtype of numbers, text or objects in a pickle, whose state may set its byte order only.
-
-    numpy's own would believe a state that passes bytes for pointers to objects.
-    """
+class Kind:
+    """A numpy.dtype as a pickle describes it: a code, such as u1, and the byte order."""
 
     def __init__(self, code: str | bytes, *_):
-        code = code.decode() if isinstance(code, bytes) else code
-        if not re.fullmatch(r"[biufSUO]\d+", code):
-            raise pickle.UnpicklingError(f"it holds an array of {code}")
-        self.dtype = np.dtype(code)
+        self.code, self.order = as_text(code), "="
 
     def __setstate__(self, state: tuple):
-        order = state[1].decode() if isinstance(state[1], bytes) else state[1]
-        self.dtype = self.dtype.newbyteorder(order)
+        self.order = as_text(state[1])
+
+    def numpy(self) -> np.dtype:
+        if not re.fullmatch(r"[biufSUO][1-9]\d*", self.code):
+            raise ValueError(f"it holds an array of {self.code}")
+        return np.dtype(self.code).newbyteorder(self.order)
 
 
-class PlainArray(np.ndarray):
-    """An array whose state in a pickle has a PlainType: bytes, or for objects a list of them."""
+class Array:
+    """A numpy array as a pickle describes it: its parts, from which `numpy` makes an array of its own.
+
+    numpy itself believes a pickle that passes bytes for pointers to objects, or a list shorter than its shape.
+    """
+
+    axes = None
+
+    def __init__(self, *_):
+        """As by numpy's _reconstruct; the parts come with the state."""
 
     def __setstate__(self, state: tuple):
-        version, shape, kind, fortran, content = state
-        # numpy itself does not compare the length of a list with the shape, and would read behind its end.
-        objects = isinstance(content, list) and len(content) == math.prod(shape)
-        if not isinstance(kind, PlainType) or not (objects if kind.dtype.hasobject else isinstance(content, bytes)):
-            raise pickle.UnpicklingError("its arrays do not hold together")
-        super().__setstate__((version, shape, kind.dtype, fortran, content))
+        _, self.shape, self.kind, fortran, self.content = state
+        self.order = "F" if fortran else "C"
+
+    def numpy(self) -> np.ndarray:
+        kind, content = self.kind.numpy(), self.content
+        if not isinstance(content, list if kind.hasobject else bytes | bytearray) or any(
+                type(side) is not int or side < 0 for side in self.shape):
+            raise ValueError("its arrays do not hold together")
+        if kind.hasobject:
+            array = np.empty(len(content), object)
+            for place, item in enumerate(content):
+                array[place] = item
+            return array.reshape(self.shape)
+        array = np.frombuffer(content, kind).reshape(self.shape, order=self.order)
+        array = array if self.axes is None else array.transpose(self.axes)
+        if kind.kind == "U":
+            array.tolist()  # or an error, where a character is none
+        return array
 
 
-def from_bytes(content: bytes, kind: PlainType, shape: tuple = (), order: str = "C") -> np.ndarray:
-    """An array, or a number, of bytes; numpy refuses objects."""
-    return np.frombuffer(content, kind.dtype).reshape(shape, order=order)
+class Buffer(Array):
+    """As by numpy's _frombuffer, of protocol 5."""
+
+    def __init__(self, content: bytes, kind: Kind, shape: tuple, order: str, axes: tuple | None = None):
+        self.content, self.kind, self.shape, self.axes = content, kind, shape, axes
+        self.order = "C" if order == "K" else order
+
+
+class Scalar(Array):
+    """As by numpy's scalar: a number, or a text."""
+
+    def __init__(self, kind: Kind, content: bytes):
+        self.content, self.kind, self.shape, self.order = content, kind, (), "C"
+
+    def numpy(self) -> np.generic:
+        return super().numpy()[()]
+
+
+class Bytes:
+    """As by _codecs.encode(text, "latin1"), by which Python 3 writes bytes for Python 2; none are `bytes()`."""
+
+    __setstate__ = None
+
+    def __new__(cls, text: str = "", *_):
+        return text.encode("latin1")
 
 
 # What a pickle of numpy arrays in plain containers asks for, by numpy 1 and 2, and Python 2 and 3; and what it gets.
-ADMITTED = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): PlainType,
-            ("_codecs", "encode"): lambda text, *_: text.encode("latin1")} | {
-    (f"numpy.{core}.{module}", name): substitute
+ADMITTED = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): Kind, ("_codecs", "encode"): Bytes,
+            ("__builtin__", "bytes"): Bytes} | {
+    (f"numpy.{core}.{module}", name): ours
     for core in ("core", "_core")
-    for module, name, substitute in (("multiarray", "_reconstruct", lambda *_: PlainArray(0, np.uint8)),
-                                     ("multiarray", "scalar", lambda kind, content: from_bytes(content, kind)[()]),
-                                     ("numeric", "_frombuffer", from_bytes))
+    for module, name, ours in (("multiarray", "_reconstruct", Array), ("multiarray", "scalar", Scalar),
+                               ("numeric", "_frombuffer", Buffer))
 }
 
 
 class ArraysOnly(pickle.Unpickler):
-    """An unpickler that builds numpy arrays, numbers, text and plain containers, and calls nothing else."""
+    """An unpickler that builds Arrays, numbers, text and plain containers, and calls nothing else."""
 
     def find_class(self, module, name):
         if (module, name) not in ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return ADMITTED[module, name]
+
+
+def unpacked(value: object) -> object:
+    """The value with its Arrays, also those in a list, as numpy's."""
+    if isinstance(value, list | tuple):
+        return [item.numpy() if isinstance(item, Array) else item for item in value]
+    return value.numpy() if isinstance(value, Array) else value
+
+
+def as_text(word: object) -> object:
+    """A text that Python 2 may have pickled as bytes; anything else unchanged."""
+    return word.decode(errors="replace") if isinstance(word, bytes) else word
 
 
 def with_unlabelled(dataset: cifar10.Dataset, path: str | Path, data_path: str | Path, include_test: bool = False,
@@ -128,6 +179,8 @@ def load_images(path: str | Path, say: Callable = print) -> tuple[np.ndarray, np
 def as_images(content: object, path: Path, say: Callable) -> np.ndarray:
     """uint8 (N, 32, 32, 3) of an array of that shape, or of rows (N, 3072) whose pixels tell their order."""
     try:
+        if isinstance(content, list) and not all(isinstance(image, np.ndarray) for image in content):
+            raise ValueError
         images = np.asarray(content)
     except ValueError:
         raise UserError(f"{path}: data is not one array of images of one size") from None
@@ -172,8 +225,9 @@ def as_names(ids: object, path: Path) -> list[str]:
     names = [as_name(value) for value in ids]
     if None in names:
         place = names.index(None)
-        raise UserError(f"{path}: the id of image {place} is {str(ids[place])[:60]!r} ({type(ids[place]).__name__}), "
-                        f"and should be a whole number or text in UTF-8 without control characters")
+        shown = (reprlib.repr if isinstance(ids[place], list | tuple | dict) else str)(ids[place])[:60]
+        raise UserError(f"{path}: the id of image {place} is {shown!r} ({type(ids[place]).__name__}), and should be "
+                        f"a whole number or text in UTF-8 without control characters")
     return names
 
 
@@ -197,17 +251,20 @@ def read_file(path: Path) -> dict:
             pickled = not handle.read(6).startswith((b"PK\3\4", b"\x93NUMPY"))
             handle.seek(0)
             content = ArraysOnly(handle, encoding="bytes").load() if pickled else sources.read_npz(path)
+        if isinstance(content, Array):
+            content = {"data": content}
+        if isinstance(content, dict):
+            content = {as_text(key): value for key, value in content.items()}
+            content |= {key: unpacked(content[key]) for key in ("data", "images", "ids") if key in content}
     except UserError as error:
         raise UserError(f"--images {error}; {WANTED}") from None
     except Exception as error:  # any error of a hostile or damaged pickle
         reason = reason_of(error)
         kind = "one picture" if pictures.is_picture(path) else f"not a plain pickle of arrays ({reason})"
         raise UserError(f"--images {path} is {kind}; {WANTED}") from None
-    if isinstance(content, np.ndarray):
-        return {"data": content}
     if not isinstance(content, dict):
         raise UserError(f"--images {path} is a pickled {type(content).__name__}; {WANTED}")
-    return {key.decode(errors="replace") if isinstance(key, bytes) else key: value for key, value in content.items()}
+    return content
 
 
 def read_folder(path: Path, say: Callable) -> dict:

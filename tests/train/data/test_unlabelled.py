@@ -40,6 +40,18 @@ def test_pickle_of_every_protocol(tmp_path, protocol, ids):
     assert np.array_equal(images, IMAGES) and names == IDS and not said
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_any_order_and_kind_of_ids(tmp_path, protocol):
+    orders = (np.asfortranarray(IMAGES), IMAGES.transpose(0, 3, 1, 2).copy().transpose(0, 2, 3, 1), IMAGES[::-1][::-1],
+              list(IMAGES))
+    kinds = (np.arange(11, dtype=">u8"), np.array(IDS), np.array(IDS, "S"), np.array(IDS, object), tuple(np.arange(11)),
+             np.arange(11)[:, None].astype("i2"), np.array(IDS).astype(">U3"))
+    for images, ids in [*((images, IDS) for images in orders), *((IMAGES, ids) for ids in kinds)]:
+        content = {"data": images, "ids": ids, "taken": np.zeros(11, "datetime64[s]"), "": np.zeros(0)}
+        found, names, said = read(write(tmp_path / "images.pkl", content, protocol))
+        assert np.array_equal(found, IMAGES) and names == IDS and said == [": not read: , taken"]
+
+
 def test_npz_and_folder_of_pictures(tmp_path):
     with open(tmp_path / "misnamed.pkl", "wb") as handle:
         np.savez(handle, images=IMAGES, ids=np.arange(11))
@@ -186,11 +198,22 @@ FLAGS = Reduced(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1
 @pytest.mark.parametrize("ids", [
     Reduced(np.ndarray, ((1,), "O", bytes(8))), array_of(FIELDS, (1,), bytes(8)), array_of(FLAGS, (1,), bytes(8)),
     array_of(np.dtype("O"), (1,), bytes(8)), array_of(np.dtype("O"), (3,), [1]), array_of(np.dtype("u1"), (9,), b"1"),
-    array_of("u1", (1,), b"1")])
+    array_of("u1", (1,), b"1"), array_of(np.dtype("U1"), (1,), b"\xff\xff\xff\x7f"),
+    array_of(np.dtype("O"), (np.uint8(16), np.uint8(17)), [1] * 16), array_of(np.dtype("O"), (-1, -1), [1]),
+    Reduced(np.zeros(1).__reduce_ex__(5)[0], (np.array([1], object), np.dtype("u8"), (1,), "C")),
+    Reduced(np.zeros(1).__reduce_ex__(5)[0], (bytes(8), np.dtype("O"), (1,), "C"))])
 def test_bytes_are_never_taken_for_objects(tmp_path, ids):
-    """An address that they pass for would be read."""
+    """An address that they pass for would be read; neither is a shape believed that the content does not fill."""
     with pytest.raises(UserError, match="is not a plain pickle of arrays"):
         load_images(write(tmp_path / "images.pkl", {"data": IMAGES[:1], "ids": ids}))
+
+
+def test_what_builds_arrays_has_no_state(tmp_path):
+    """Its attributes would be those of all later arrays; with __array_interface__ it would be one, of any address."""
+    for word in (b"numeric\n_frombuffer", b"multiarray\n_reconstruct", b"multiarray\nscalar"):
+        (tmp_path / "a.pkl").write_bytes(b"cnumpy.core." + word + b"\n}U\x13__array_interface__}sb.")
+        with pytest.raises(UserError, match="is not a plain pickle of arrays"):
+            load_images(tmp_path / "a.pkl")
 
 
 @pytest.mark.parametrize("content, message", [

@@ -20,7 +20,7 @@ LABELS   ?= $(csv)##: distill from this CSV; no teachers are trained    make dis
 IMAGES   ?=##: unlabelled images: submission classifies them, labels and distill also learn from them
 WEIGHTS  ?=##: weights to use [the released network, or the student]    make evaluate WEIGHTS="a.pt b.pt"
 DEVICE   ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda,auto))##: auto, cuda or cpu [auto]
-GPUS     ?=##: number of GPUs that the jobs of -j share    make -j4 GPUS=4 teachers
+GPUS     ?=##: number of GPUs that the jobs of -j share    make -k -j4 GPUS=4 teachers
 ARGS     ?=##: more flags for the one script of the target    make evaluate ARGS="--tta"
 SRC      ?=##: an archive or npz that you have already    make data SRC=cifar-10-python.tar.gz
 BASE     ?= python3##: the Python that makes the .venv [python3]    make setup BASE=python3.12
@@ -62,6 +62,8 @@ $(if $(or $(and $(ARGS),$(word 2,$(MAKECMDGOALS))),$(and $(filter ARGS,$(typed))
   $(tools),$(MAKECMDGOALS)))),$(error ARGS are for one script, not for $(MAKECMDGOALS)))
 $(if $(and $(filter ladder,$(named)),$(word 2,$(MAKECMDGOALS))),$(error make ladder goes alone))
 $(if $(and $(SEED),$(SEEDS)),$(error SEED or SEEDS, not both))
+$(if $(filter-out synthetic,$(IMAGES)),$(if $(shell [ -e "$(IMAGES:~/%=$$HOME/%)" ] && echo there),,\
+  $(error IMAGES=$(IMAGES) does not exist)))
 $(if $(word 2,$(filter LABELS TEACHERS,$(typed))),$(error LABELS or TEACHERS, not both))
 $(if $(filter-out $(sizes),$(SIZE))$(word 2,$(SIZE)),$(error SIZE=$(SIZE): should be one of $(sizes)))
 
@@ -187,7 +189,7 @@ baseline: $(run)/$(file.baseline).json ## train the baseline at a STAGE and scor
 distill: $(run)/$(file.distill).json ## train the student from the teachers' labels and score it
 control: $(run)/$(file.control).json ## train the student's network without teachers and score it
 else
-$(scored):
+$(scored): | $(filter teachers labels,$(MAKECMDGOALS))
 	@for seed in $(SEEDS); do $(MAKE) --no-print-directory $@ SIZE=$(SIZE) SEEDS= SEED=$$seed || exit; done
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(foreach seed,$(SEEDS),$(base)$(call seed_folder,$(seed))/$(file.$@).json) \
 	  --out $(base)/report-$@)
@@ -198,7 +200,7 @@ $(if $(and $(filter ladder,$(named)),$(filter $(csv),$(row_labels)),$(missing)),
   $(error $(firstword $(missing)) does not exist: $(absent)))
 ladder: $(filter-out $(run)/%,$(row_labels)) $(ladder:%=$(rows)/%.json) ## train and score the documented ladder and three more networks, then show the table
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(base)/ladder)
-teachers: $(seven) ## train the seven teachers; -j4 GPUS=4 spreads them over GPUs
+teachers: $(seven) ## train the seven teachers; -k -j4 GPUS=4 spreads them over GPUs
 labels: $(csv) ## average the teachers' logits into distillation_labels.csv
 
 # Teachers are trained only in this run's folder, and only if the labels need them.

@@ -77,7 +77,7 @@ def configuration(argv: list[str] | None = None) -> Namespace:
 
 def recipe_of(model: str) -> dict:
     """The recipe of the architecture `model`, a name of MODELS, for a student within the budget."""
-    recipe = next(recipe for family, recipe in FAMILIES.items() if model.startswith(family))
+    recipe = FAMILIES[max((family for family in FAMILIES if model.startswith(family)), key=len)]
     fixed = getattr(MODELS[model], "keywords", {})  # set by the name: fastnet-s has one column, in any recipe
     return recipe | fixed | {"model": model, "allow_over_budget": False}
 

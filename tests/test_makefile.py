@@ -373,7 +373,12 @@ def test_several_seeds_are_trained_and_scored_and_shown_with_their_mean(make, un
     assert {Path(out_of(call)).parts[1] for call in calls if out_of(call)} == {"quick"} and len(calls) == 10
 
 
-def test_images_without_labels_have_a_student_of_their_own_that_answers_them(make, understood):
+def test_images_without_labels_have_a_student_of_their_own_that_answers_them(make, tmp_path, understood):
+    code, out, calls = make("labels", "IMAGES=a.pkl")
+    assert code == 2 and not calls and "IMAGES=a.pkl does not exist" in out, "no teacher is trained before"
+    (tmp_path / "my images").mkdir()
+    for name in ("a.pkl", "b.pkl", "other.pkl", "my images/a.pkl"):
+        (tmp_path / name).touch()
     assert make("submission", "IMAGES=a.pkl")[2] == [["distill/submission.py", "--images", "a.pkl", "--device", "auto"]]
     calls = make("distill", "IMAGES=my images/a.pkl")[2]
     own = "weights/full/images-my-a"

@@ -42,7 +42,9 @@ def read_group(text: str) -> list[dict]:
 
 def compare_networks(names: list[str], a: dict, b: dict) -> str:
     """McNemar's test and the difference of two results by their kept logits, in sentences."""
-    (_, logits_a, labels), (_, logits_b, _) = kept_logits(a), kept_logits(b)
+    (ids_a, logits_a, labels), (ids_b, logits_b, labels_b) = kept_logits(a), kept_logits(b)
+    if not (np.array_equal(ids_a, ids_b) and labels.equal(labels_b)):
+        raise UserError(f"the logits of {names[0]} and {names[1]} are of different images: evaluate them again")
     right_a, right_b = logits_a.argmax(1) == labels, logits_b.argmax(1) == labels
     only_a, only_b = (right_a & ~right_b).sum().item(), (right_b & ~right_a).sum().item()
     difference, low, high = paired(right_a, right_b)

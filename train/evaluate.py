@@ -94,7 +94,9 @@ def read_corruptions(folder: Path) -> dict[str, np.ndarray]:
             raise UserError(f"--cifar10c: {file} does not exist; CIFAR-10-C has labels.npy and fifteen others")
         try:
             arrays[name] = np.load(file, mmap_mode="r")
-        except (ValueError, EOFError):
+            if not isinstance(arrays[name], np.ndarray):
+                raise ValueError
+        except Exception:  # a damaged header fails in any of numpy's ways
             raise UserError(f"--cifar10c: {file} is not an array of numpy") from None
         if (arrays[name].dtype, arrays[name].shape) != (np.uint8, shape):
             raise UserError(f"--cifar10c: {file} is {arrays[name].dtype} {arrays[name].shape}, not uint8 {shape}")

@@ -141,7 +141,9 @@ def main(argv: list[str] | None = None) -> None:
             print(build(args.folder, args.data, args.out))
         else:
             print(SAID.format(**score(args.csv, args.logits)))
-    except (LookupError, TypeError, ValueError, EOFError) as error:  # json, numpy and pandas each fail in their own way
+    except UserError:
+        raise
+    except Exception as error:  # json, numpy and pandas each fail in their own way
         raise UserError(f"{file} is not what --help names ({type(error).__name__}: {one_line(error)[:100]})") from None
 
 

@@ -334,6 +334,12 @@ def test_wrong_flags_end_in_one_line(toy_set, tmp_path, monkeypatch, typed, flag
     assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "x.pt").exists()
 
 
+def test_a_family_of_ones_own_has_its_own_recipe(monkeypatch):
+    monkeypatch.setitem(student.FAMILIES, "resnetv2", {"epochs": 77})
+    monkeypatch.setitem(models.MODELS, "resnetv2-18", models.MODELS["resnet18"])
+    assert student.recipe_of("resnetv2-18")["epochs"] == 77 and "epochs" not in student.recipe_of("resnet18")
+
+
 def test_a_student_and_its_teachers_may_be_compiled(monkeypatch, train, teachers):
     """A compiled module has a length that raises, so nothing may ask whether it is there."""
     compile, calls = torch.compile, []

@@ -43,6 +43,20 @@ def top1(file):
     return json.loads(file.with_suffix(".json").read_text())["metrics"]["top1"]
 
 
+def test_logits_of_other_images_are_not_compared(run, add):
+    a, b = add("a"), add("b", seed=7)
+    file = b.with_name("b.logits.npz")
+    kept = dict(np.load(file))
+    for changed, told in (({"ids": kept["ids"][::-1]}, "of a and b are of different images"),
+                          ({"labels": kept["labels"] + 1}, "of a and b are of different images"),
+                          ({name: kept[name][:1] for name in ("ids", "logits", "labels")}, "are of different images"),
+                          ({"logits": kept["logits"][:1]}, "does not hold the logits"),
+                          ({"logits": np.full_like(kept["logits"], np.nan)}, "does not hold the logits")):
+        np.savez(file, **kept | changed)
+        code, out, err = run(a, b)
+        assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+
+
 def test_two_results_are_counted_image_by_image(toy_set, run, add):
     a, b = add("a"), add("b", seed=7)
     test = cifar10.load(toy_set, "test")

@@ -311,6 +311,8 @@ def test_corruptions_are_scored_at_every_severity(scored, written, corrupted, li
     (lambda folder: (folder / "snow.npy").unlink(), "snow.npy does not exist"),
     (lambda folder: np.save(folder / "fog.npy", np.zeros((100, 3, 32, 32), np.uint8)), "not uint8 (100, 32, 32, 3)"),
     (lambda folder: np.save(folder / "fog.npy", np.zeros((100, 32, 32, 3))), "fog.npy is float64"),
+    (lambda folder: (folder / "fog.npy").write_bytes(b"PK\3\4 cut off"), "fog.npy is not an array"),
+    (lambda folder: (np.savez(folder / "a", a=1), (folder / "a.npz").replace(folder / "fog.npy")), "is not an array"),
 ])
 def test_a_file_of_corruptions_that_is_another_is_named(run, written, corrupted, no_pass, damage, words):
     damage(corrupted)

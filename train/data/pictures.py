@@ -13,8 +13,9 @@ from train import UserError, reason_of
 from train.data.cifar10 import channels_first
 
 SIDE = 32
-# PostScript is a program, for which Pillow would start Ghostscript; the others it knows by name and cannot decode.
-REFUSED = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+# PostScript is a program, for which Pillow would start Ghostscript, also where it lies in IPTC; the others it knows by
+# name and cannot decode.
+REFUSED = {"EPS", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def picture_files(folder: Path, say: Callable = print) -> list[Path]:

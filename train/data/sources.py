@@ -6,10 +6,12 @@ No file can execute anything: the archive's pickles are read only after every md
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
@@ -17,6 +19,8 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
 from train import ROOT, UserError, one_line, reason_of
+
+LARGEST = 2**32  # bytes of an unpacked npz; 300,000 images are 0.9 GB
 
 
 def expand(path: str | Path) -> Path:
@@ -55,12 +59,24 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
     """{name: array} of an npz, bytes for a member that is no array; {"data": array} of an npy. Unpickles nothing."""
     try:
         with open(file, "rb") as handle:
+            check_size(handle)
             content = np.load(handle, allow_pickle=False)
             return {"data": content} if isinstance(content, np.ndarray) else dict(content)
     except Exception as error:  # zip, deflate and numpy's header each fail in their own way on a damaged file
         reason = reason_of(error)
         reason = "there are pickles in it" if "allow_pickle" in reason else reason  # numpy advises allowing them
         raise UserError(f"{file} cannot be read ({reason}): damaged, or not an npz of plain arrays") from None
+
+
+def check_size(handle: BinaryIO) -> None:
+    """Raise ValueError for a zip that would unpack to more than 4 GB, or by methods that numpy does not write."""
+    if zipfile.is_zipfile(handle):
+        with zipfile.ZipFile(handle) as archive:
+            members = archive.infolist()
+        known = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+        if sum(member.file_size for member in members) > LARGEST or any(m.compress_type not in known for m in members):
+            raise ValueError(f"it would unpack to more than {LARGEST:,} bytes, or in an unusual way")
+    handle.seek(0)
 
 
 # ---------------------------------------------------------------- fetching

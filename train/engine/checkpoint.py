@@ -14,6 +14,7 @@ import errno
 import glob
 import hashlib
 import io
+import math
 import os
 import secrets
 import zipfile
@@ -78,11 +79,18 @@ def write_text(path: str | Path, text: str) -> None:
 # ---------------------------------------------------------------- tensors and plain values
 
 
-def digest(tree: object) -> str:
-    """sha256 over nested dicts, lists, tensors and plain values, as 64 hex digits."""
-    sha = hashlib.sha256()
+def digest(tree: object, limit: float = math.inf) -> str:
+    """sha256 over nested dicts, lists, tensors and plain values, as 64 hex digits.
+
+    limit: ValueError for more bytes and values, as of a list that holds another one many times.
+    """
+    sha, fed = hashlib.sha256(), 0
 
     def feed(value):
+        nonlocal fed
+        fed += value.nbytes if isinstance(value, torch.Tensor) else 1
+        if fed > limit:
+            raise ValueError("its content is larger than the file")
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu().contiguous()
             sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
@@ -130,12 +138,15 @@ def load(path: str | Path) -> dict:
     try:
         if not zipfile.is_zipfile(buffer):
             raise ValueError("it is not a file of torch.save, or is cut off")
+        with zipfile.ZipFile(buffer) as archive:
+            if any(member.compress_type for member in archive.infolist()):
+                raise ValueError("it is packed, as torch does not")
         buffer.seek(0)
         stored = torch.load(buffer, map_location="cpu", weights_only=True)
         if not isinstance(stored, dict) or not {"format", "content", "digest"} <= stored.keys():
             raise ValueError("another program wrote it")
         written_as, content, wanted = stored["format"], stored["content"], stored["digest"]
-        found = digest(content)
+        found = digest(content, limit=len(buffer.getbuffer()))
     except Exception as error:  # a damaged file can fail in any layer, each with its own kind of error
         if out_of_memory(error):  # the file may be intact
             raise
@@ -158,7 +169,7 @@ def load_weights(path: str | Path) -> dict:
     if not Path(path).exists():
         raise UserError(f"{path} does not exist")
     content = load(path)
-    if "provenance" not in content:
+    if not isinstance(content, dict) or "provenance" not in content:
         raise UserError(f"{path} is a resume state, not finished weights")
     return content
 

@@ -205,7 +205,7 @@ def probabilities(networks: Sequence[Network], images: torch.Tensor, tta: bool =
     return (mean_logits(networks, images, tta, bars).double() / temperature).softmax(1)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode, whose tensors no later gradient may pass
 def logits(model: nn.Module, images: torch.Tensor, tta: bool = False, label: str | None = None) -> torch.Tensor:
     """Logits of uint8 images (N, 3, 32, 32) as float32 (N, K) on the CPU. UserError for other images.
 

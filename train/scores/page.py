@@ -39,7 +39,8 @@ def commands(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(words: pd.DataFrame) -> str:
     """A DataFrame of texts as a Markdown table."""
     lines = [list(words.columns), ["---" if name in LEFT else "---:" for name in words.columns]]
-    lines += [[str(cell).replace("|", "\\|") for cell in row] for row in words.itertuples(index=False)]
+    lines += [[" ".join(str(cell).splitlines()).replace("|", "\\|").replace("<", "&lt;") for cell in row]
+              for row in words.itertuples(index=False)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -96,7 +97,7 @@ def page(table: pd.DataFrame, note: str, summary: str, folder: Path, pictures: d
         known = as_html(published.rename(columns=lambda name: name.replace("_", " ").replace(" percent", " %")),
                         "published", {"parameters": "{:,}".format, "test accuracy %": "{:.2f}".format})
         sections.append(f'<h2>Published by others</h2><div class="wide">{known}</div>')
-    first = "\n".join(f"<h2>{title}</h2><pre>{html.escape(text)}</pre>" for title, text in first.items())
+    first = "\n".join(f"<h2>{html.escape(title)}</h2><pre>{html.escape(text)}</pre>" for title, text in first.items())
     return PAGE.format(summary=html.escape(summary), first=first, table=as_html(in_words(table), "results"),
                        note=html.escape(note), commands=as_html(commands(table), "commands"),
                        sections="\n".join(sections))

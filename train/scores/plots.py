@@ -32,7 +32,7 @@ ERRORS = (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10, 15, 20, 30, 40, 50, 60, 70,
 BLUES = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#cfe0ef", COLOURS[0]])
 STYLE = {
     "figure.dpi": 150, "figure.facecolor": "white", "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK,
+    "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK,
     "axes.labelcolor": INK, "axes.edgecolor": GREY, "axes.linewidth": 0.8, "axes.spines.top": False,
     "axes.spines.right": False, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titlepad": 10,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": PALE, "grid.linewidth": 0.8,

@@ -21,6 +21,7 @@ import torch
 import models
 from train import UserError
 from train.data.cifar10 import SIZES, Dataset
+from train.data.sources import check_size
 from train.engine import checkpoint, metrics
 from train.engine.command import count_of, short_path, warn
 from train.engine.loop import SPARED
@@ -56,7 +57,7 @@ def read_result(file: Path) -> dict:
     if not file.exists():
         advice = f": `python train/evaluate.py {weights}` writes it" if file.suffix == ".json" else ""
         raise UserError(f"{file} does not exist{advice}")
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         result = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise UserError(f"{file} is no result of train/evaluate.py in the format {FORMAT}")
@@ -78,13 +79,18 @@ def read_logits(file: Path, fingerprint: str | None = None) -> tuple[np.ndarray,
     if not file.exists():
         raise UserError(f"{file} does not exist: `python train/evaluate.py` writes it beside the weights")
     try:
-        with file.open("rb") as handle, np.load(handle) as kept:
-            ids, logits, labels, mark = (kept[name] for name in ("ids", "logits", "labels", "fingerprint"))
+        with file.open("rb") as handle:
+            check_size(handle)
+            with np.load(handle) as kept:
+                ids, logits, labels, mark = (kept[name] for name in ("ids", "logits", "labels", "fingerprint"))
+        logits, labels = logits.astype(np.float32), labels.astype(np.int64)
+        if logits.shape != (len(ids), 10) or labels.shape != ids.shape or not np.isfinite(logits).all():
+            raise ValueError("they are not of so many images")
     except Exception:  # numpy, zipfile and zlib each fail in their own way
         raise UserError(f"{file} does not hold the logits that train/evaluate.py writes") from None
     if fingerprint not in (None, str(mark)):
         raise UserError(f"{file} holds the logits of other weights than the result beside it: evaluate them again")
-    return ids, torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(labels.astype(np.int64))
+    return ids, torch.from_numpy(logits), torch.from_numpy(labels)
 
 
 # ---------------------------------------------------------------- ensembles

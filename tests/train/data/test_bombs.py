@@ -10,7 +10,7 @@ import torch
 import toy
 
 from train import UserError
-from train.data import cifar10
+from train.data import cifar10, sources
 from train.download import main
 from train.engine import checkpoint, network
 from train.engine.checkpoint import RunFiles
@@ -85,3 +85,30 @@ def test_nothing_in_a_file_is_executed(form, toy_set, tmp_path, monkeypatch, typ
     assert not mark.exists()
     pickle.loads(pickle.dumps(bomb))
     assert mark.exists()  # the bomb itself does work
+
+
+def test_small_files_do_not_become_large(toy_set, tmp_path, monkeypatch):
+    """An npz that unpacks to more than a limit, or by a method without one; checkpoints that do, or never end."""
+    with zipfile.ZipFile(toy_set / "cifar10.npz", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("train_images.npy", bytes(1000))
+    with pytest.raises(UserError, match="cannot be read .it would unpack to more than"):
+        cifar10.load(toy_set)
+    toy.write_npz(toy_set)
+    monkeypatch.setattr(sources, "LARGEST", 1000)
+    with pytest.raises(UserError, match="it would unpack to more than 1,000 bytes"):
+        cifar10.load(toy_set)
+
+    file, many = tmp_path / "file.pt", [0]
+    for _ in range(40):
+        many = [many, many]
+    for content in (many, torch.zeros(1).expand(10**9)):
+        torch.save({"format": checkpoint.FORMAT, "content": content, "digest": ""}, file)
+        with pytest.raises(checkpoint.Damaged, match="its content is larger than the file"):
+            checkpoint.load(file)
+    checkpoint.save(file, {"state": torch.zeros(1000)})
+    with zipfile.ZipFile(file) as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(checkpoint.Damaged, match="it is packed"):
+        checkpoint.load(tmp_path / "packed.pt")
+    assert checkpoint.load(file)["state"].tolist() == [0.0] * 1000

@@ -105,6 +105,19 @@ def test_one_line_tells_what_is_left_out(tmp_path):
         told(tmp_path)
 
 
+def test_no_picture_starts_a_program(tmp_path, monkeypatch):
+    """PostScript would start Ghostscript, and IPTC may hold PostScript, which Pillow opens in any case."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program"))
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
+    records = ((3, 20, b"\0\0\0\x20"), (3, 30, b"\0\0\0\x20"), (3, 60, b"\1\0"), (3, 65, b"\0"), (3, 120, b"\5"),
+               (8, 10, script))
+    iptc = b"".join(bytes((0x1C, *tag, 0, len(data))) + data for *tag, data in records)
+    for content in (script, iptc):
+        (tmp_path / "cat.jpg").write_bytes(content)
+        with pytest.raises(UserError, match="no known format"):
+            pictures.read_picture(tmp_path / "cat.jpg")
+
+
 def test_a_link_that_leads_nowhere_is_no_other_file(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
     files, images, complaints = pictures.read_pictures([tmp_path])

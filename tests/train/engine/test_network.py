@@ -180,6 +180,14 @@ def test_weights_of_another_model_do_not_fit(model, toy_set, tmp_path):
         load(tmp_path / "net.pt")
 
 
+def test_logits_may_be_what_another_network_learns_from(network, images):
+    found = logits(network().model, images)
+    student = torch.zeros_like(found, requires_grad=True)
+    torch.nn.functional.mse_loss(student, found).backward()
+    found -= found.mean()
+    assert student.grad.norm() > 0
+
+
 def test_a_network_counts_once(toy_set, tmp_path):
     """Under another name, too, and in another precision."""
     content = write_weights(tmp_path / "a.pt", toy_set)

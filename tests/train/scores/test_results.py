@@ -55,7 +55,7 @@ def test_what_is_written_is_read_again(kept):
     assert same.dtype == torch.float32
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "result/1"}'])
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"format": "result/1"}'], ids=range(4))
 def test_what_is_no_result_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match="is no result of"):
@@ -243,8 +243,8 @@ def test_a_name_in_two_folders_is_told_apart_and_never_averaged():
 
 
 def test_markdown_has_one_line_a_row_and_escapes_its_bars():
-    lines = page.markdown(pd.DataFrame({"model": ["a|b"], "n": [1]})).splitlines()
-    assert lines == ["| model | n |", "| --- | ---: |", "| a\\|b | 1 |"]
+    lines = page.markdown(pd.DataFrame({"model": ["a|b\n<!-- c"], "n": [1]})).splitlines()
+    assert lines == ["| model | n |", "| --- | ---: |", "| a\\|b &lt;!-- c | 1 |"]
 
 
 def test_the_published_results_are_whole():

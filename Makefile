@@ -198,6 +198,10 @@ endif
 missing := $(filter-out $(run)/% $(wildcard $(seven)),$(if $(wildcard $(csv)),,$(seven)))
 $(if $(and $(filter ladder,$(named)),$(filter $(csv),$(row_labels)),$(missing)),\
   $(error $(firstword $(missing)) does not exist: $(absent)))
+# A student that is there learned from other labels than those of teachers still to be trained, and would refuse them.
+$(if $(and $(filter distill,$(named)),$(filter teachers labels,$(named)),$(wildcard $(student) $(student:.pt=.last.pt)),\
+  $(if $(filter LABELS,$(typed)),,$(filter-out $(wildcard $(seven)),$(seven)))),\
+  $(error $(student) learned from other labels: move it away, or choose another SEED))
 ladder: $(filter-out $(run)/%,$(row_labels)) $(ladder:%=$(rows)/%.json) ## train and score the documented ladder and three more networks, then show the table
 	$(if $(LIMIT),,$(PYTHON) train/report.py $(base)/ladder)
 teachers: $(seven) ## train the seven teachers; -k -j4 GPUS=4 spreads them over GPUs

@@ -21,6 +21,7 @@ from train.engine.command import count_of
 COLUMNS = ["id", "label", *cifar10.CLASSES]
 SEEN = "seen_folds"
 ALL_FOLDS = tuple(range(cifar10.FOLDS))
+MOST = 1_000_000  # rows: a small .csv.gz may unpack to any number
 
 
 def write_labels(path: str | Path, ids: Sequence[str], labels: Sequence[int], logits: torch.Tensor,
@@ -38,11 +39,13 @@ def read_table(path: str | Path) -> pd.DataFrame:
     """The CSV (or .csv.gz) with the columns of `write_labels`; UserError for another file."""
     try:
         table = pd.read_csv(path, dtype={"id": str, SEEN: str}, skip_blank_lines=False,
-                            compression="gzip" if Path(path).suffix == ".gz" else None)
+                            compression="gzip" if Path(path).suffix == ".gz" else None, nrows=MOST + 1)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: `make labels` writes it") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a table of labels: {one_line(error)}") from None
+    if len(table) > MOST:
+        raise UserError(f"{path} has more than {MOST:,} rows")
     if list(table) not in (COLUMNS, [*COLUMNS, SEEN]):
         raise UserError(f"{path}: the columns should be {','.join(COLUMNS)},{SEEN} and are {','.join(table)}")
     blank = table["id"].isna()

@@ -253,6 +253,7 @@ def test_what_is_typed_is_compared_with_what_is_there_and_trains_no_teacher(make
         (tmp_path / f"weights/{folder}/student.pt").touch()
         (tmp_path / f"weights/{folder}/student.json").touch()
     assert make("distill")[2] == []  # there are no labels
+    make("SIZE=quick", "teachers")
     calls = make("SIZE=quick", "teachers", "labels", "distill")[2]
     assert "student" in scripts(calls) and out_of(calls[-2]) == "weights/quick/student.pt"
 
@@ -336,6 +337,15 @@ def test_a_report_scores_files_of_any_name_but_no_state(make, tmp_path, understo
     scores, shown = make("SIZE=quick", "report")[2]
     assert [str(file) for file in understood(scores).weights] == [f"weights/quick/{name}" for name in names[:2]]
     assert shown[:2] == ["train/report.py", "weights/quick"]
+
+
+def test_a_student_of_other_labels_is_told_before_any_teacher(make, tmp_path):
+    (tmp_path / "labels.csv").touch()
+    assert len(make("distill", "SIZE=quick", "LABELS=labels.csv")[2]) == 2
+    code, out, calls = make("teachers", "labels", "distill", "SIZE=quick")
+    assert code == 2 and not calls and "weights/quick/student.pt learned from other labels" in out
+    assert len(make("teachers", "labels", "SIZE=quick")[2]) == 8
+    assert scripts(make("teachers", "labels", "distill", "SIZE=quick")[2])[0] == "student"  # which compares them
 
 
 def test_students_of_several_seeds_share_their_teachers(make, understood):

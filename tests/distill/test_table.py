@@ -145,6 +145,15 @@ def test_logits_have_to_be_better_than_guessing_by_three_standard_deviations():
                 check_rows("labels.csv", rows, labels)
 
 
+def test_a_file_of_more_rows_than_any_is_not_read_to_its_end(written, monkeypatch):
+    dataset, logits, path = written
+    monkeypatch.setattr("distill.table.MOST", 39)
+    with pytest.raises(UserError, match="has more than 39 rows"):
+        read_labels(path, dataset)
+    monkeypatch.setattr("distill.table.MOST", 40)
+    assert torch.equal(read_labels(path, dataset), logits)
+
+
 @pytest.mark.parametrize("row", ["", "," * 12])
 def test_a_blank_row_of_a_spreadsheet_is_called_that(written, row):
     dataset, _, path = written

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train import UserError, reason_of
+from train import UserError, one_line, reason_of
 from train.data import cifar10, pictures, sources
 
 WANTED = ("expected an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) or (N, 3072), or a folder of 32x32 "
@@ -166,12 +166,13 @@ def load_images(path: str | Path, say: Callable = print) -> tuple[np.ndarray, np
         say(f"{path}: not read: {', '.join(unread)}")
     images = as_images(content[key], path, say)
     if "ids" in content:
-        ids = as_names(content["ids"], path)
+        try:
+            ids = as_names(content["ids"], path, len(images))
+        except (ValueError, SystemError) as error:  # of numbers of too many digits, and of characters that are none
+            raise UserError(f"{path}: the ids cannot be read as text ({one_line(error)[:60]})") from None
     else:
         ids = [str(number) for number in range(len(images))]
         say(f"{path} has no `ids`: the images are numbered from 0 to {len(images) - 1}")
-    if len(ids) != len(images):
-        raise UserError(f"{path}: {len(images):,} images, but {len(ids):,} ids")
     refuse(str(path), [name for name, count in Counter(ids).items() if count > 1], "ids occur more than once")
     return np.ascontiguousarray(images), np.array(ids)
 
@@ -216,12 +217,15 @@ def channel_order(rows: np.ndarray, least: tuple[float, ...] = (0.1, 0.1, -0.5))
     return "CHW" if (evidence > least).all() else "HWC" if (-evidence > least).all() else ""
 
 
-def as_names(ids: object, path: Path) -> list[str]:
-    """The ids as text, exact to the last digit; UserError unless each is text in UTF-8 or a whole number."""
+def as_names(ids: object, path: Path, count: int) -> list[str]:
+    """`count` ids as text, exact to the last digit; UserError unless each is text in UTF-8 or a whole number."""
     if isinstance(ids, np.ndarray):
-        ids = list(ids[:, 0] if ids.ndim == 2 and ids.shape[1] == 1 else np.atleast_1d(ids))  # pandas makes columns
-    if not isinstance(ids, list | tuple):
+        ids = ids[:, 0] if ids.ndim == 2 and ids.shape[1] == 1 else np.atleast_1d(ids)  # pandas makes columns
+    elif not isinstance(ids, list | tuple):
         raise UserError(f"{path}: the ids are a {type(ids).__name__}, and should be a list or an array")
+    if len(ids) != count:
+        raise UserError(f"{path}: {count:,} images, but {len(ids):,} ids")
+    ids = list(ids)
     names = [as_name(value) for value in ids]
     if None in names:
         place = names.index(None)

@@ -101,6 +101,7 @@ def test_ids_are_exact_to_the_last_digit(tmp_path, ids):
     (["a\nb", *range(10)], "image 0 is 'a.nb'"), (["", *range(10)], "image 0 is ''"),
     (dict.fromkeys(range(11)), "the ids are a dict"), ("abcdefghijk", "the ids are a str"),
     (np.arange(22).reshape(11, 2), r"image 0 is '\[0 1\]'"), ([1, 2], "11 images, but 2 ids"),
+    ([10**5000, *range(10)], "the ids cannot be read as text .Exceeds the limit"),
     ([1, "1", *range(2, 11)], "images.pkl: 1 ids occur more than once, the first is 1$"),
 ])
 def test_ids_that_are_not_are_refused(tmp_path, ids, message):
@@ -206,6 +207,15 @@ def test_bytes_are_never_taken_for_objects(tmp_path, ids):
     """An address that they pass for would be read; neither is a shape believed that the content does not fill."""
     with pytest.raises(UserError, match="is not a plain pickle of arrays"):
         load_images(write(tmp_path / "images.pkl", {"data": IMAGES[:1], "ids": ids}))
+
+
+def test_ids_of_an_npz_cost_no_more_than_the_file(tmp_path):
+    """2**40 of no bytes each; and a text whose characters are none."""
+    for ids, told in ((np.zeros(2**40, "V0"), "1 images, but 1,099,511,627,776 ids"),
+                      (np.frombuffer(b"\xff" * 4, "u4").view("U1"), "the ids cannot be read as text")):
+        np.savez(tmp_path / "a.npz", data=IMAGES[:1], ids=ids)
+        with pytest.raises(UserError, match=told):
+            load_images(tmp_path / "a.npz")
 
 
 def test_what_builds_arrays_has_no_state(tmp_path):

@@ -172,7 +172,7 @@ $(VENV)/installed: requirements.txt $(anew)
 data: | $(stamp) ## fetch CIFAR-10, or take SRC=FILE, into DATA and verify it
 	$(PYTHON) train/download.py --data "$(DATA)" $(if $(SRC),--src "$(SRC)")
 
-demo: $(run)/$(file.baseline).pt $(seven) $(student) $(run)/control.pt ## the whole pipeline in miniature, two to five minutes
+demo: $(run)/$(file.baseline).pt $(seven) $(student) $(run)/control.pt ## the whole pipeline in miniature, two to six minutes
 	@$(PYTHON) distill/submission.py $(student) --images synthetic --out $(run)/submission.csv | tail -n 1
 	@$(report)
 	@echo; echo "Now look at $(run)/report/report.html; $(run) has the logs, the scores and submission.csv."

@@ -29,6 +29,8 @@ from train.engine.network import ENVIRONMENT, join_distinct, total_epochs
 from train.scores.statistics import wilson
 
 FORMAT = "result/2"
+WHOLE = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config",
+         "options", "data", "log", "provenance"}  # what each result has
 PLACES = (*ENVIRONMENT, "precision")  # where and with what a network was trained
 
 
@@ -59,7 +61,7 @@ def read_result(file: Path) -> dict:
         raise UserError(f"{file} does not exist{advice}")
     with suppress(ValueError, RecursionError):
         result = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
+    if not isinstance(result, dict) or result.get("format") != FORMAT or not WHOLE <= result.keys():
         raise UserError(f"{file} is no result of train/evaluate.py in the format {FORMAT}")
     if weights.exists() and weights.stat().st_mtime > file.stat().st_mtime:
         warn(f"{file} is older than {weights}: evaluate it again")

@@ -55,7 +55,8 @@ def test_what_is_written_is_read_again(kept):
     assert same.dtype == torch.float32
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"format": "result/1"}'], ids=range(4))
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"format": "result/1"}',
+                                  '{"format": "result/2", "run": "a"}'], ids=range(5))
 def test_what_is_no_result_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match="is no result of"):

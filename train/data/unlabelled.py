@@ -17,7 +17,7 @@ WANTED = ("expected an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) 
           "pictures")
 
 
-class Kind:
+class DType:
     """A numpy.dtype as a pickle describes it: a code, such as u1, and the byte order."""
 
     def __init__(self, code: str | bytes, *_):
@@ -33,57 +33,57 @@ class Kind:
 
 
 class Array:
-    """A numpy array as a pickle describes it: its parts, from which `numpy` makes an array of its own.
+    """A numpy array as a pickle describes it: its parts. `numpy` builds the array; ValueError if they do not match.
 
-    numpy itself believes a pickle that passes bytes for pointers to objects, or a list shorter than its shape.
+    numpy's own unpickling trusts the file: it can be made to take bytes for pointers to objects.
     """
 
     axes = None
 
     def __init__(self, *_):
-        """As by numpy's _reconstruct; the parts come with the state."""
+        """As numpy's _reconstruct is called; the parts come with the state."""
 
     def __setstate__(self, state: tuple):
-        _, self.shape, self.kind, fortran, self.content = state
+        _, self.shape, self.dtype, fortran, self.content = state
         self.order = "F" if fortran else "C"
 
     def numpy(self) -> np.ndarray:
-        kind, content = self.kind.numpy(), self.content
-        if not isinstance(content, list if kind.hasobject else bytes | bytearray) or any(
+        dtype, content = self.dtype.numpy(), self.content
+        if not isinstance(content, list if dtype.hasobject else bytes | bytearray) or any(
                 type(side) is not int or side < 0 for side in self.shape):
-            raise ValueError("its arrays do not hold together")
-        if kind.hasobject:
+            raise ValueError("the shape or content of an array is wrong")
+        if dtype.hasobject:
             array = np.empty(len(content), object)
             for place, item in enumerate(content):
                 array[place] = item
             return array.reshape(self.shape)
-        array = np.frombuffer(content, kind).reshape(self.shape, order=self.order)
+        array = np.frombuffer(content, dtype).reshape(self.shape, order=self.order)
         array = array if self.axes is None else array.transpose(self.axes)
-        if kind.kind == "U":
-            array.tolist()  # or an error, where a character is none
+        if dtype.kind == "U":
+            array.tolist()  # raises an error for an invalid character
         return array
 
 
 class Buffer(Array):
-    """As by numpy's _frombuffer, of protocol 5."""
+    """An array as numpy pickles it with protocol 5, by _frombuffer."""
 
-    def __init__(self, content: bytes, kind: Kind, shape: tuple, order: str, axes: tuple | None = None):
-        self.content, self.kind, self.shape, self.axes = content, kind, shape, axes
+    def __init__(self, content: bytes, dtype: DType, shape: tuple, order: str, axes: tuple | None = None):
+        self.content, self.dtype, self.shape, self.axes = content, dtype, shape, axes
         self.order = "C" if order == "K" else order
 
 
 class Scalar(Array):
-    """As by numpy's scalar: a number, or a text."""
+    """A number or text as numpy pickles it, by scalar."""
 
-    def __init__(self, kind: Kind, content: bytes):
-        self.content, self.kind, self.shape, self.order = content, kind, (), "C"
+    def __init__(self, dtype: DType, content: bytes):
+        self.content, self.dtype, self.shape, self.order = content, dtype, (), "C"
 
     def numpy(self) -> np.generic:
         return super().numpy()[()]
 
 
 class Bytes:
-    """As by _codecs.encode(text, "latin1"), by which Python 3 writes bytes for Python 2; none are `bytes()`."""
+    """Stands for _codecs.encode(text, "latin1"), as which Python 3 pickles bytes for Python 2, and for bytes()."""
 
     __setstate__ = None
 
@@ -92,7 +92,7 @@ class Bytes:
 
 
 # What a pickle of numpy arrays in plain containers asks for, by numpy 1 and 2, and Python 2 and 3; and what it gets.
-ADMITTED = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): Kind, ("_codecs", "encode"): Bytes,
+ADMITTED = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): DType, ("_codecs", "encode"): Bytes,
             ("__builtin__", "bytes"): Bytes} | {
     (f"numpy.{core}.{module}", name): ours
     for core in ("core", "_core")

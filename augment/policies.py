@@ -140,10 +140,11 @@ def draw_autoaugment(generator: torch.Generator, n: int) -> tuple[torch.Tensor, 
 
 def draw_trivialaugment(generator: torch.Generator, n: int, p: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """One operation for each of n images, Identity for all but a share `p`: op, magnitude (1, n)."""
-    which, bin, sign, *happens = _uniforms(generator, 3 if p == 1 else 4, 1, n)
+    uniform = _uniforms(generator, 3 if p == 1 else 4, 1, n)
+    which, bin, sign = uniform[:3]
     op = TRIVIAL_OPS[_pick(which, len(TRIVIAL_OPS))]
-    for uniform in happens:
-        op = torch.where(uniform < p, op, NAMES.index("Identity"))
+    if p < 1:
+        op = torch.where(uniform[3] < p, op, NAMES.index("Identity"))
     return op, _negate(op, TRIVIAL_SPACE[op, _pick(bin, TRIVIAL_SPACE.shape[1])], sign)
 
 

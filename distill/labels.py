@@ -23,17 +23,7 @@ from train.data import cifar10
 from train.data.sources import expand
 from train.data.unlabelled import with_unlabelled
 from train.engine import metrics
-from train.engine.command import (
-    Parser,
-    add_common,
-    check_replaceable,
-    check_target,
-    command,
-    count_of,
-    integer,
-    parser,
-    warn,
-)
+from train.engine.command import Parser, add_common, check_target, command, count_of, integer, parser, warn
 from train.engine.device import device_of
 from train.engine.network import Network, load_all, logits, total_epochs
 
@@ -85,8 +75,7 @@ def flags() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
-    check_target("--out", args.out, ".csv")
-    check_replaceable("--out", args.out, "id,label,")
+    check_target("--out", args.out, ".csv", "id,label,")
     teachers = load_all(args.weights, device_of(args.device))
     training = cifar10.load(args.data)
     for teacher in teachers:

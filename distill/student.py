@@ -12,7 +12,7 @@ architecture, with T = 4 and alpha = 0.9. With --teachers, every teacher sees th
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -82,29 +82,21 @@ def recipe_of(model: str) -> dict:
     return recipe | fixed | {"model": model, "allow_over_budget": False}
 
 
-def targets_of(args: Namespace) -> Callable:
-    """A function of the training Dataset to (Dataset with unlabelled images, soft targets of the CSV), for `run`."""
-
-    def targets(train: cifar10.Dataset) -> tuple[cifar10.Dataset, tuple[torch.Tensor, ...]]:
-        if args.images:
-            train = with_unlabelled(train, args.images, args.data, args.include_test, warn)
-        if not args.labels:
-            return train, ()
-        logits = read_labels(args.labels, train, known={*cifar10.ids_of(args.data), *train.ids})
-        return train, (soft_targets_of(logits, args.temperature, args.objective),)
-
-    return targets
+def targets(args: Namespace, train: cifar10.Dataset) -> tuple[cifar10.Dataset, tuple[torch.Tensor, ...]]:
+    """(the training Dataset with the unlabelled images, the soft targets of the CSV), for `run`."""
+    if args.images:
+        train = with_unlabelled(train, args.images, args.data, args.include_test, warn)
+    if not args.labels:
+        return train, ()
+    logits = read_labels(args.labels, train, known={*cifar10.ids_of(args.data), *train.ids})
+    return train, (soft_targets_of(logits, args.temperature, args.objective),)
 
 
-def loss_of(args: Namespace) -> Callable:
-    """alpha T^2 KL + (1 - alpha) CE (see distill/loss.py), for `run`; its last target is soft, or teachers' logits."""
-
-    def loss(logits: torch.Tensor, hard: torch.Tensor, soft: torch.Tensor) -> dict[str, torch.Tensor]:
-        if args.teachers:
-            soft = soft_targets_of(soft, args.temperature, args.objective)
-        return distillation_loss(logits, soft, hard, args.temperature, args.alpha, args.objective, args.smoothing)
-
-    return loss
+def loss(args: Namespace, logits: torch.Tensor, hard: torch.Tensor, soft: torch.Tensor) -> dict[str, torch.Tensor]:
+    """alpha T^2 KL + (1 - alpha) CE (see distill/loss.py), for `run`. soft: soft targets, or the teachers' logits."""
+    if args.teachers:
+        soft = soft_targets_of(soft, args.temperature, args.objective)
+    return distillation_loss(logits, soft, hard, args.temperature, args.alpha, args.objective, args.smoothing)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.alpha == 0 and args.init and any(run["config"].get("alpha") for run in load(args.init).history):
         raise UserError(f"--alpha 0 learns from labels alone, and --init {args.init} has learned from teachers")
     teachers = load_all(args.teachers, device_of(args.device)) if args.teachers else []
-    run(args, targets_of(args), loss_of(args) if args.alpha else None, teachers)
+    run(args, partial(targets, args), partial(loss, args) if args.alpha else None, teachers)
 
 
 if __name__ == "__main__":

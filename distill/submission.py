@@ -25,16 +25,7 @@ from train.data.cifar10 import channels_first
 from train.data.sources import expand
 from train.data.unlabelled import load_images, refuse
 from train.engine.checkpoint import write_text
-from train.engine.command import (
-    add_device,
-    check_replaceable,
-    check_target,
-    command,
-    count_of,
-    parser,
-    short_path,
-    warn,
-)
+from train.engine.command import add_device, check_target, command, count_of, parser, short_path, warn
 from train.engine.device import device_of
 from train.engine.network import load_all, probabilities
 
@@ -87,8 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     add_device(arguments)
     args = arguments.parse_args(argv)
 
-    check_target("--out", args.out, ".csv")
-    check_replaceable("--out", args.out, "ID,Labels\n", "ID,Labels,", "id,label\n")  # id,label,airplane: soft labels
+    check_target("--out", args.out, ".csv", "ID,Labels\n", "ID,Labels,", "id,label\n")  # id,label,airplane: soft labels
     images, ids = load_images(args.images, warn)
     # Weights trained with the public test images are admitted here: these images are a hidden test set.
     networks = load_all(args.weights, device_of(args.device))

@@ -26,7 +26,7 @@ from train import UserError
 from train.data.pictures import read_pictures
 from train.data.sources import expand
 from train.engine.checkpoint import write_text
-from train.engine.command import add_device, check_replaceable, check_target, command, parser, warn
+from train.engine.command import add_device, check_target, command, parser, warn
 from train.engine.device import device_of
 from train.engine.network import load_all, probabilities
 from train.engine.progress import progress
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--csv", type=expand, metavar="FILE", help="also write the answers, with all ten probabilities, there")
     add_device(arguments)
     args = arguments.parse_args(argv)
-    check_target("--csv", args.csv, ".csv")
-    check_replaceable("--csv", args.csv, "file,class,")
+    check_target("--csv", args.csv, ".csv", "file,class,")
     networks = load_all(args.weights, device_of(args.device))
     if len({network.synthetic for network in networks}) > 1:
         raise UserError("--weights: some were trained on photographs and some on generated shapes")

@@ -140,8 +140,7 @@ def flags() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = flags().parse_args(argv)
     # 1. Refuse wrong flags and files before the work.
-    check_target("--json", args.json, ".json")
-    check_replaceable("--json", args.json, RESULT)
+    check_target("--json", args.json, ".json", RESULT)
     check_target("--mistakes", args.mistakes, ".png")
     device = device_of(args.device)
     if args.each and len(args.weights) > 1 and (args.json or args.mistakes or args.cifar10c):
@@ -235,6 +234,8 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
         print(*lines, sep="\n")
     if args.store_temperature:
         with checkpoint.RunFiles(first.file, log=False):
+            if checkpoint.digest(checkpoint.load_weights(first.file)) != checkpoint.digest(first.content):
+                raise UserError(f"{first.file} is another file now, so its temperature is not stored: score it again")
             checkpoint.save(first.file, first.content | {"temperature": temperature, "temperature_from": source})
         print(f"{first.file}: the temperature is stored")
     if corrupted:

@@ -35,7 +35,7 @@ from train import ROOT, UserError, one_line
 from train.data import cifar10, sources
 from train.engine import metrics
 from train.engine.checkpoint import write_text
-from train.engine.command import check_replaceable, check_target, command, parser
+from train.engine.command import check_target, command, parser
 from train.scores.results import read_logits
 
 COUNTS, STUDY = "cifar10h-counts.npy", "cifar10_mturk.json"
@@ -136,12 +136,11 @@ def main(argv: list[str] | None = None) -> None:
     file = args.folder if args.way == "build" else args.csv
     try:
         if args.way == "build":
-            check_target("--out", args.out, ".csv")
-            check_replaceable("--out", args.out, ",".join(COLUMNS[:3]))
+            check_target("--out", args.out, ".csv", ",".join(COLUMNS[:3]))
             print(build(args.folder, args.data, args.out))
         else:
             print(SAID.format(**score(args.csv, args.logits)))
-    except UserError:
+    except (UserError, OSError):
         raise
     except Exception as error:  # json, numpy and pandas each fail in their own way
         raise UserError(f"{file} is not what --help names ({type(error).__name__}: {one_line(error)[:100]})") from None

@@ -158,11 +158,11 @@ def test_a_fastnet_learns_from_labels_with_what_is_typed_and_the_smoothing_of_it
     logits, hard, data = torch.randn(4, 10), cifar10.one_hot(torch.arange(4)), cifar10.load(toy_set)
     soft = soft_targets_of(3 * logits, 2.0, "standardized")
     wanted = distillation_loss(logits, soft, hard, 2.0, 0.5, "standardized", 0.2)
-    assert student.loss_of(args)(logits, hard, soft)["loss"] == wanted["loss"]
-    _, (found,) = student.targets_of(args)(data)
+    assert student.loss(args, logits, hard, soft)["loss"] == wanted["loss"]
+    _, (found,) = student.targets(args, data)
     assert torch.equal(found, soft_targets_of(read_labels(csv(), data), 2.0, "standardized"))
     args.teachers = ("t.pt",)  # then the last target is their logits
-    assert student.loss_of(args)(logits, hard, 3 * logits)["loss"] == wanted["loss"]
+    assert student.loss(args, logits, hard, 3 * logits)["loss"] == wanted["loss"]
     content = train("taught", *FASTNET, "--labels", csv(), "--epochs", 2)
     assert content["config"]["alpha"] == 0.9 and content["provenance"]["unlabelled"] == 0
     rows = log(tmp_path, "taught")

@@ -1,5 +1,7 @@
 """Networks on the GPU: bfloat16, the compiler with and without CUDA graphs, their noise, and scores as on the CPU."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -147,7 +149,7 @@ def test_compiled_teachers_answer_as_eager_ones(precision, device, compiler):
 
 def test_a_student_and_its_teachers_train_compiled_as_eager(device, compiled):
     args = student.configuration("--model seresnet20 --teachers teacher.pt --precision float32 --lr 0.01".split())
-    teacher, losses = small("resnet", device), []
+    teacher, loss, losses = small("resnet", device), partial(student.loss, args), []
     teacher(batch(device))
     for compiling in (False, True):
         model, teach = small("seresnet", device), Frozen([teacher])
@@ -157,6 +159,6 @@ def test_a_student_and_its_teachers_train_compiled_as_eager(device, compiled):
                                     weight_decay=args.weight_decay, fused=device.type == "cuda")
         hard, parts = F.one_hot(torch.arange(16, device=device) % 10, 10).float(), []
         for images in (batch(device, seed=seed) for seed in range(4)):
-            parts += train_step(network, optimizer, args, student.loss_of(args), images, [hard, teach(images)])[:1]
+            parts += train_step(network, optimizer, args, loss, images, [hard, teach(images)])[:1]
         losses.append(torch.tensor([[part["loss"].item(), part["soft"].item()] for part in parts]))
     assert torch.allclose(*losses, rtol=1e-2) and losses[0].isfinite().all()

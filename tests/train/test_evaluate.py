@@ -265,12 +265,22 @@ def test_the_temperature_is_stored_shown_afterwards_and_the_network_stays_the_sa
     assert read_result(tmp_path / "net0.json")["metrics"]["calibrated"]["temperature"] == wanted
 
 
-def test_no_temperature_is_stored_while_the_weights_are_trained_anew(run, written):
+def test_no_temperature_is_stored_while_the_weights_are_trained_anew(run, written, monkeypatch):
     [file] = written({"fold": 2})
     with checkpoint.RunFiles(file):
         code, out, err = run(file, "--calibrate", "--store-temperature")
     assert (code, out) == (2, "") and "is being trained by" in err and err.count("\n") == 1
     assert load(file).temperature == 1.0
+    other = load(file).content | {"log": []}
+
+    def finish(*_):  # another run, while this one scores
+        checkpoint.save(file, other)
+        return 2.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "temperature", finish)
+        code, _, err = run(file, "--calibrate", "--store-temperature")
+    assert code == 2 and "is another file now" in err and load(file).temperature == 1.0
     file.with_suffix(".csv").write_text("ID,Labels\n")  # no log, and none is written
     assert run(file, "--calibrate", "--store-temperature")[0] == 0 and load(file).temperature != 1.0
 

@@ -1,6 +1,8 @@
 """What people say of the test images: the CSV from its four sources, and kept logits scored by it, on toy files."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -95,6 +97,18 @@ def test_labels_are_not_replaced(make, tmp_path):
     code, out, err = make()
     assert (code, out) == (2, "") and "holds something else" in err
     assert (tmp_path / "humans.csv").read_text() == "id,label,airplane\n"
+
+
+def test_a_full_disk_and_a_mistyped_name_are_not_blamed_on_the_folder(make, typed, tmp_path, monkeypatch):
+    def full(file, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(humans, "write_text", full)
+    code, out, err = make()
+    assert (code, out) == (1, "") and err.endswith("humans.csv: No space left on device\n")
+    np.savez(tmp_path / "x.logits.npz", ids=["a"], logits=np.zeros((1, 10)), labels=[0], fingerprint="x")
+    code, out, err = typed(humans.main, "score", tmp_path / "humans.cvs", tmp_path / "x.logits.npz")
+    assert (code, out) == (2, "") and err.endswith("humans.cvs: No such file or directory\n")
 
 
 def test_an_npz_has_no_official_order(make, toy_set):

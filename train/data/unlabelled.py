@@ -17,111 +17,6 @@ WANTED = ("expected an npy, an npz or a pickle with uint8 images (N, 32, 32, 3) 
           "pictures")
 
 
-class DType:
-    """A numpy.dtype as a pickle describes it: a code, such as u1, and the byte order."""
-
-    def __init__(self, code: str | bytes, *_):
-        self.code, self.order = as_text(code), "="
-
-    def __setstate__(self, state: tuple):
-        self.order = as_text(state[1])
-
-    def numpy(self) -> np.dtype:
-        if not re.fullmatch(r"[biufSUO][1-9]\d*", self.code):
-            raise ValueError(f"it holds an array of {self.code}")
-        return np.dtype(self.code).newbyteorder(self.order)
-
-
-class Array:
-    """A numpy array as a pickle describes it: its parts. `numpy` builds the array; ValueError if they do not match.
-
-    numpy's own unpickling trusts the file: it can be made to take bytes for pointers to objects.
-    """
-
-    axes = None
-
-    def __init__(self, *_):
-        """As numpy's _reconstruct is called; the parts come with the state."""
-
-    def __setstate__(self, state: tuple):
-        _, self.shape, self.dtype, fortran, self.content = state
-        self.order = "F" if fortran else "C"
-
-    def numpy(self) -> np.ndarray:
-        dtype, content = self.dtype.numpy(), self.content
-        if not isinstance(content, list if dtype.hasobject else bytes | bytearray) or any(
-                type(side) is not int or side < 0 for side in self.shape):
-            raise ValueError("the shape or content of an array is wrong")
-        if dtype.hasobject:
-            array = np.empty(len(content), object)
-            for place, item in enumerate(content):
-                array[place] = item
-            return array.reshape(self.shape)
-        array = np.frombuffer(content, dtype).reshape(self.shape, order=self.order)
-        array = array if self.axes is None else array.transpose(self.axes)
-        if dtype.kind == "U":
-            array.tolist()  # raises an error for an invalid character
-        return array
-
-
-class Buffer(Array):
-    """An array as numpy pickles it with protocol 5, by _frombuffer."""
-
-    def __init__(self, content: bytes, dtype: DType, shape: tuple, order: str, axes: tuple | None = None):
-        self.content, self.dtype, self.shape, self.axes = content, dtype, shape, axes
-        self.order = "C" if order == "K" else order
-
-
-class Scalar(Array):
-    """A number or text as numpy pickles it, by scalar."""
-
-    def __init__(self, dtype: DType, content: bytes):
-        self.content, self.dtype, self.shape, self.order = content, dtype, (), "C"
-
-    def numpy(self) -> np.generic:
-        return super().numpy()[()]
-
-
-class Bytes:
-    """Stands for _codecs.encode(text, "latin1"), as which Python 3 pickles bytes for Python 2, and for bytes()."""
-
-    __setstate__ = None
-
-    def __new__(cls, text: str = "", *_):
-        return text.encode("latin1")
-
-
-# What a pickle of numpy arrays in plain containers asks for, by numpy 1 and 2, and Python 2 and 3; and what it gets.
-ADMITTED = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): DType, ("_codecs", "encode"): Bytes,
-            ("__builtin__", "bytes"): Bytes} | {
-    (f"numpy.{core}.{module}", name): ours
-    for core in ("core", "_core")
-    for module, name, ours in (("multiarray", "_reconstruct", Array), ("multiarray", "scalar", Scalar),
-                               ("numeric", "_frombuffer", Buffer))
-}
-
-
-class ArraysOnly(pickle.Unpickler):
-    """An unpickler that builds Arrays, numbers, text and plain containers, and calls nothing else."""
-
-    def find_class(self, module, name):
-        if (module, name) not in ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return ADMITTED[module, name]
-
-
-def unpacked(value: object) -> object:
-    """The value with its Arrays, also those in a list, as numpy's."""
-    if isinstance(value, list | tuple):
-        return [item.numpy() if isinstance(item, Array) else item for item in value]
-    return value.numpy() if isinstance(value, Array) else value
-
-
-def as_text(word: object) -> object:
-    """A text that Python 2 may have pickled as bytes; anything else unchanged."""
-    return word.decode(errors="replace") if isinstance(word, bytes) else word
-
-
 def with_unlabelled(dataset: cifar10.Dataset, path: str | Path, data_path: str | Path, include_test: bool = False,
                     say: Callable = print) -> cifar10.Dataset:
     """The Dataset followed by the images of `path` (see `load_images`), labelled -1. data_path: where CIFAR-10 is.
@@ -286,3 +181,111 @@ def refuse(where: str, ids: Sequence, what: str, advice: str = "") -> None:
     """Raise UserError with the number of wrong `ids`, and the first of them, if there are any."""
     if len(ids):
         raise UserError(f"{where}: {len(ids):,} {what}, the first is {next(iter(ids))}{advice}")
+
+
+# ---------------------------------------------------------------- pickles, read without trusting them
+
+
+class DType:
+    """A numpy.dtype as a pickle describes it: a code, such as u1, and the byte order."""
+
+    def __init__(self, code: str | bytes, *_):
+        self.code, self.order = as_text(code), "="
+
+    def __setstate__(self, state: tuple):
+        self.order = as_text(state[1])
+
+    def numpy(self) -> np.dtype:
+        if not re.fullmatch(r"[biufSUO][1-9]\d*", self.code):
+            raise ValueError(f"it holds an array of {self.code}")
+        return np.dtype(self.code).newbyteorder(self.order)
+
+
+class Array:
+    """A numpy array as a pickle describes it: its parts. `numpy` builds the array; ValueError if they do not match.
+
+    numpy's own unpickling trusts the file: it can be made to take bytes for pointers to objects.
+    """
+
+    axes = None
+
+    def __init__(self, *_):
+        """As numpy's _reconstruct is called; the parts come with the state."""
+
+    def __setstate__(self, state: tuple):
+        _, self.shape, self.dtype, fortran, self.content = state
+        self.order = "F" if fortran else "C"
+
+    def numpy(self) -> np.ndarray:
+        dtype, content = self.dtype.numpy(), self.content
+        if not isinstance(content, list if dtype.hasobject else bytes | bytearray) or any(
+                type(side) is not int or side < 0 for side in self.shape):
+            raise ValueError("the shape or content of an array is wrong")
+        if dtype.hasobject:
+            array = np.empty(len(content), object)
+            for place, item in enumerate(content):
+                array[place] = item
+            return array.reshape(self.shape)
+        array = np.frombuffer(content, dtype).reshape(self.shape, order=self.order)
+        array = array if self.axes is None else array.transpose(self.axes)
+        if dtype.kind == "U":
+            array.tolist()  # raises an error for an invalid character
+        return array
+
+
+class Buffer(Array):
+    """An array as numpy pickles it with protocol 5, by _frombuffer."""
+
+    def __init__(self, content: bytes, dtype: DType, shape: tuple, order: str, axes: tuple | None = None):
+        self.content, self.dtype, self.shape, self.axes = content, dtype, shape, axes
+        self.order = "C" if order == "K" else order
+
+
+class Scalar(Array):
+    """A number or text as numpy pickles it, by scalar."""
+
+    def __init__(self, dtype: DType, content: bytes):
+        self.content, self.dtype, self.shape, self.order = content, dtype, (), "C"
+
+    def numpy(self) -> np.generic:
+        return super().numpy()[()]
+
+
+class Bytes:
+    """Stands for _codecs.encode(text, "latin1"), as which Python 3 pickles bytes for Python 2, and for bytes()."""
+
+    __setstate__ = None
+
+    def __new__(cls, text: str = "", *_):
+        return text.encode("latin1")
+
+
+# What a pickle of numpy arrays in plain containers asks for, by numpy 1 and 2, and Python 2 and 3; and what it gets.
+ADMITTED = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): DType, ("_codecs", "encode"): Bytes,
+            ("__builtin__", "bytes"): Bytes} | {
+    (f"numpy.{core}.{module}", name): ours
+    for core in ("core", "_core")
+    for module, name, ours in (("multiarray", "_reconstruct", Array), ("multiarray", "scalar", Scalar),
+                               ("numeric", "_frombuffer", Buffer))
+}
+
+
+class ArraysOnly(pickle.Unpickler):
+    """An unpickler that builds Arrays, numbers, text and plain containers, and calls nothing else."""
+
+    def find_class(self, module, name):
+        if (module, name) not in ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return ADMITTED[module, name]
+
+
+def unpacked(value: object) -> object:
+    """The value with its Arrays, also those in a list, as numpy's."""
+    if isinstance(value, list | tuple):
+        return [item.numpy() if isinstance(item, Array) else item for item in value]
+    return value.numpy() if isinstance(value, Array) else value
+
+
+def as_text(word: object) -> object:
+    """A text that Python 2 may have pickled as bytes; anything else unchanged."""
+    return word.decode(errors="replace") if isinstance(word, bytes) else word

@@ -29,12 +29,11 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from train import UserError, one_line, reason_of
 from train.data.pictures import picture_files
-from train.engine.command import check_target, out_of_memory
+from train.engine.command import check_replaceable, check_target, out_of_memory
 from train.engine.progress import say
 
 FORMAT = "cifar10-under-5m/2"
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # errors of file systems without flock
-LOG = b"epoch,lr,"  # what the log of a run begins with
 
 
 class Damaged(UserError):
@@ -199,8 +198,8 @@ class RunFiles:
 
     def __enter__(self) -> "RunFiles":
         check_target("--out", self.weights, ".pt")
-        if self.log and self.csv.exists() and self.csv.read_bytes()[:len(LOG)] not in (LOG, b""):
-            raise UserError(f"--out {self.weights}: its log would replace {self.csv}, which is no log: choose another")
+        if self.log:
+            check_replaceable(f"--out {self.weights}: its log", self.csv, "epoch,lr,")
         # On a file system without flock, the existence of a file is the lock.
         for lock in (FileLock(self.lock, timeout=0, fallback_to_soft=False),
                      SoftFileLock(self.lock.with_suffix(".softlock"), timeout=0)):

@@ -102,8 +102,11 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def check_target(flag: str, file: Path | None, suffix: str) -> None:
-    """Raise UserError unless a file to write (or None) ends in `suffix` and its folder is writable; call it early."""
+def check_target(flag: str, file: Path | None, suffix: str, *beginnings: str) -> None:
+    """Raise UserError unless a file to write (or None) ends in `suffix` and its folder is writable; call it early.
+
+    beginnings: what a file that stands there may begin with, as for `check_replaceable`; by default anything.
+    """
     if file is None:
         return
     if file.suffix != suffix:
@@ -113,11 +116,13 @@ def check_target(flag: str, file: Path | None, suffix: str) -> None:
             raise UserError(f"{flag} {file}: the folder {folder} does not exist")
         if not os.access(folder, os.W_OK):
             raise UserError(f"{flag} {file}: the folder {folder} is not writable")
+    if beginnings:
+        check_replaceable(flag, file, *beginnings)
 
 
-def check_replaceable(flag: str, file: Path | None, *beginnings: str) -> None:
+def check_replaceable(flag: str, file: Path, *beginnings: str) -> None:
     """Raise UserError if a file to write exists and begins with none of `beginnings`: it may be of another kind."""
-    if file is None or not file.is_file():
+    if not file.is_file():
         return
     with open(file, encoding="utf-8-sig", errors="replace") as handle:
         begins = handle.read(60)

@@ -239,7 +239,7 @@ def test_the_place_is_checked_before_the_work(tmp_path, monkeypatch):
     """The log of a run replaces a log only."""
     (tmp_path / "labels.csv").write_text("id,label,airplane\n")
     for file, told in (("nowhere/run.pt", "the folder .*nowhere does not exist"), ("run.pth", "should end in .pt"),
-                       ("labels.pt", "its log would replace .*labels.csv, which is no log")):
+                       ("labels.pt", "its log .*labels.csv exists and holds something else")):
         with pytest.raises(UserError, match=told):
             RunFiles(tmp_path / file).__enter__()
     for _ in range(2):

@@ -22,7 +22,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic
 def device():
     if ON == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here; CUDA_TESTS_ON=cpu rehearses on the CPU")
-    return devices.device_of(ON)
+    found = devices.device_of(ON)
+    torch.backends.cudnn.benchmark = False  # to try algorithms for hundreds of convolutions would take minutes
+    return found
 
 
 @pytest.fixture

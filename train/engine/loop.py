@@ -259,7 +259,7 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, args: Names
     parts = loss(logits.flatten(0, 1), *(target.repeat_interleave(columns, 0) for target in targets))
     (scale * columns * parts["loss"]).backward()
     optimizer.step()
-    return parts, logits.mean(1)
+    return parts, logits.detach().mean(1)
 
 
 def cross_entropy(smoothing: float) -> Callable:

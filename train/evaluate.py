@@ -235,7 +235,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
     if args.store_temperature:
         with checkpoint.RunFiles(first.file, log=False):
             if checkpoint.digest(checkpoint.load_weights(first.file)) != checkpoint.digest(first.content):
-                raise UserError(f"{first.file} is another file now, so its temperature is not stored: score it again")
+                raise UserError(f"{first.file} was replaced while it was scored: no temperature is stored, try again")
             checkpoint.save(first.file, first.content | {"temperature": temperature, "temperature_from": source})
         print(f"{first.file}: the temperature is stored")
     if corrupted:

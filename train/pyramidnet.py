@@ -5,7 +5,7 @@
 
 4,993,281 parameters, 949 M multiply-accumulates; basic blocks at depth 110, or --bottleneck; AutoAugment, random
 erasing and RICAP. 300 epochs, for a GPU: not trained yet. By the short recipe of `make SIZE=quick ladder`, 8 epochs, it
-has 84.27 % of the test images right: ShakeDrop makes it learn slowly (train/README.md).
+has 84.27 % of the test images right; ShakeDrop slows learning down (train/README.md).
 """
 
 import sys

@@ -23,7 +23,7 @@ def device():
     if ON == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here; CUDA_TESTS_ON=cpu rehearses on the CPU")
     found = devices.device_of(ON)
-    torch.backends.cudnn.benchmark = False  # to try algorithms for hundreds of convolutions would take minutes
+    torch.backends.cudnn.benchmark = False  # trying algorithms for hundreds of convolutions takes minutes
     return found
 
 

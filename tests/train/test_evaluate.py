@@ -280,7 +280,7 @@ def test_no_temperature_is_stored_while_the_weights_are_trained_anew(run, writte
     with monkeypatch.context() as patch:
         patch.setattr(metrics, "temperature", finish)
         code, _, err = run(file, "--calibrate", "--store-temperature")
-    assert code == 2 and "is another file now" in err and load(file).temperature == 1.0
+    assert code == 2 and "was replaced while it was scored" in err and load(file).temperature == 1.0
     file.with_suffix(".csv").write_text("ID,Labels\n")  # no log, and none is written
     assert run(file, "--calibrate", "--store-temperature")[0] == 0 and load(file).temperature != 1.0
 

@@ -112,6 +112,9 @@ short.seresnet164           := $(short) --weight-decay 3e-4
 short.seresnet164-distilled := $(short.seresnet164)
 short.pyramidnet            := $(short) --epochs 8
 short.flatse                := $(short) --epochs 8
+# `make SIZE=quick baseline` trains by the short recipe of its row too.
+short.resnet18-tuned := $(short.resnet20x4)
+baseline.quick        = $(or $(short.resnet18-$(STAGE)),$(short))
 
 # ---------------------------------------------------------------- files and flags
 base    := weights/$(SIZE)$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))

@@ -168,6 +168,15 @@ def test_the_documented_sizes_add_few_flags(make):
     assert make("quick")[2] == [quick, ["train/evaluate.py", quick[-1], *common[:-1]]]
 
 
+@pytest.mark.parametrize("stage, row", [(stage, f"resnet18-{stage}") for stage in ("basic", "optimized", "augmented")] +
+                         [("tuned", "resnet20x4")])
+@pytest.mark.parametrize("size", ["quick", "full"])
+def test_the_baseline_of_a_size_trains_as_its_row_of_the_ladder(make, understood, size, stage, row):
+    baseline = understood(make("baseline", f"SIZE={size}", f"STAGE={stage}", "FOLD=noval")[2][0])
+    expected = understood(make(f"SIZE={size}", f"weights/{size}/ladder/{row}.pt")[2][0])
+    assert decisions(baseline) == decisions(expected)
+
+
 ROWS = ["resnet18-basic", "resnet18-optimized", "resnet18-augmented", "shakeshake26-32", "shakeshake26-40",
         "shakeshake26-40-se", "seresnet164", "seresnet164-distilled", "resnet20x4", "pyramidnet", "flatse"]
 

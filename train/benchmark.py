@@ -4,8 +4,8 @@
     python train/benchmark.py --models flatse,resnet18:16 -b 512 --precision float32
 
 `step` is the training step on a batch that stays on the device; `loop` is the step with crop, flip, AutoAugment,
-erasing and RICAP; `usual` is a script without this repository: torchvision's transforms for all but RICAP, image by
-image in a DataLoader, float32, not compiled, a look at every loss. They take turns; the median counts. Three minutes.
+erasing and RICAP; `usual` is a typical script: torchvision's transforms for all but RICAP, image by image in a
+DataLoader, float32, not compiled, and every loss is read. The three take turns; the median counts. Three minutes.
 """
 
 import os

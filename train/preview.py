@@ -1,7 +1,7 @@
 """A picture of the augmentations, because people check augmentations by eye.
 
     python train/preview.py --out augment.png                           every operation, policy and mix
-    python train/preview.py --augment crop,flip,cutout:12 --mix ricap   what a training with these flags sees
+    python train/preview.py --augment crop,flip,cutout:12 --mix ricap   what a training run with these flags sees
     python train/preview.py --data synthetic --seed 1
 
 Each row shows the same eight training images: under the fourteen operations, each from one end of AutoAugment's

@@ -4,8 +4,8 @@
     python train/pyramidnet.py --noval       on all 50,000 images
 
 4,993,281 parameters, 949 M multiply-accumulates; basic blocks at depth 110, or --bottleneck; AutoAugment, random
-erasing and RICAP. 300 epochs, for a GPU: not trained yet. By the short recipe of `make SIZE=quick ladder`, 8 epochs, it
-has 84.27 % of the test images right; ShakeDrop slows learning down (train/README.md).
+erasing and RICAP. The full recipe, 300 epochs, needs a GPU and has not been run yet. After 8 epochs of the short recipe
+(`make SIZE=quick ladder`), 84.27 % of the test images are right; ShakeDrop slows learning down (train/README.md).
 """
 
 import sys

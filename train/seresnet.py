@@ -4,9 +4,10 @@
     python train/seresnet.py --noval         on all 50,000 images
     python train/seresnet.py --depth 20 --epochs 30 --limit 5000     a trial
 
-2,488,378 parameters, 248 M multiply-accumulates; RICAP, AutoAugment and random erasing. Every residual starts at zero,
-and the warm-up takes 30 epochs: without them the gradients of 54 blocks explode at the start. 300 epochs, for a GPU:
-not trained yet. By the short recipe of `make SIZE=quick ladder`, 16 epochs, it has 92.26 % of the test images right.
+2,488,378 parameters, 248 M multiply-accumulates; RICAP, AutoAugment and random erasing, 30 epochs of warm-up. Every
+residual starts at zero, because otherwise the gradients of 54 blocks explode at the start. The full recipe, 300 epochs,
+needs a GPU and has not been run yet. After the 16 epochs of the short recipe (`make SIZE=quick ladder`), 92.26 % of the
+test images are right.
 """
 
 import sys

@@ -1,3 +1,3 @@
 """Training. flags: the configuration; loop: training; batches: what a step sees; checkpoint: files; network:
 finished weights; metrics: functions of logits; distributed, device, progress, command. Imports augment, models and
-the room data."""
+train.data."""

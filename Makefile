@@ -50,6 +50,8 @@ $(foreach v,$(filter-out $(known),$(typed)),$(error there is no variable $v; `ma
 $(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON $(if $(filter setup,$(named)),VENV),$(if $($v),,$(error $v= is empty)))
 $(foreach v,SEED EPOCHS LIMIT STAGE FOLD GPUS,$(if $(word 2,$($v)),$(error $v=$($v): should be one word)))
 $(if $(GPUS),$(if $(shell [[ '$(GPUS)' =~ ^[1-9][0-9]*$$ ]] && echo a number),,$(error GPUS=$(GPUS): should be a number)))
+$(if $(and $(GPUS),$(CUDA_VISIBLE_DEVICES)),$(if $(shell IFS=, read -ra own <<< '$(CUDA_VISIBLE_DEVICES)'; \
+  [ $${#own[@]} -ge $(GPUS) ] && echo enough),,$(error CUDA_VISIBLE_DEVICES=$(CUDA_VISIBLE_DEVICES): fewer than GPUS=$(GPUS))))
 $(call only,SIZE SEED EPOCHS,$(scored) demo teachers labels ladder submission report)
 $(call only,LIMIT,$(scored) demo teachers labels ladder submission)
 $(call only,SEEDS,$(scored))
@@ -124,7 +126,7 @@ folds   := fold0 fold1 fold2 fold3 fold4
 seven   := $(foreach k,$(folds) all wide,$(TEACHERS)/teacher-$k.pt)
 images  := $(if $(IMAGES),images-$(subst $() ,-,$(basename $(notdir $(IMAGES:%/=%))))/)
 csv     := $(TEACHERS)/$(images)distillation_labels.csv
-absent  := run make teachers first, with the SEED of its folder
+absent  := run make SIZE=$(SIZE)$(LIMIT:%= LIMIT=%)$(EPOCHS:%= EPOCHS=%) teachers first, with the SEED of its folder
 student := $(run)/$(images)student.pt
 rows    := $(base)/ladder$(call seed_folder,$(SEED))
 file.quick    := teacher-all
@@ -250,7 +252,7 @@ report = unscored=(); for file in $(run)/{,seed*/}{,images-*/}*.pt $(run)/ladder
     [[ -e $$file && $$file != *.last.pt && $$file -nt $${file%.pt}.json ]] && unscored+=("$$file"); done; \
   [ -z "$$unscored" ] || $(PYTHON) train/evaluate.py --each "$${unscored[@]}" $(common) \
     $(if $(hush.$(SIZE)),> /dev/null) && \
-  $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-* $(run)/seed*/images-* $(run)/ladder) --out $(run)/report $(call args,report)
+  $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-* $(run)/seed*/images-* $(run)/ladder) $(call args,report)
 report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and SEED
 	@$(report)
 evaluate submission report: | $(filter demo $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too

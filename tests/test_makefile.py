@@ -155,7 +155,7 @@ def test_each_size_trains_seven_teachers_labels_student_and_control(make, unders
     assert understood(asked).limit == taught.limit == six[0].limit == (1000 if size == "demo" else None)
     # What has no score yet is scored in one process, before the report.
     assert understood(scores).each and {file.stem for file in understood(scores).weights} == set(SEVEN)
-    assert understood(shown).out == Path(place, "report") and understood(shown).results == [Path(place)]
+    assert understood(shown).out is None and understood(shown).results == [Path(place)]
     assert scripts(make(f"SIZE={size}", "report")[2]) == ["report"]
 
 
@@ -213,7 +213,7 @@ def test_a_ladder_checks_its_labels_first_and_has_a_folder_for_each_seed(make, t
     assert code == 2 and not calls and "no.csv" in out
     for words, teacher in ((["SIZE=quick", "TEACHERS=here"], "here"), (["SEED=1"], "weights/full")):
         code, out, calls = make("ladder", *words)
-        assert code == 2 and not calls and f"{teacher}/teacher-fold0.pt does not exist: run make teachers" in out
+        assert code == 2 and not calls and f"{teacher}/teacher-fold0.pt does not exist: run make SIZE=" in out
     (tmp_path / "weights" / "full").mkdir(parents=True)
     (tmp_path / "weights" / "full" / "distillation_labels.csv").touch()
     assert len(make("ladder", "SEED=1")[2]) == 23, "the CSV is enough"
@@ -512,8 +512,10 @@ def test_several_jobs_share_gpus_without_ever_sharing_one(make, tmp_path):
 def test_jobs_stay_on_the_gpus_that_they_may_use(make, tmp_path):
     noted = 'echo "$CUDA_VISIBLE_DEVICES" >> gpus; sleep 0.2\nfor word'
     (tmp_path / "python").write_text(STAND_IN.replace("for word", noted, 1))
-    for own, seen in (("3,GPU-5", {"3", "GPU-5"}), ("7", {"7", ""}), ("", {""})):
+    for own, seen in (("3,GPU-5", {"3", "GPU-5"}), ("7,8,9", {"7", "8"}), ("", {""})):
         (tmp_path / "gpus").unlink(missing_ok=True)
         assert make("-j5", "GPUS=2", "teachers", CUDA_VISIBLE_DEVICES=own)[0] == 0
         assert set((tmp_path / "gpus").read_text().split("\n")[:-1]) == seen
         shutil.rmtree(tmp_path / "weights/full")
+    code, out, calls = make("-j5", "GPUS=2", "teachers", CUDA_VISIBLE_DEVICES="7")
+    assert code == 2 and "CUDA_VISIBLE_DEVICES=7: fewer than GPUS=2" in out and not calls

@@ -30,13 +30,15 @@ SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_di
 def read_group(text: str) -> list[dict]:
     """The results of one or several file names or patterns; UserError if there are none."""
     files = []
-    for word in [text] if os.path.isfile(text) or glob.glob(text) else text.split():
+    for word in map(os.path.expanduser, [text] if os.path.isfile(text) or glob.glob(text) else text.split()):
         files += sorted(glob.glob(word)) or [word]
     results = [read_result(result_file(file)) for file in files if not file.endswith(".last.pt")]
     if not results:
         raise UserError(f"{text!r} names no result")
     if len({(result["tta"], result["test_digest"]) for result in results}) > 1:
         raise UserError(f"{text} mixes test sets, or results with flip TTA and without")
+    if len({result["fingerprint"] for result in results}) < len(results):
+        raise UserError(f"{text} names the same weights twice")
     return results
 
 

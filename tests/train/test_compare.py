@@ -43,6 +43,15 @@ def top1(file):
     return json.loads(file.with_suffix(".json").read_text())["metrics"]["top1"]
 
 
+def test_a_group_counts_each_network_once_and_may_begin_with_a_tilde(run, add, tmp_path, monkeypatch):
+    for seed, name in enumerate("abcd"):
+        add(name, seed=seed)
+    code, out, err = run(f"{tmp_path}/a.pt {tmp_path}/a.json {tmp_path}/b.pt", f"{tmp_path}/c.pt {tmp_path}/d.pt")
+    assert (code, out) == (2, "") and "names the same weights twice" in err and err.count("\n") == 1
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("~/[ab].json", "~/[cd].json")[0] == 0
+
+
 def test_logits_of_other_images_are_not_compared(run, add):
     a, b = add("a"), add("b", seed=7)
     file = b.with_name("b.logits.npz")

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -323,6 +324,16 @@ def test_what_teachers_give_comes_first_and_names_the_same_network_on_all_images
     assert Page(page).headings[:2] == ["What teachers give", "Results"] and "mean of the 3 teachers" in page
 
 
+def test_a_control_that_is_the_same_run_as_a_teacher_has_both_roles(folder, run, add, blank):
+    pipeline(add)
+    base = folder / "weights/base"
+    for suffix in (".json", ".logits.npz"):
+        shutil.copyfile(base / f"teacher-all{suffix}", base / f"control{suffix}")
+    rewrite(base / "control.json", run="control")
+    out = run(base)[1]
+    assert "mean of the 3 teachers" in out and "points against control" in out and "points against teacher-all" in out
+
+
 def test_an_ensemble_of_the_teachers_that_was_scored_too_is_no_teacher(folder, run, add, blank, typed):
     pipeline(add)
     base = folder / "weights/base"
@@ -454,6 +465,8 @@ def test_files_are_utf8_and_the_screen_takes_what_it_knows(folder, run, add, bla
 def test_nothing_to_report_is_one_line(folder, run):
     code, out, err = run()
     assert (code, out) == (2, "") and "there is no result yet" in err and err.count("\n") == 1
+    code, out, err = run(folder / "weights/none")
+    assert (code, out) == (2, "") and "weights/none does not exist" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag, target, words", [

@@ -42,7 +42,8 @@ def read_archive(path: Path, part: str) -> tuple[np.ndarray, np.ndarray, str]:
     folder = path / CIFAR10.base_folder
     for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
         if not check_integrity(folder / name, md5):
-            raise UserError(f"{folder / name} is missing or damaged: delete {folder} and run `make data`")
+            raise UserError(f"{folder / name} is missing or damaged: delete {folder} and run "
+                            f"`make data DATA={path}`")
     archive = CIFAR10(path, train=part == "train", download=False)
     return archive.data, np.asarray(archive.targets), str(folder)
 

@@ -257,7 +257,7 @@ class RunFiles:
         resumable = self.last.exists() or self.backup.exists()
         return load_weights(self.weights) if self.weights.exists() and not resumable else None
 
-    def check_replaceable(self) -> None:
+    def check_fresh(self) -> None:
         """UserError if something other than finished weights has their name, which --fresh would replace."""
         if self.weights.exists():
             try:

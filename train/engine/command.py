@@ -49,7 +49,8 @@ def command() -> Iterator[None]:
             if "_dynamo" in type(error).__module__ or "_inductor" in type(error).__module__:
                 error.add_note("The network could not be compiled: --no-compile trains it as it is.")
             raise
-        message, code = f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit", 1
+        message, code = (f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit, or on a GPU "
+                         f"--device cpu"), 1
     # All ranks raise the same UserError, and one on each machine reports it. Other errors may concern one rank only.
     same = isinstance(message, UserError) and "TORCHELASTIC_RUN_ID" in os.environ
     if distributed.local_rank() == 0 or not same:

@@ -50,17 +50,13 @@ def local_rank() -> int:
     return variable("LOCAL_RANK", 0) if rank() else 0
 
 
-def local_world_size() -> int:
-    """The number of ranks on this machine."""
-    return variable("LOCAL_WORLD_SIZE", world_size())
-
-
 def launcher() -> list[str]:
     """The words that start this run's processes, `torchrun --nnodes 2 --nproc-per-node 4` or `python`."""
     if world_size() == 1:
         return ["python"]
-    machines = ["--nnodes", str(world_size() // local_world_size())] if world_size() > local_world_size() else []
-    return ["torchrun", *machines, "--nproc-per-node", str(local_world_size())]
+    local = variable("LOCAL_WORLD_SIZE", world_size())  # the ranks on this machine
+    machines = ["--nnodes", str(world_size() // local)] if world_size() > local else []
+    return ["torchrun", *machines, "--nproc-per-node", str(local)]
 
 
 def check_environment() -> None:

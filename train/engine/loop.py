@@ -60,7 +60,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
     start = load(args.init) if args.init else None
     check_start(args, model, weights, start, teachers)
     with Ranks(device, args.compile) as ranks, ranks.hold(checkpoint.RunFiles(weights)) as files:
-        finished = ranks.once(files.check_replaceable if args.fresh else files.finished)
+        finished = ranks.once(files.check_fresh if args.fresh else files.finished)
         saved = finished or (None if args.fresh else ranks.once(files.load_state))
         usual = ranks.once(lambda: precision_of(args.precision, device))  # one for all ranks, on any machines
         args = settle_precision(args, usual, saved, bool(finished))
@@ -388,9 +388,9 @@ def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) 
 
 
 def other_conditions(places: list[dict]) -> str:
-    """A remark if a resumed run's hardware, torch or execution changed, each of which can change the last bits."""
+    """A remark if a resumed run's hardware, torch, execution or code changed: each can change its weights."""
     before, now = places[-2:]
-    changes = [f"{key} {now[key]} instead of {before[key]}" for key in ("hardware", "torch", "execution")
+    changes = [f"{key} {now[key]} instead of {before[key]}" for key in ("hardware", "torch", "execution", "commit")
                if before.get(key, now[key]) != now[key]]
     return f", {', '.join(changes)}: the weights may differ from those of a run in one go" if changes else ""
 
@@ -437,9 +437,10 @@ class Diverged(UserError):
     def __init__(self, what: str, step: int, args: Namespace, steps: int, files: checkpoint.RunFiles):
         saved = files.last.exists() or files.backup.exists()
         kept, fresh = ("; the state saved before is kept", ", with --fresh") if saved else ("", "")
+        longest = args.epochs / 5  # of a warm-up, see learning_rate
+        warmup = "a longer --warmup-epochs" if args.warmup_epochs < longest else "more --epochs, for a longer warm-up"
         super().__init__(f"{what} is not finite by step {step:,} (learning rate "
-                         f"{learning_rate(args, step - 1, steps):.4g}){kept}. Try a smaller --lr, or a longer "
-                         f"--warmup-epochs{fresh}")
+                         f"{learning_rate(args, step - 1, steps):.4g}){kept}. Try a smaller --lr, or {warmup}{fresh}")
 
 
 class Stopped(UserError):
@@ -461,6 +462,10 @@ def catch_signals() -> Iterator[list[int]]:
     before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in numbers}
     try:
         yield caught
+    except RuntimeError:
+        if caught:  # Ctrl-C also ended the compiler's processes, for which a step waited
+            raise KeyboardInterrupt from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if caught else handler)

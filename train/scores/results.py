@@ -29,7 +29,7 @@ from train.engine.network import ENVIRONMENT, join_distinct, total_epochs
 from train.scores.statistics import wilson
 
 FORMAT = "result/2"
-WHOLE = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config",
+REQUIRED = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config",
          "options", "data", "log", "provenance"}  # what each result has
 PLACES = (*ENVIRONMENT, "precision")  # where and with what a network was trained
 
@@ -57,11 +57,12 @@ def read_result(file: Path) -> dict:
     """The result in x.json, with its path as `file`; UserError for any other file. It warns if x.pt is newer."""
     result, weights = {}, file.with_name(file.name.removesuffix(".json").removesuffix(".tta") + ".pt")
     if not file.exists():
-        advice = f": `python train/evaluate.py {weights}` writes it" if file.suffix == ".json" else ""
+        command = f"python train/evaluate.py {weights}" + " --tta" * file.name.endswith(".tta.json")
+        advice = f": `{command}` writes it" if file.suffix == ".json" else ""
         raise UserError(f"{file} does not exist{advice}")
     with suppress(ValueError, RecursionError):
         result = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(result, dict) or result.get("format") != FORMAT or not WHOLE <= result.keys():
+    if not isinstance(result, dict) or result.get("format") != FORMAT or not REQUIRED <= result.keys():
         raise UserError(f"{file} is no result of train/evaluate.py in the format {FORMAT}")
     if weights.exists() and weights.stat().st_mtime > file.stat().st_mtime:
         warn(f"{file} is older than {weights}: evaluate it again")
@@ -79,7 +80,8 @@ def read_logits(file: Path, fingerprint: str | None = None) -> tuple[np.ndarray,
     fingerprint: of the weights to which the logits should belong.
     """
     if not file.exists():
-        raise UserError(f"{file} does not exist: `python train/evaluate.py` writes it beside the weights")
+        raise UserError(f"{file} does not exist: train/evaluate.py writes it beside the result (of the published "
+                        f"results, only those in weights/results/ladder have logits)")
     try:
         with file.open("rb") as handle:
             check_size(handle)
@@ -163,8 +165,8 @@ def work(run: dict, macs: int) -> float:
 def group(results: Iterable[dict]) -> pd.DataFrame:
     """The table: one row for all runs that differ by their seed only, best first.
 
-    Seeds are in one folder or in folders seed1, seed2 of it. The same weights under two names are one run. Two runs
-    with the same seed are not pooled.
+    Seeds are in one folder or in folders seed1, seed2 of it. The same weights under two names are one run, unless one
+    is `control`. Two runs with the same seed are not pooled.
     """
     rows = []
     for result in sorted(results, key=lambda result: result["config"]["seed"]):
@@ -181,12 +183,14 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
             **{key: join_distinct(run[key] for run in runs) for key in PLACES},
             "command": " && ".join(run["command"] for run in reversed(runs)), "runs": result["run"], "folder": folder,
             "fingerprint": result["fingerprint"], "seed": result["config"]["seed"],
+            "control": family(result["run"]) == "control",  # which may be the same run as teacher-all
             "alike": f"{folder} {key_without_seed(result)}"})
-    runs = pd.DataFrame(rows).drop_duplicates(["fingerprint", "tta"])
+    runs = pd.DataFrame(rows).drop_duplicates(["fingerprint", "tta", "control"])
     runs["alike"] += runs.groupby(["alike", "seed"]).cumcount().map(" {}".format)  # a repeated seed is its own row
 
     mean = pd.Series.mean  # groupby's own mean adds in another order, which sometimes changes the second digit
-    ways = dict.fromkeys(runs.columns.drop(["seed", "alike"]), "first") | dict.fromkeys(PLACES, join_distinct) | {
+    ways = dict.fromkeys(runs.columns.drop(["seed", "alike", "control"]), "first")
+    ways |= dict.fromkeys(PLACES, join_distinct) | {
         "top1": mean, "std": pd.Series.std, "n": "sum", "seconds": mean, "fastest": "min", "slowest": "max",
         "runs": " ".join}
     table = runs.groupby("alike", sort=False).agg(ways)

@@ -80,7 +80,7 @@ def test_a_plain_array_is_no_npz(toy_set):
 def test_a_damaged_archive_is_named_by_its_file(tmp_path, monkeypatch, name, damage):
     folder = toy.write_archive(tmp_path / "archive", monkeypatch.setattr)
     damage(folder / CIFAR10.base_folder / name)
-    with pytest.raises(UserError, match=f"{name} is missing or damaged.*`make data`"):
+    with pytest.raises(UserError, match=f"{name} is missing or damaged.*`make data DATA={folder}`"):
         cifar10.load(folder)
 
 

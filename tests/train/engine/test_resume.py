@@ -237,7 +237,7 @@ def test_a_run_that_moves_takes_the_optimizer_kernel_of_its_device_and_tells_wha
     state = checkpoint.load(tmp_path / "run.last.pt")
     for group in state["optimizer"]["param_groups"]:
         group["fused"] = True  # as it is saved on CUDA
-    state["places"][0] |= {"threads": 7, "hardware": "an abacus, 7 threads", "execution": "compiled"}
+    state["places"][0] |= {"threads": 7, "hardware": "an abacus, 7 threads", "execution": "compiled", "commit": "old"}
     checkpoint.save(tmp_path / "run.last.pt", state)
     fused, train_step = [], loop.train_step
     monkeypatch.setattr(loop, "train_step", lambda network, optimizer, *rest: fused.extend(
@@ -245,7 +245,8 @@ def test_a_run_that_moves_takes_the_optimizer_kernel_of_its_device_and_tells_wha
     assert load(loop.run(configure())).provenance["threads"] == "7; 1" and fused and not any(fused)
     told = re.search("resumed at step 2, (.*)", capsys.readouterr().out)[1]
     assert told == (f"hardware {hardware(torch.device('cpu'))} instead of an abacus, 7 threads, execution eager "
-                    f"instead of compiled: the weights may differ from those of a run in one go")
+                    f"instead of compiled, commit {loop.commit()} instead of old: the weights may differ from those of "
+                    f"a run in one go")
 
 
 def test_the_time_before_a_stop_counts(configure, tmp_path):
@@ -287,6 +288,13 @@ def test_a_loss_that_is_not_finite_is_seen_at_the_next_look(configure, monkeypat
     monkeypatch.setattr(loop, "LOOK_EVERY", 0)
     with pytest.raises(Diverged, match="the loss is not finite by step 1 "):
         loop.run(configure(), loss=lambda logits, hard: {"loss": logits.sum() * float("nan")})
+
+
+@pytest.mark.parametrize("warmup, advice", [(0.5, "a longer --warmup-epochs"),
+                                            (9, "more --epochs, for a longer warm-up")])
+def test_a_longer_warmup_is_advised_only_where_the_run_has_room_for_it(configure, warmup, advice):
+    with pytest.raises(Diverged, match=f"Try a smaller --lr, or {advice}$"):
+        loop.run(configure(epochs=5, warmup_epochs=warmup), loss=lambda logits, _: {"loss": logits.sum() * torch.nan})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -369,6 +377,16 @@ def test_a_signal_to_a_process_saves_and_says_how_to_go_on(toy_set, tmp_path, nu
     step = int(last_line.split("at step ")[1].split()[0].replace(",", ""))
     assert checkpoint.load(weights.with_suffix(".last.pt"))["step"] == step
     assert {file.name for file in tmp_path.glob("*.*")} - {"run.csv", "run.last.bak"} == {".run.lock", "run.last.pt"}
+
+
+def test_an_interrupt_that_also_ends_the_compiler_is_an_interrupt(configure, monkeypatch, handlers):
+    def compiler_dies(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("g++ was interrupted")
+
+    monkeypatch.setattr(loop, "train_step", compiler_dies)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(configure())
 
 
 def kill_often(toy_set, folder, kills, epochs, width, steps_between):

@@ -61,8 +61,9 @@ def test_what_is_no_result_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match="is no result of"):
         results.read_result(tmp_path / "a.json")
-    with pytest.raises(UserError, match=r"evaluate.py .*b.pt` writes it"):
-        results.read_result(tmp_path / "b.json")
+    for name, command in (("b.json", "b.pt`"), ("b.tta.json", "b.pt --tta`")):
+        with pytest.raises(UserError, match=rf"evaluate.py .*{command} writes it"):
+            results.read_result(tmp_path / name)
 
 
 def test_logits_that_are_missing_damaged_or_of_other_weights_are_refused(kept):

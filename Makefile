@@ -46,6 +46,8 @@ sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),$(if $(filter ladder,$(MAKECM
 named := $(filter $(targets),$(MAKECMDGOALS))
 only   = $(if $(named),$(if $(filter $(2),$(named)),,$(foreach v,$(filter $(1),$(typed)),\
   $(error make $(named) does not use $v))))
+$(foreach v,$(known),$(if $(and $(filter environment,$(origin $v)),$($v)),\
+  $(warning $v=$($v) comes from the environment)))
 $(foreach v,$(filter-out $(known),$(typed)),$(error there is no variable $v; `make help` lists them))
 $(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON $(if $(filter setup,$(named)),VENV),$(if $($v),,$(error $v= is empty)))
 $(foreach v,SEED EPOCHS LIMIT STAGE FOLD GPUS,$(if $(word 2,$($v)),$(error $v=$($v): should be one word)))
@@ -62,6 +64,8 @@ $(call only,IMAGES,labels distill submission)
 $(call only,WEIGHTS,evaluate submission)
 $(if $(or $(and $(ARGS),$(word 2,$(MAKECMDGOALS))),$(and $(filter ARGS,$(typed)),$(filter-out $(scored) labels \
   $(tools),$(MAKECMDGOALS)))),$(error ARGS are for one script, not for $(MAKECMDGOALS)))
+$(if $(and $(filter --out --out=%,$(ARGS)),$(filter $(scored) labels,$(named))),\
+  $(error make $(named) chooses --out itself: type the script's own command for another))
 $(if $(and $(filter ladder,$(named)),$(word 2,$(MAKECMDGOALS))),$(error make ladder goes alone))
 $(if $(and $(SEED),$(SEEDS)),$(error SEED or SEEDS, not both))
 $(if $(filter-out synthetic,$(IMAGES)),$(if $(shell [ -e "$(IMAGES:~/%=$$HOME/%)" ] && echo there),,\
@@ -108,15 +112,16 @@ row.resnet20x4            = train/baseline.py --stage tuned
 row.pyramidnet            = train/pyramidnet.py
 row.flatse                = train/flatse.py
 short.resnet18-basic        := --epochs 16
+short.resnet18-optimized    := $(short)
 short.resnet18-augmented    := $(short) --augment crop,flip,cutout:12
 short.resnet20x4            := $(short) --weight-decay 5e-4
 short.seresnet164           := $(short) --weight-decay 3e-4
 short.seresnet164-distilled := $(short.seresnet164)
 short.pyramidnet            := $(short) --epochs 8
 short.flatse                := $(short) --epochs 8
-# `make SIZE=quick baseline` trains by the short recipe of its row too.
+# `make SIZE=quick baseline` trains by the short recipe of its row too; a stage of your own keeps its recipe.
 short.resnet18-tuned := $(short.resnet20x4)
-baseline.quick        = $(or $(short.resnet18-$(STAGE)),$(short))
+baseline.quick        = $(short.resnet18-$(STAGE))
 
 # ---------------------------------------------------------------- files and flags
 base    := weights/$(SIZE)$(if $(LIMIT)$(EPOCHS),/trial$(LIMIT:%=-%-images)$(EPOCHS:%=-%-epochs))
@@ -166,8 +171,8 @@ setup: $(VENV)/installed ## install the requirements into .venv (about 5 GB, two
 # setup did not make, which has no such prompt, is left alone.
 anew := $(shell test -e $(VENV)/installed -a -e $(VENV)/bin/python || echo FORCE)
 $(VENV)/installed: requirements.txt $(anew)
-	@$(if $(anew),$(BASE) -c 'import sys; sys.exit(sys.hexversion < 0x30b0000 and sys.version.split()[0] + " is too old: \
-	Python 3.11 or newer is needed; with another one, make setup BASE=python3.12")')
+	@$(if $(anew),$(BASE) -c 'import sys; sys.exit(not 0x30b0000 <= sys.hexversion < 0x30f0000 and \
+	sys.version.split()[0] + ": Python 3.11 to 3.14 is needed; with another one, make setup BASE=python3.12")')
 	@$(if $(anew),[ -z "$$(ls -A "$(VENV)" 2> /dev/null)" ] || [ -e "$(VENV)/installed" ] || \
 	  grep -qs "^prompt.*cifar10-under-5m" "$(VENV)/pyvenv.cfg" || \
 	  (echo "$(VENV) was not made by make setup: delete it, or name another folder by VENV=" >&2; exit 2))
@@ -254,6 +259,7 @@ report = unscored=(); for file in $(run)/{,seed*/}{,images-*/}*.pt $(run)/ladder
     $(if $(hush.$(SIZE)),> /dev/null) && \
   $(PYTHON) train/report.py $(run) $(wildcard $(run)/images-* $(run)/seed*/images-* $(run)/ladder) $(call args,report)
 report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and SEED
+	@[ -d $(run) ] || (echo "$(run) does not exist: name the SIZE of your runs, as in make report SIZE=quick" >&2; exit 2)
 	@$(report)
 evaluate submission report: | $(filter demo $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too
 

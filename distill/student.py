@@ -44,7 +44,7 @@ FAMILIES = {"resnet": STAGES["augmented"], "shakeshake": SHAKESHAKE, "seresnet":
 
 def configuration(argv: list[str] | None = None) -> Namespace:
     """The student's configuration: its architecture's recipe, the command line, and the folds that its teachers saw."""
-    recipes = {name: recipe_of(name) for name in ["seresnet164", *MODELS]}
+    recipes = {name: recipe_of(name) for name in ["seresnet164", *MODELS] if name.startswith(tuple(FAMILIES))}
 
     def add_flags(arguments: Parser) -> None:
         add = arguments.add_argument_group("distillation").add_argument

@@ -59,7 +59,7 @@ def build(name: str, num_classes: int = 10, **options) -> nn.Module:
 
 def options_of(name: str) -> dict[str, inspect.Parameter]:
     """The options of the constructor of the model called `name`, with their annotations and defaults."""
-    parameters = inspect.signature(MODELS[name]).parameters
+    parameters = inspect.signature(MODELS[name], eval_str=True).parameters
     return {option: parameter for option, parameter in parameters.items() if option != "num_classes"}
 
 

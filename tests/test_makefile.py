@@ -112,11 +112,19 @@ def test_help_lists_every_target_and_variable_with_what_it_does(make):
     (("baseline", "DATA="), "DATA= is empty"), (("setup", "VENV="), "VENV= is empty"),
     (("report", "LIMIT=70"), "make report does not use LIMIT"), (("quick", "SEED=0 1"), "SEED=0 1: should be one word"),
     (("teachers", "EPOCHS=1 2"), "EPOCHS=1 2: should be one word"), (("teachers", "GPUS=0,1"), "should be a number"),
-    (("teachers", "GPUS=0"), "should be a number"),
+    (("teachers", "GPUS=0"), "should be a number"), (("report", "SIZE=quick"), "weights/quick does not exist: name"),
+    (("baseline", "ARGS=--lr 1 --out a.pt"), "make baseline chooses --out itself"),
+    (("labels", "ARGS=--out=a.csv"), "make labels chooses --out itself"),
 ])
 def test_what_has_no_meaning_runs_nothing(make, tmp_path, words, told):
     code, out, calls = make(*words)
     assert code == 2 and not calls and told in out and not list(tmp_path.rglob("*.pt"))
+
+
+def test_an_exported_variable_counts_and_is_told(make):
+    code, out, [call, _] = make("quick", data="", DATA="elsewhere")
+    assert code == 0 and call[call.index("--data") + 1] == "elsewhere" and "DATA=elsewhere comes from the env" in out
+    assert "environment" not in make("quick", "ARGS=-b 8", "SEEDS=0 1")[1]
 
 
 def test_an_exported_variable_that_is_empty_is_none(make, tmp_path):
@@ -166,6 +174,12 @@ def test_the_documented_sizes_add_few_flags(make):
     assert calls[6] == [*wide, *common, "weights/full/teacher-wide.pt"]
     quick = ["train/quick.py", "--noval", *common, "weights/quick/teacher-all.pt"]
     assert make("quick")[2] == [quick, ["train/evaluate.py", quick[-1], *common[:-1]]]
+
+
+def test_a_stage_of_your_own_keeps_its_recipe(make):
+    [call, _] = make("baseline", "SIZE=quick", "STAGE=mine")[2]
+    assert call == ["train/baseline.py", "--stage", "mine", "--fold", "0", "--data", "synthetic", "--device", "auto",
+                    "--out", "weights/quick/baseline-mine.pt"]
 
 
 @pytest.mark.parametrize("stage, row", [(stage, f"resnet18-{stage}") for stage in ("basic", "optimized", "augmented")] +
@@ -427,7 +441,7 @@ def test_the_scripts_themselves_fetch_the_images(make):
     assert fetched == ["train/download.py", "--data", "my images", "--src", "a.npz"]
 
 
-def test_setup_begins_anew_what_is_not_complete_and_tells_an_old_python(make, tmp_path):
+def test_setup_begins_anew_what_is_not_complete_and_tells_a_python_that_will_not_do(make, tmp_path):
     (tmp_path / "requirements.txt").touch()
     base = tmp_path / "base"  # answers -c as the real one with this version, and makes a .venv with itself as python
     base.write_text(f"""#!/bin/bash
@@ -437,9 +451,10 @@ def test_setup_begins_anew_what_is_not_complete_and_tells_an_old_python(make, tm
 exit 0
 """)
     base.chmod(0o755)
-    (tmp_path / "version").write_text("0x30a0df0")
-    code, out, calls = make("setup", "VENV=.venv", f"BASE={base}")
-    assert code == 2 and not calls and "is too old" in out and not (tmp_path / ".venv").exists()
+    for version in ("0x30a0df0", "0x30f00f0"):
+        (tmp_path / "version").write_text(version)
+        code, out, calls = make("setup", "VENV=.venv", f"BASE={base}")
+        assert code == 2 and not calls and "3.11 to 3.14 is needed" in out and not (tmp_path / ".venv").exists()
     (tmp_path / "version").write_text("0x30c0000")
     (tmp_path / ".venv").mkdir()
     assert make("setup", "VENV=.venv", f"BASE={base}")[2] == [["venv"]]

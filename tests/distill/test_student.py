@@ -14,7 +14,7 @@ from augment.basic import normalize
 from distill import labels, student
 from distill.loss import distillation_loss, soft_targets_of
 from distill.table import read_labels, write_labels
-from train import ROOT, baseline, evaluate, flatse, pyramidnet, quick, seresnet, shakeshake
+from train import UserError, ROOT, baseline, evaluate, flatse, pyramidnet, quick, seresnet, shakeshake
 from train.data import cifar10
 from train.engine import checkpoint, loop
 from train.engine.device import autocast, faster_in_bfloat16
@@ -119,6 +119,13 @@ def test_the_documented_numbers(name, wanted):
     found = vars(student.configuration(["--model", name, "--teachers", "a.pt"]))
     assert {key: found[key] for key in wanted} == wanted
     assert (found["temperature"], found["alpha"], found["objective"]) == (4.0, 0.9, "kd")
+
+
+def test_a_model_of_no_family_is_no_student_and_leaves_the_others(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "mine", models.MODELS["resnet18"])
+    assert taught("--model resnet18").model == "resnet18"
+    with pytest.raises(UserError, match="should be one of"):
+        taught("--model mine")
 
 
 def test_help_shows_the_defaults_of_the_architecture(typed):
@@ -306,9 +313,12 @@ def test_teachers_that_are_cast_once_answer_as_those_cast_in_every_step(name):
     uncast = copy.deepcopy(network).eval()
     with torch.no_grad(), autocast(images.device, "bfloat16"):
         wanted = uncast(images).float()
-    found = Frozen([network], "bfloat16")(images)
+    frozen = Frozen([network], "bfloat16")
+    found = frozen(images)
     assert found.dtype == torch.float32 and torch.equal(found, wanted)
-    assert {layer.weight.dtype for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)} == {torch.bfloat16}
+    for model, dtype in ((frozen, torch.bfloat16), (network, torch.float32)):  # the network itself stays as it was
+        assert {layer.weight.dtype for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)} == {dtype}
+    assert network.training and not any(module.training for module in frozen.networks.modules())
     assert not torch.equal(wanted, uncast(images))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from models import BUDGET, MODELS, build, check_budget, macs, parameter_count
+from models import BUDGET, MODELS, build, check_budget, macs, options_of, parameter_count
 
 # name: (parameters, multiply-accumulates for one image)
 SIZES = {
@@ -24,6 +24,14 @@ SIZES = {
     "fastnet-m": (3_945_272, 236_017_952),
     "fastnet-l": (4_623_544, 308_653_216),
 }
+
+
+def test_the_options_of_a_model_may_be_annotated_in_quotes(monkeypatch):
+    def mine(depth: "int" = 20, num_classes: "int" = 10):  # as after `from __future__ import annotations`
+        pass
+
+    monkeypatch.setitem(MODELS, "mine", mine)
+    assert [option.annotation for option in options_of("mine").values()] == [int]
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -21,8 +21,8 @@ def with_unlabelled(dataset: cifar10.Dataset, path: str | Path, data_path: str |
                     say: Callable = print) -> cifar10.Dataset:
     """The Dataset followed by the images of `path` (see `load_images`), labelled -1. data_path: where CIFAR-10 is.
 
-    Raises UserError if one is a training image (held out or not) or, without include_test, a test image, because the
-    score would mean nothing. Test images that `dataset` already has are left out.
+    Raises UserError if two are the same, or if one is a training image (held out or not) or, without include_test, a
+    test image, because the score would mean nothing. Test images that `dataset` already has are left out.
     """
     images, names = load_images(path, say)
     ids, where = cifar10.image_ids(images), f"--images {path}"
@@ -30,6 +30,7 @@ def with_unlabelled(dataset: cifar10.Dataset, path: str | Path, data_path: str |
     if not include_test:
         refuse(where, names[np.isin(ids, cifar10.ids_of(data_path, "test"))], "of them are test images",
                "; --include-test takes them and marks the weights, which then have no test accuracy")
+    refuse(where, np.delete(names, np.unique(ids, return_index=True)[1]), "images repeat an earlier one")
     new = ~np.isin(ids, dataset.ids)
     if not new.all():
         say(f"{where}: {(~new).sum():,} of the {len(new):,} images are left out: they are test images, which take part "

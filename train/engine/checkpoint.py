@@ -289,4 +289,4 @@ def check_same(saved: dict, config: dict, data: str) -> None:
     different = [f"{key} {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
     if different:
         raise UserError(f"the saved run differs from this command ({', '.join(different)}): repeat the old command, "
-                        f"choose another --out, or start over with --fresh")
+                        f"choose another --out (make: another SEED), or start over with --fresh")

@@ -95,7 +95,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         if saved:
             checkpoint.check_same(saved, config, digest)
         if finished:
-            say(f"{weights} is finished; --fresh trains it again")
+            say(f"{weights} is finished: train/evaluate.py scores it, --fresh trains it again")
             return weights
 
         # 3. All that changes during training, restored if a state was saved.
@@ -129,7 +129,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         wanted = [cifar10.one_hot(train.labels).to(device), *(target.to(device) for target in further)]
         network = ranks.wrap(model)
         network = compiled(network, device) if compiling else network
-        teach = Frozen([teacher.model.to(device) for teacher in teachers], args.precision) if teachers else None
+        teach = Frozen([teacher.model for teacher in teachers], args.precision).to(device) if teachers else None
         if teachers and compiling:  # without CUDA graphs, whose memory the student's graphs would reuse
             teach = torch.compile(teach, dynamic=False)
 
@@ -459,7 +459,13 @@ def catch_signals() -> Iterator[list[int]]:
     caught, numbers = [], (signal.SIGTERM, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         numbers = ()
-    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in numbers}
+
+    def catch(number: int, _: object) -> None:
+        if not caught and distributed.rank() == 0:
+            os.write(2, b"\nstopping after this step\n")
+        caught.append(number)
+
+    before = {number: signal.signal(number, catch) for number in numbers}
     try:
         yield caught
     except RuntimeError:

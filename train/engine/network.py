@@ -8,6 +8,7 @@
 Logits are computed in float32, without TF32, on every device, so scores and labels differ by rounding errors at most.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,7 +234,7 @@ def logits(model: nn.Module, images: torch.Tensor, tta: bool = False, label: str
 def as_images(given: Pictures) -> torch.Tensor:
     """uint8 (N, 3, 32, 32) of what `predict` takes; UserError for anything else."""
     if isinstance(given, np.ndarray | torch.Tensor):
-        array = np.asarray(given)
+        array = given.cpu().numpy() if isinstance(given, torch.Tensor) else given
         if array.dtype != np.uint8:
             raise UserError(f"pictures should be uint8, 0 to 255, not {array.dtype}")
         if array.ndim == 4 and array.shape[1:] in ((32, 32, 3), (3, 32, 32)):
@@ -252,14 +253,14 @@ def as_images(given: Pictures) -> torch.Tensor:
 
 
 class Frozen(nn.Module):
-    """Frozen networks as one: normalized images (N, 3, H, W) to the mean of their logits (N, 10).
+    """Frozen copies of networks as one: normalized images (N, 3, H, W) to the mean of their logits (N, 10).
 
     Their filters are cast to the precision once, not in every step.
     """
 
     def __init__(self, networks: Iterable[nn.Module], precision: str = "float32"):
         super().__init__()
-        self.networks = nn.ModuleList(networks).eval().requires_grad_(False)
+        self.networks = nn.ModuleList(map(copy.deepcopy, networks)).eval().requires_grad_(False)
         self.precision = precision
         for layer in self.modules():
             if precision == "bfloat16" and isinstance(layer, nn.Conv2d | nn.Linear):

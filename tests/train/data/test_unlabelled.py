@@ -341,5 +341,5 @@ def test_test_images_are_refused_unless_they_take_part_anyhow(toy_set, tmp_path)
 
 
 def test_an_image_that_is_there_twice_is_named(toy_set, tmp_path):
-    with pytest.raises(UserError, match="2 images occur more than once, the first is"):
+    with pytest.raises(UserError, match="2 images repeat an earlier one, the first is x11$"):
         join(toy_set, tmp_path, IMAGES, IMAGES[:2])

@@ -14,7 +14,7 @@ from augment.basic import normalize
 from distill import labels, student
 from distill.loss import distillation_loss, soft_targets_of
 from distill.table import read_labels, write_labels
-from train import UserError, ROOT, baseline, evaluate, flatse, pyramidnet, quick, seresnet, shakeshake
+from train import ROOT, UserError, baseline, evaluate, flatse, pyramidnet, quick, seresnet, shakeshake
 from train.data import cifar10
 from train.engine import checkpoint, loop
 from train.engine.device import autocast, faster_in_bfloat16

@@ -46,8 +46,8 @@ sizes := $(or $(filter demo quick,$(MAKECMDGOALS)),$(if $(filter ladder,$(MAKECM
 named := $(filter $(targets),$(MAKECMDGOALS))
 only   = $(if $(named),$(if $(filter $(2),$(named)),,$(foreach v,$(filter $(1),$(typed)),\
   $(error make $(named) does not use $v))))
-$(foreach v,$(known),$(if $(and $(filter environment,$(origin $v)),$($v)),\
-  $(warning $v=$($v) comes from the environment)))
+$(if $(filter 0,$(MAKELEVEL)),$(foreach v,$(known),$(if $(and $(filter environment,$(origin $v)),$($v)),\
+  $(warning $v=$($v) comes from the environment))))
 $(foreach v,$(filter-out $(known),$(typed)),$(error there is no variable $v; `make help` lists them))
 $(foreach v,SIZE DATA STAGE FOLD DEVICE BASE PYTHON $(if $(filter setup,$(named)),VENV),$(if $($v),,$(error $v= is empty)))
 $(foreach v,SEED EPOCHS LIMIT STAGE FOLD GPUS,$(if $(word 2,$($v)),$(error $v=$($v): should be one word)))

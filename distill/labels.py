@@ -95,8 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     alone = ~used.any(0)
     if alone.any():
         raise UserError(f"--average oof: {alone.sum():,} images are held out by no teacher (the first is "
-                        f"{dataset.ids[alone.argmax()]}): give teachers of all five folds, which have not learned "
-                        f"from these images in any other way")
+                        f"{dataset.ids[alone.argmax()]}): give teachers of all five folds that have learned from "
+                        f"these images in no other way")
     print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}"
           f"{', with their mirror images' if args.tta else ''}\n")
     print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))

@@ -28,7 +28,6 @@ from train.data import cifar10
 from train.data.sources import expand
 from train.data.unlabelled import with_unlabelled
 from train.engine.command import Parser, command, number, one_of, warn
-from train.engine.device import device_of
 from train.engine.flags import parse
 from train.engine.loop import run
 from train.engine.network import load, load_all
@@ -103,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     args = configuration(argv)
     if args.alpha == 0 and args.init and any(run["config"].get("alpha") for run in load(args.init).history):
         raise UserError(f"--alpha 0 learns from labels alone, and --init {args.init} has learned from teachers")
-    teachers = load_all(args.teachers, device_of(args.device)) if args.teachers else []
+    teachers = load_all(args.teachers) if args.teachers else []  # `run` has copies on the device
     run(args, partial(targets, args), partial(loss, args) if args.alpha else None, teachers)
 
 

@@ -125,6 +125,7 @@ def test_an_exported_variable_counts_and_is_told(make):
     code, out, [call, _] = make("quick", data="", DATA="elsewhere")
     assert code == 0 and call[call.index("--data") + 1] == "elsewhere" and "DATA=elsewhere comes from the env" in out
     assert "environment" not in make("quick", "ARGS=-b 8", "SEEDS=0 1")[1]
+    assert make("quick", "SEEDS=2 3", data="", DATA="elsewhere")[1].count("comes from the environment") == 1
 
 
 def test_an_exported_variable_that_is_empty_is_none(make, tmp_path):

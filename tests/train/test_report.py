@@ -465,8 +465,6 @@ def test_files_are_utf8_and_the_screen_takes_what_it_knows(folder, run, add, bla
 def test_nothing_to_report_is_one_line(folder, run):
     code, out, err = run()
     assert (code, out) == (2, "") and "there is no result yet" in err and err.count("\n") == 1
-    code, out, err = run(folder / "weights/none")
-    assert (code, out) == (2, "") and "weights/none does not exist" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag, target, words", [

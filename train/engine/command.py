@@ -46,11 +46,11 @@ def command() -> Iterator[None]:
         message, code = error, 2 if isinstance(error, FileNotFoundError | IsADirectoryError) else 1
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
-            if "_dynamo" in type(error).__module__ or "_inductor" in type(error).__module__:
+            if of_the_compiler(error):
                 error.add_note("The network could not be compiled: --no-compile trains it as it is.")
             raise
-        message, code = (f"out of memory ({one_line(error)[:150]}): try a smaller --batch-size or --limit, or on a GPU "
-                         f"--device cpu"), 1
+        advice = "try a smaller --batch-size or --limit, or, on a GPU, --device cpu"
+        message, code = f"out of memory ({one_line(error)[:150]}): {advice}", 1
     # All ranks raise the same UserError, and one on each machine reports it. Other errors may concern one rank only.
     same = isinstance(message, UserError) and "TORCHELASTIC_RUN_ID" in os.environ
     if distributed.local_rank() == 0 or not same:
@@ -62,6 +62,11 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out. torch has a class for this on CUDA only, not on CPUs or for cuDNN."""
     words = "can't allocate memory", "out of memory", "ALLOC_FAILED"
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def of_the_compiler(error: BaseException) -> bool:
+    """Whether torch.compile has failed."""
+    return any(part in type(error).__module__ for part in ("_dynamo", "_inductor"))
 
 
 def keep_memory() -> None:

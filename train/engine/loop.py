@@ -15,7 +15,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from train import ROOT, UserError
 from train.data import cifar10
 from train.engine import checkpoint, distributed, metrics
 from train.engine.batches import Ahead, batches, derive, steps_per_epoch
-from train.engine.command import command_line, count_of, short_path
+from train.engine.command import command_line, count_of, of_the_compiler, short_path
 from train.engine.device import autocast, compilation, compiled, device_of, hardware, precision_of
 from train.engine.distributed import Ranks
 from train.engine.flags import FILES, RUNTIME
@@ -388,10 +388,10 @@ def stored(args: Namespace, start: Network | None, teachers: Sequence[Network]) 
 
 
 def other_conditions(places: list[dict]) -> str:
-    """A remark if a resumed run's hardware, torch, execution or code changed: each can change its weights."""
+    """A remark if a resumed run's hardware, torch, execution or commit changed: each can change its weights."""
     before, now = places[-2:]
-    changes = [f"{key} {now[key]} instead of {before[key]}" for key in ("hardware", "torch", "execution", "commit")
-               if before.get(key, now[key]) != now[key]]
+    changes = [f"{key} {now[key] or 'unknown'} instead of {before[key] or 'unknown'}"
+               for key in ("hardware", "torch", "execution", "commit") if before.get(key, now[key]) != now[key]]
     return f", {', '.join(changes)}: the weights may differ from those of a run in one go" if changes else ""
 
 
@@ -461,15 +461,16 @@ def catch_signals() -> Iterator[list[int]]:
         numbers = ()
 
     def catch(number: int, _: object) -> None:
-        if not caught and distributed.rank() == 0:
-            os.write(2, b"\nstopping after this step\n")
         caught.append(number)
+        if len(caught) == 1 and distributed.rank() == 0:
+            with suppress(OSError):  # the same Ctrl-C may have ended the reader, such as `| tee log`
+                os.write(2, b"\nstopping after this step\n")
 
     before = {number: signal.signal(number, catch) for number in numbers}
     try:
         yield caught
-    except RuntimeError:
-        if caught:  # Ctrl-C also ended the compiler's processes, for which a step waited
+    except RuntimeError as error:
+        if signal.SIGINT in caught and of_the_compiler(error):  # Ctrl-C also ends its processes
             raise KeyboardInterrupt from None
         raise
     finally:

@@ -30,7 +30,7 @@ from train.scores.statistics import wilson
 
 FORMAT = "result/2"
 REQUIRED = {"run", "model", "params", "macs", "images", "tta", "test_digest", "fingerprint", "metrics", "config",
-         "options", "data", "log", "provenance"}  # what each result has
+            "options", "data", "log", "provenance"}  # what each result has
 PLACES = (*ENVIRONMENT, "precision")  # where and with what a network was trained
 
 

@@ -91,7 +91,7 @@ def test_the_seed_decides_the_first_weights_and_the_noise_inside_the_model_in_ev
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_and_its_teachers_compute_in_its_precision_and_at_20_pixels_first(toy_set, tmp_path, configure,
                                                                                monkeypatch, precision):
-    seen, build = [], loop.build
+    seen, build, frozen, copies = [], loop.build, loop.Frozen, []
     write_weights(tmp_path / "teacher.pt", toy_set)
     teacher = load(tmp_path / "teacher.pt")
 
@@ -108,9 +108,11 @@ def test_a_run_and_its_teachers_compute_in_its_precision_and_at_20_pixels_first(
 
     given = set()
     monkeypatch.setattr(loop, "build", watched)
+    monkeypatch.setattr(loop, "Frozen", lambda *words: copies.append(frozen(*words)) or copies[-1])
     loop.run(configure(precision=precision, low_res=0.5), loss=loss, teachers=[teacher])
     assert seen == [(side, getattr(torch, precision), True) for side in [20] * 3 + [32] * 3]
-    assert given == {torch.float32} and teacher.model.stem[0].weight.dtype == getattr(torch, precision)
+    assert given == {torch.float32} and teacher.model.stem[0].weight.dtype == torch.float32
+    assert copies[0].networks[0].stem[0].weight.dtype == getattr(torch, precision)
 
 
 def test_small_images_are_those_of_pillow():

@@ -28,7 +28,7 @@ SECTIONS = {"data": ("source", "images", "unlabelled", "include_test", "train_di
 
 
 def read_group(text: str) -> list[dict]:
-    """The results of one or several file names or patterns; UserError if there are none."""
+    """The results of file names or patterns; UserError if there are none, or they do not belong together."""
     files = []
     for word in map(os.path.expanduser, [text] if os.path.isfile(text) or glob.glob(text) else text.split()):
         files += sorted(glob.glob(word)) or [word]

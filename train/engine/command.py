@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,8 +27,8 @@ from train.engine import distributed
 def command() -> Iterator[None]:
     """Turn an error that the user can fix into one line on standard error and an exit code.
 
-    UserError has its own code; Ctrl-C is 130; a full disk and too little memory are 1. Anything else shows its
-    traceback. It also sets glibc to keep freed memory (`keep_memory`).
+    UserError has its own code; a full disk and too little memory are 1; Ctrl-C ends the process by its own signal (130
+    in a shell). Anything else shows its traceback. It also sets glibc to keep freed memory (`keep_memory`).
     """
     keep_memory()
     with suppress(AttributeError):  # a notebook's stream has no such method
@@ -41,7 +42,7 @@ def command() -> Iterator[None]:
         sys.stdout = open(os.devnull, "w")
         sys.exit(141)
     except KeyboardInterrupt:  # before there was a state to save
-        message, code = "interrupted", 130
+        message, code = "interrupted", 128 + signal.SIGINT
     except OSError as error:  # a name that was mistyped; or a full disk, a folder that became read-only
         message, code = error, 2 if isinstance(error, FileNotFoundError | IsADirectoryError) else 1
     except (RuntimeError, MemoryError) as error:
@@ -55,6 +56,11 @@ def command() -> Iterator[None]:
     same = isinstance(message, UserError) and "TORCHELASTIC_RUN_ID" in os.environ
     if distributed.local_rank() == 0 or not same:
         print_line(f"rank {distributed.rank()}: {message}" if distributed.rank() else message)
+    if code == 128 + signal.SIGINT:  # after an exit code, a loop of the shell would go on with its next command
+        with suppress(OSError):
+            sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     sys.exit(code)
 
 

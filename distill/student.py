@@ -7,7 +7,7 @@
 
 The student is SEResNet-164 unless --model names another within 5,000,000 parameters; it trains by the recipe of its
 architecture, with T = 4 and alpha = 0.9. With --teachers, every teacher sees the student's augmented and mixed batch
-(Beyer et al. 2022), which costs a forward pass of each teacher in every step.
+(Beyer et al. 2022), always at 32x32 pixels, which costs a forward pass of each teacher in every step.
 """
 
 import sys

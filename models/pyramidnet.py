@@ -69,8 +69,8 @@ class PyramidNet(nn.Module):
 
     Depth is 6 n + 2, or 9 n + 2 with `bottleneck`, for three stages of n blocks. Block k of N has
     16 + floor(k widening / N) planes: the integer `widening` (alpha in the paper) leads from the stem to the last
-    block (Han et al. 2017, eq. 2, with the floor of the whole sum). `shakedrop` in [0, 1] is the
-    probability that the last residual is kept unchanged; block k survives with
+    block (Han et al. 2017, eq. 2, with the floor of the whole sum; their code rounds, which is above the budget at 99).
+    `shakedrop` in [0, 1] is the probability that the last residual is kept unchanged; block k survives with
     1 - k / N (1 - shakedrop), the linear decay of Yamada et al. (2019). At 1 there is no ShakeDrop.
     """
 

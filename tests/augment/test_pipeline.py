@@ -84,7 +84,7 @@ def test_without_a_strength_nothing_changes(images):
     assert all(mixing(name) is MIXES[name] for name in MIXES)
 
 
-def test_the_strengths_without_a_number_are_those_of_the_papers_and_of_the_readme():
+def test_the_strengths_without_a_number_are_those_of_the_papers_or_documented():
     assert describe(AUGMENTATIONS) == (
         "crop[:padding=4], shift[:padding=2], flip[:p=0.5], autoaugment, erase[:p=0.25:smallest=0.02:largest=0.4:"
         "flattest=0.3:tallest=3.3], cutout[:size=16], trivial[:p=1.0], augmix[:severity=3:width=3:alpha=0.4]")

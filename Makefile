@@ -153,7 +153,7 @@ labelled = $(filter teachers labels,$(MAKECMDGOALS))$(wildcard $(LABELS))
 # process. They are the first N of CUDA_VISIBLE_DEVICES if that is set.
 ifneq ($(GPUS),)
 free_gpu = IFS=, read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s, 0 $$(( $(GPUS) - 1 )))}"; gpu=0; \
-  until exec 9> "/tmp/cifar10-$$UID-gpu$${own[gpu]}.lock" || exit; flock -n 9; do \
+  until exec 9> "$${TMPDIR:-/tmp}/cifar10-$$UID-gpu$${own[gpu]}.lock" || exit; flock -n 9; do \
   gpu=$$(( (gpu + 1) % $(GPUS) )); [ $$gpu = 0 ] && sleep 1; done; export CUDA_VISIBLE_DEVICES=$${own[gpu]};
 endif
 # The demo shows the last line of a run only, or all of one that fails.

@@ -20,6 +20,7 @@ os.environ.setdefault("PYTHONPATH", str(ROOT))
 
 # tests/train would otherwise be taken for the package `train` when its first test module is imported.
 import toy  # noqa: E402
+import untrained  # noqa: E402
 
 import augment  # noqa: E402, F401
 import distill  # noqa: E402, F401
@@ -61,6 +62,13 @@ def toy_set(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def weights(toy_set, tmp_path):
+    """The file of a small network that nobody trained, beside the toy set."""
+    untrained.write_weights(tmp_path / "net.pt", toy_set)
+    return tmp_path / "net.pt"
+
+
+@pytest.fixture
 def configure(toy_set, tmp_path):
     """configure(name, **changes): the configuration of a toy run on the toy set that writes tmp_path/name.pt."""
     return lambda name="run", **changes: toy.configure(
@@ -88,22 +96,6 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture
-def chi_square():
-    """Asserts that counts fit probabilities: within four sigmas, and nothing impossible."""
-
-    def check(counts, probabilities):
-        assert counts.keys() <= {k for k, p in probabilities.items() if p > 0}
-        assert abs(sum(probabilities.values()) - 1) < 1e-9
-        total = sum(counts.values())
-        expected = {k: total * p for k, p in probabilities.items() if p > 0}
-        statistic = sum((counts.get(k, 0) - e) ** 2 / e for k, e in expected.items())
-        freedom = len(expected) - 1
-        assert min(expected.values()) > 5 and statistic <= freedom + 4 * math.sqrt(2 * freedom)
-
-    return check
 
 
 @pytest.fixture(scope="session")

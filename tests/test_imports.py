@@ -35,7 +35,7 @@ def upward(module: str, source: str) -> list[str]:
 
 @pytest.mark.parametrize("folder", ["augment", "models", "train", "distill"])
 def test_no_room_imports_from_one_above(folder):
-    files = {str(file.relative_to(ROOT)): file.read_text() for file in (ROOT / folder).rglob("*.py")}
+    files = {str(file.relative_to(ROOT)): file.read_text("utf-8") for file in (ROOT / folder).rglob("*.py")}
     modules = {file: file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files}
     assert files and -1 not in map(floor, modules.values())
     assert not [(file, name) for file, source in files.items() for name in upward(modules[file], source)]
@@ -47,7 +47,7 @@ def test_no_room_imports_from_one_above(folder):
     ("train.engine.loop", "from train import scores"), ("train.scores.page", "from train.report import gather"),
     ("train.report", "def main():\n    from distill import table"),
 ])
-def test_an_import_that_is_turned_round_is_found(module, line):
+def test_an_upward_import_is_found(module, line):
     assert upward(module, line)
 
 

@@ -41,7 +41,8 @@ def make(tmp_path):
     def run(*words, data="synthetic", **environment):
         (tmp_path / "calls").unlink(missing_ok=True)
         line = ["make", f"PYTHON={tmp_path}/python", *[f"DATA={data}"] * bool(data), *words]
-        clean = {"PATH": os.environ["PATH"], **environment}  # a make that runs the tests hands its own variables down
+        # A make that runs the tests hands its own variables down; locks of GPUs lie in TMPDIR.
+        clean = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), **environment}
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=clean)
         calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
         return done.returncode, done.stdout + done.stderr, [shlex.split(call) for call in calls]
@@ -268,7 +269,7 @@ def test_a_teacher_is_trained_when_it_is_missing_and_asked_for(make, tmp_path):
     assert len(make("SEED=1", str(kept.with_suffix(".json").relative_to(tmp_path)))[2]) == 2 and kept.exists()
 
 
-def test_what_is_typed_is_compared_with_what_is_there_and_trains_no_teacher(make, tmp_path):
+def test_a_typed_target_always_runs_its_script_and_trains_no_teacher(make, tmp_path):
     for goal in ("quick", "baseline", "control"):
         make(goal)
         assert scripts(make(goal)[2])[1:] == ["evaluate"], "the stand-in makes the file anew, a script does not"
@@ -510,6 +511,13 @@ def test_a_stage_of_the_demo_that_fails_shows_its_output_and_ends_it(make, tmp_p
     (tmp_path / "python").write_text("#!/bin/bash\necho some trouble >&2\nexit 3\n")
     code, out, _ = make("demo")
     assert code == 2 and "some trouble" in out and not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("goal, call", [
+    ("test", "-m pytest tests -x"), ("test-faults", "-m pytest tests -m faults -x"), ("lint", "-m ruff check -x"),
+    ("benchmark", "train/benchmark.py --data synthetic --device auto -x")])
+def test_a_tool_is_called_with_its_arguments(make, goal, call):
+    assert make(goal, "ARGS=-x")[2] == [call.split()]
 
 
 def test_several_jobs_share_gpus_without_ever_sharing_one(make, tmp_path):

@@ -52,12 +52,21 @@ def test_several_batches_at_once_each_mix_among_themselves(named, targets, name)
     assert len(geometries) > 10, "each batch draws a geometry of its own"
 
 
-@pytest.mark.parametrize("function", COPIES)
-def test_a_batch_shares_its_geometry(named, targets, function):
+def test_a_batch_shares_its_cuts(named, targets):
     for seed in range(10):
-        images, _ = function(generator(seed), named, targets, batch=4)
+        images, _ = mix.ricap(generator(seed), named, targets, batch=4)
         for batch in images[:, 1:].split(4):  # rows and columns: whence each pixel comes, whatever the image
             assert (batch == batch[:1]).all()
+
+
+def test_a_batch_shares_its_box(named, targets):
+    """Pasted pixels keep their places; an image that is its own partner does not show the box."""
+    boxes = []
+    for seed in range(10):
+        images, _ = mix.cutmix(generator(seed), named, targets, batch=4)
+        for batch in (images[:, 0] != named[:, 0]).split(4):
+            boxes.append({tuple(mask.flatten().tolist()) for mask in batch if mask.any()})
+    assert max(map(len, boxes)) == 1
 
 
 @pytest.mark.parametrize("name", MIXES)

@@ -128,6 +128,15 @@ def test_a_model_of_no_family_is_no_student_and_leaves_the_others(monkeypatch):
         taught("--model mine")
 
 
+def test_a_control_begins_with_no_weights_that_go_back_to_a_student(toy_set, tmp_path, train):
+    content = write_weights(tmp_path / "plain.pt", toy_set, fold=None)
+    run = load(tmp_path / "plain.pt").history[0]
+    content["provenance"]["before"] = [run | {"config": run["config"] | {"alpha": 0.9}}]
+    checkpoint.save(tmp_path / "plain.pt", content)
+    words = ("--model", "resnet18", "--width", 2, "--noval", "--alpha", 0, "--init", tmp_path / "plain.pt")
+    assert "plain.pt has learned from teachers" in train("control", *words, code=2)
+
+
 def test_help_shows_the_defaults_of_the_architecture(typed):
     code, out, _ = typed(student.main, "--model", "flatse", "--help")
     shown = re.sub(r"\s+", " ", out)
@@ -344,7 +353,7 @@ def test_wrong_flags_end_in_one_line(toy_set, tmp_path, monkeypatch, typed, flag
     assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "x.pt").exists()
 
 
-def test_a_family_of_ones_own_has_its_own_recipe(monkeypatch):
+def test_the_longest_prefix_of_a_models_name_chooses_its_recipe(monkeypatch):
     monkeypatch.setitem(student.FAMILIES, "resnetv2", {"epochs": 77})
     monkeypatch.setitem(models.MODELS, "resnetv2-18", models.MODELS["resnet18"])
     assert student.recipe_of("resnetv2-18")["epochs"] == 77 and "epochs" not in student.recipe_of("resnet18")
@@ -352,10 +361,16 @@ def test_a_family_of_ones_own_has_its_own_recipe(monkeypatch):
 
 def test_a_student_and_its_teachers_may_be_compiled(monkeypatch, train, teachers):
     """A compiled module has a length that raises, so nothing may ask whether it is there."""
-    compile, calls = torch.compile, []
+    compile, calls, graphs = torch.compile, [], []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
     monkeypatch.setattr("train.engine.device.builds_kernels", lambda _: True)
-    monkeypatch.setattr(torch, "compile", lambda module, **how: calls.append(how) or compile(module, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda module, **how: calls.append(how) or compile(module, backend=backend))
     words = ("--noval", "--model", "resnet18", "--width", 2, "--augment", "none", "--teachers", *teachers)
     plain, compiled = train("plain", *words), train("compiled", *words, "--compile")
-    assert calls == [{"dynamic": False, "mode": "default"}, {"dynamic": False}]  # the student, and its teachers
+    assert calls == [{"dynamic": False, "mode": "default"}, *[{"dynamic": False}] * 2]  # the student, its teachers
+    assert len(graphs) == 2, "equal teachers share theirs"
     assert plain["log"][0]["train_soft"] == pytest.approx(compiled["log"][0]["train_soft"], rel=1e-5)

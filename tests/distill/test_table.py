@@ -1,13 +1,15 @@
 """distillation_labels.csv: written and read to the last bit, joined by id, and refused when it is wrong."""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import toy
 
-from distill.table import COLUMNS, check_rows, read_labels, seen_folds, write_labels
-from train import UserError
+from distill.table import COLUMNS, check_rows, read_labels, read_table, seen_folds, write_labels
+from train import ROOT, UserError
 from train.data import cifar10
 
 CLASSES = list(cifar10.CLASSES)
@@ -45,6 +47,15 @@ def test_header_and_float32_round_trip(written):
     extreme = torch.tensor([1 / 3, 1e-38, 3.4e38, -0.1, 16777217.0, 2**-20, np.pi, 0.1, 1e10, 7.5]).expand(40, 10)
     write_labels(path, dataset.ids, dataset.labels.numpy(), extreme.clone())
     assert np.array_equal(pd.read_csv(path)[CLASSES].to_numpy(np.float32), extreme.numpy())
+
+
+def test_the_released_labels_are_those_of_cifar10():
+    file = ROOT / "weights" / "distillation_labels.csv.gz"
+    rows = read_table(file)
+    lines = sorted(f"{name} {label}" for name, label in zip(rows["id"], rows["label"], strict=True))
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == cifar10.OFFICIAL["train"]
+    check_rows(file, rows, rows["label"].to_numpy())
+    assert seen_folds(file) == (0, 1, 2, 3, 4)
 
 
 def test_a_compressed_file_of_shuffled_rows_gives_the_same_logits(written):

@@ -137,8 +137,9 @@ def test_compiled_teachers_answer_as_eager_ones(precision, device, compiler):
     networks = [small(family, device) for family in ("resnet", "seresnet")]
     for network in networks:
         network(batch(device))  # running statistics of its own
-    eager = Frozen(networks, precision)
-    fast = torch.compile(eager, dynamic=False)
+    eager, fast = Frozen(networks, precision), Frozen(networks, precision)
+    for network in fast.networks:
+        network.compile(dynamic=False)
     first = fast(batch(device, seed=1))
     kept, second = first.clone(), fast(batch(device, seed=2))
     tolerance = 1e-4 if precision == "float32" else 3e-2
@@ -154,7 +155,8 @@ def test_a_student_and_its_teachers_train_compiled_as_eager(device, compiled):
     for compiling in (False, True):
         model, teach = small("seresnet", device), Frozen([teacher])
         network = compiled(model) if compiling else model
-        teach = torch.compile(teach, dynamic=False) if compiling else teach
+        if compiling:
+            teach.networks[0].compile(dynamic=False)
         optimizer = torch.optim.SGD(parameter_groups(args, model), lr=args.lr, momentum=args.momentum, nesterov=True,
                                     weight_decay=args.weight_decay, fused=device.type == "cuda")
         hard, parts = F.one_hot(torch.arange(16, device=device) % 10, 10).float(), []

@@ -185,7 +185,7 @@ def test_a_budget_error_says_where_the_parameters_are():
 
 
 def test_the_default_pyramid_is_the_widest_that_fits():
-    with torch.device("meta"), pytest.raises(ValueError):
+    with torch.device("meta"), pytest.raises(ValueError, match="above the budget"):
         check_budget(build("pyramidnet", widening=build("pyramidnet").options["widening"] + 1))
 
 

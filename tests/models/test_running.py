@@ -247,13 +247,6 @@ def check_normal(weight, std):
     assert abs(weight.std() - std) < 5 * error
 
 
-@every_family
-def test_a_fresh_model_is_undecided_but_sees_differences(family):
-    with torch.no_grad():
-        logits = small(family)(batch(16))
-    assert 0.05 < logits.std() < 5
-
-
 @pytest.mark.parametrize("name, norm", (("resnet18", "norm2"), ("seresnet20", "norm3")))
 def test_zero_init_makes_every_residual_zero(name, norm):
     model = build(name, width=8, zero_init=True)
@@ -281,7 +274,7 @@ for channels, size, count in 3 * [(4, 32, 32), (4, 32, 31), (8, 16, 31)]:
     torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-2)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr or done.returncode
 
 

@@ -13,13 +13,6 @@ from train.engine import checkpoint, network
 
 
 @pytest.fixture
-def weights(toy_set, tmp_path):
-    """The file of a network that nobody trained."""
-    write_weights(tmp_path / "net.pt", toy_set)
-    return tmp_path / "net.pt"
-
-
-@pytest.fixture
 def run(typed, weights):
     """run(*words) -> (exit code, stdout, stderr) of the command with the toy weights."""
     return lambda *words: typed(classify.main, *words, "--weights", weights, "--device", "cpu")
@@ -88,7 +81,7 @@ def test_generated_shapes_are_called_so(typed, weights, toy_set, tmp_path):
     shapes = tmp_path / "shapes.pt"
     checkpoint.save(shapes, content)
     file = picture(tmp_path / "a.png")
-    code, out, err = typed(classify.main, file, "--weights", shapes)
+    code, out, err = typed(classify.main, file, "--weights", shapes, "--device", "cpu")
     assert code == 0 and err.count("\n") == 2 and err.count("generated shapes") == 1
     assert any(name in out for name in SHAPES) and not any(name in out for name in cifar10.CLASSES)
     write_weights(tmp_path / "other.pt", toy_set, seed=1)
@@ -99,10 +92,11 @@ def test_generated_shapes_are_called_so(typed, weights, toy_set, tmp_path):
 def test_repeated_weights_answer_together(typed, weights, toy_set, tmp_path):
     file, other = picture(tmp_path / "a.png"), tmp_path / "other.pt"
     write_weights(other, toy_set, seed=1)
-    one, both = (typed(classify.main, *words, file) for words in (
+    one, both = (typed(classify.main, *words, file, "--device", "cpu") for words in (
         ["--weights", weights], ["--weights", weights, "--weights", other]))
     assert one[0] == both[0] == 0 and one[1] != both[1]
-    typed(classify.main, "--weights", weights, "--weights", other, file, "--csv", tmp_path / "both.csv")
+    typed(classify.main, "--weights", weights, "--weights", other, file, "--csv", tmp_path / "both.csv",
+          "--device", "cpu")
     [row] = pd.read_csv(tmp_path / "both.csv").to_dict("records")
     images = pictures.read_pictures([file])[1]
     mean = network.mean_logits(network.load_all([weights, other]), images, bars=False).double().softmax(1)[0]

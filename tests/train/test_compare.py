@@ -43,7 +43,7 @@ def top1(file):
     return json.loads(file.with_suffix(".json").read_text())["metrics"]["top1"]
 
 
-def test_a_group_counts_each_network_once_and_may_begin_with_a_tilde(run, add, tmp_path, monkeypatch):
+def test_a_network_twice_in_a_group_is_refused_and_a_group_may_begin_with_a_tilde(run, add, tmp_path, monkeypatch):
     for seed, name in enumerate("abcd"):
         add(name, seed=seed)
     code, out, err = run(f"{tmp_path}/a.pt {tmp_path}/a.json {tmp_path}/b.pt", f"{tmp_path}/c.pt {tmp_path}/d.pt")

@@ -2,18 +2,10 @@
 
 import pytest
 import torch
-from untrained import write_weights
 
 from train import export
 from train.data import cifar10
 from train.engine.network import load, logits
-
-
-@pytest.fixture
-def weights(toy_set, tmp_path):
-    """The file of a small network, beside the toy set."""
-    write_weights(tmp_path / "net.pt", toy_set)
-    return tmp_path / "net.pt"
 
 
 @pytest.fixture

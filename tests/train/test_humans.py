@@ -165,8 +165,3 @@ def test_another_csv_is_refused_in_one_line(csv, kept, typed, damage, words):
     damage(pd.read_csv(csv)).to_csv(csv, index=False)
     code, out, err = typed(humans.main, "score", csv, kept[2])
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
-
-
-def test_a_csv_that_is_missing_is_one_line(tmp_path, kept, typed):
-    code, out, err = typed(humans.main, "score", tmp_path / "none.csv", kept[2])
-    assert (code, out) == (2, "") and "none.csv" in err and err.count("\n") == 1

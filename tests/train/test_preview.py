@@ -1,5 +1,7 @@
 """The pictures of the augmentations as a command."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -26,6 +28,7 @@ def test_every_row_has_a_label_of_its_own():
     labels = [label for label, _ in rows]
     assert all(labels) and len(set(labels)) == len(labels)
     assert set(AUGMENTATIONS) | set(MIXES) - {"none"} <= set(labels)
+    assert {"Rotate\n-30 to 30", "Posterize\n8 to 4", "Solarize\n1 to 0", "Invert"} <= set(labels)
     assert all(strip.shape == images.shape for _, strip in rows)
 
 
@@ -40,6 +43,10 @@ def test_what_a_training_sees(run, tmp_path, monkeypatch, words, labels):
     images = cifar10.load("synthetic").images[:8]
     for label, strip in rows:
         assert strip.shape == images.shape and torch.equal(strip, images) == (not labels), label
+    epochs = [strip for label, strip in rows if label.startswith("all")]
+    assert not labels or not any(torch.equal(a, b) for a, b in combinations(epochs, 2))
+    mean_pixel = torch.tensor([125, 123, 114]).view(1, 3, 1, 1)
+    assert "cutout:8" not in labels or all((strip == mean_pixel).all(1).sum() > 16 for strip in epochs)
 
 
 @pytest.mark.parametrize("words, told", [(("--augment", "blur"), "blur"), (("--mix", "cutout"), "cutout"),

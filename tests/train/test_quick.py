@@ -7,8 +7,7 @@ import torch
 import toy
 
 import models
-from augment import AUGMENTATIONS
-from augment.basic import crop, normalize
+from augment.basic import normalize
 from train import quick
 from train.data import cifar10
 from train.engine import checkpoint, loop
@@ -93,12 +92,6 @@ def test_alternate_flip_mirrors_every_image_in_every_other_epoch(toy_set):
         assert torch.equal(history[0], ~history[1]) and torch.equal(history[:2], history[2:])
         assert 15 < history[0].sum() < 45
     assert not torch.equal(first, second)
-
-
-def test_shift_is_a_crop_by_two_pixels_with_a_mirrored_edge():
-    images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8)
-    shifted = AUGMENTATIONS["shift"](images, torch.Generator().manual_seed(3))
-    assert torch.equal(shifted, crop(images, torch.Generator().manual_seed(3), padding=2, mode="reflect"))
 
 
 @pytest.mark.parametrize("fold, flags", [(None, ["--noval"]), (0, ["--fold", 0])])

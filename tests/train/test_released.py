@@ -22,13 +22,6 @@ REAL = Path(os.environ.get("CIFAR10", ROOT / "data"))
 
 
 @pytest.fixture
-def weights(toy_set, tmp_path):
-    """The file of a network that nobody trained."""
-    write_weights(tmp_path / "net.pt", toy_set)
-    return tmp_path / "net.pt"
-
-
-@pytest.fixture
 def half(typed, tmp_path):
     """half(weights, *words) -> (exit code, stdout, stderr) of the export to half.pt."""
     return lambda file, *words: typed(export.main, file, "--format", "half", "--out", tmp_path / "half.pt", *words)
@@ -155,7 +148,7 @@ def test_the_tools_take_it(toy_set, weights, tmp_path, monkeypatch, typed):
     code, out, _ = typed(export.main, "--format", "half", "--out", tmp_path / "half.pt", "--allow-ties")
     assert code == 0 and (tmp_path / "half.pt").exists()
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
-    assert typed(classify.main, tmp_path / "red.png")[0] == 0
+    assert typed(classify.main, tmp_path / "red.png", "--device", "cpu")[0] == 0
     monkeypatch.setattr(network, "RELEASED", tmp_path / "none.pt")
     for main, words in [(evaluate.main, ["--data", toy_set]), (export.main, []), (classify.main, ["red.png"])]:
         code, out, err = typed(main, *words)
@@ -164,7 +157,7 @@ def test_the_tools_take_it(toy_set, weights, tmp_path, monkeypatch, typed):
 
 def test_the_lines_of_the_readme_work_in_any_folder(tmp_path):
     """The first block of Python in it, with the path of this repository in the place of the example's."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
     Image.new("RGB", (200, 100), "navy").save(tmp_path / "cat.jpg")
     code = code.replace("/path/to/cifar10-under-5m", str(ROOT))
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -1,4 +1,4 @@
-"""CIFAR-10 as tensors: one order, five folds, and nothing that is not CIFAR-10 passes for it (R8, R14)."""
+"""CIFAR-10 as tensors: one order, five folds, and nothing that is not CIFAR-10 passes for it."""
 
 import hashlib
 import os
@@ -100,7 +100,7 @@ def test_the_constants_are_those_of_the_training_images(monkeypatch):
     assert (np.bincount(cifar10.fold_of(train.ids, train.labels.numpy())) == 10_000).all()
 
 
-# ---------------------------------------------------------------- R8: what is not CIFAR-10
+# ---------------------------------------------------------------- what is not CIFAR-10
 
 
 def changed(array, place, value):
@@ -136,7 +136,10 @@ def test_what_is_not_cifar10_is_named(tmp_path, typed, wrong):
     assert (code, out, err.count("\n")) == (2, "", 1) and re.search(told, err) and not (tmp_path / "fetched").exists()
 
 
-def test_a_jpeg_copy_is_named_as_such(tmp_path):
-    """Compared with the statistics of the real set, which the toy set does not have."""
-    with pytest.raises(UserError, match=r"JPEG.*mean \(0\.\d{4}, .*expected \(0.4914, 0.4822, 0.4465\)"):
-        cifar10.load(toy.write_npz(tmp_path / "jpeg", train_images=IMAGES // 2))
+def test_a_changed_image_is_told_from_a_re_encoded_copy(toy_set, tmp_path, monkeypatch):
+    std = torch.std_mean(cifar10.load(toy_set).images / 255, (0, 2, 3), correction=0)[0].tolist()
+    monkeypatch.setattr(cifar10, "STD", std)
+    for name, images, told in (("changed", changed(IMAGES, (7, 3, 3, 1), 255), "some images or labels were changed"),
+                               ("jpeg", IMAGES // 2, "JPEG")):
+        with pytest.raises(UserError, match=rf"{told}.*mean \(0\.\d{{4}}, .*expected \(0.4914, 0.4822, 0.4465\)"):
+            cifar10.load(toy.write_npz(tmp_path / name, train_images=images))

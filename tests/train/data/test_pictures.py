@@ -60,14 +60,6 @@ def test_a_transparent_palette_and_cmyk(tmp_path):
     assert min(pictures.read_picture(tmp_path / "a.jpg").getpixel((3, 3))) > 250
 
 
-def test_postscript_is_a_program_and_no_picture(tmp_path, monkeypatch):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
-    (tmp_path / "a.eps").rename(tmp_path / "a.png")
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
-    with pytest.raises(UserError, match=r"a.png is not a picture that can be read \(no known format\)"):
-        pictures.read_picture(tmp_path / "a.png")
-
-
 def test_of_an_animated_picture_it_is_the_first_frame(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])

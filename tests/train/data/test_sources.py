@@ -1,4 +1,4 @@
-"""The three sources give one set; damage is named, nothing is fetched that is there, nothing half (R8, R14, R21)."""
+"""The three sources give one set; damage is named, nothing is fetched that is there, nothing half."""
 
 import errno
 import fcntl

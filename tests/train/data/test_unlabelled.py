@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import pickle
 import zipfile
 
@@ -156,16 +155,8 @@ def test_rows_that_somebody_reshaped_the_wrong_way_are_refused(tmp_path, smooth)
 # ---------------------------------------------------------------- what is refused
 
 
-class Trap:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.system, (f"touch '{self.mark}'",)
-
-
 def test_a_file_that_runs_a_command_is_refused_and_leaves_no_mark(tmp_path):
-    trap, file = Trap(tmp_path / "mark"), tmp_path / "images"
+    trap, file = toy.Bomb(tmp_path / "mark"), tmp_path / "images"
     array = np.array([trap], dtype=object)
     for content in (trap, {b"data": trap, b"ids": [1]}, {b"data": array, b"ids": [1]}):
         with pytest.raises(UserError, match="not a plain pickle"):

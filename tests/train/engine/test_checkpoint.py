@@ -1,4 +1,4 @@
-"""Files that survive what happens to files: damage, full disks, odd file systems and two writers (R2, R4-R7)."""
+"""Files that survive what happens to files: damage, full disks, odd file systems and two writers."""
 
 import errno
 import os
@@ -84,7 +84,7 @@ def test_a_resume_state_is_no_weights_file(run, tmp_path):
             checkpoint.load_weights(file)
 
 
-# ---------------------------------------------------------------- R4: damage
+# ---------------------------------------------------------------- damage
 
 
 DAMAGE = {"empty": lambda raw: b"", "half": lambda raw: raw[:len(raw) // 2], "text": lambda raw: b"no such thing",
@@ -204,7 +204,14 @@ def test_killed_while_it_finishes_a_run_has_its_weights_or_goes_on(run, monkeypa
     assert toy.different(FINISHED, checkpoint.load_weights(run.weights)) is None
 
 
-# ---------------------------------------------------------------- R5: nowhere to write
+# ---------------------------------------------------------------- nowhere to write
+
+
+def test_the_renames_are_flushed_too(tmp_path, monkeypatch):
+    folders, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: folders.append(stat.S_ISDIR(os.fstat(fd).st_mode)) or fsync(fd))
+    checkpoint.write_text(tmp_path / "a", "a")
+    assert folders == [False, True]
 
 
 def test_a_full_disk_keeps_the_old_state_and_leaves_no_litter(run, tmp_path, monkeypatch):
@@ -275,8 +282,6 @@ CANNOT = {
     "flush a folder": (["os.fsync"], failing(errno.EINVAL, os.fsync, lambda fd: stat.S_ISDIR(os.fstat(fd).st_mode))),
     "change modes": (["os.chmod", "os.fchmod"], failing(errno.EPERM)),
     "lock": (["fcntl.flock"], failing(errno.ENOSYS)),
-    "lock, as NFS without its daemon": (["fcntl.flock"], failing(errno.ENOLCK)),
-    "lock, as some FUSE": (["fcntl.flock"], failing(errno.EOPNOTSUPP)),
 }
 
 
@@ -320,7 +325,7 @@ def test_a_link_is_written_through(tmp_path):
     assert names(tmp_path / "store") == ["file.pt", "other.pt"]
 
 
-# ---------------------------------------------------------------- R7: two processes
+# ---------------------------------------------------------------- two processes
 
 
 def test_of_two_processes_the_second_is_refused(toy_set, tmp_path):

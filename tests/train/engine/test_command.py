@@ -1,8 +1,10 @@
 """The command line that scripts share: a mistake is one line."""
 
 import argparse
+import ctypes
 import io
 import os
+import platform
 import signal
 import sys
 
@@ -35,7 +37,7 @@ def test_what_the_user_can_mend_is_one_line(typed, monkeypatch, handlers, error,
     assert err.startswith("test_command.py: ")
 
 
-def test_a_reader_that_has_enough_ends_it_without_a_word(typed, monkeypatch):
+def test_a_closed_pipe_is_exit_code_141_without_a_message(typed, monkeypatch):
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # or it would lead nowhere after the test too
 
     def main():
@@ -109,3 +111,20 @@ def test_a_notebooks_stream_that_cannot_be_reconfigured_is_written_to(monkeypatc
 
 def test_counts_are_in_words():
     assert [count_of(n, "epoch") for n in (0, 1, 2000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
+
+
+class Mallinfo(ctypes.Structure):
+    """What glibc's mallinfo2 returns; hblks is the number of regions that were mapped for one allocation each."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", *"abcdef")]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_a_large_tensor_is_not_mapped_anew():
+    with command():
+        pass
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo
+    before = mallinfo2().hblks
+    tensor = torch.empty(64 << 20, dtype=torch.uint8)
+    assert mallinfo2().hblks == before and len(tensor) == 64 << 20

@@ -29,9 +29,14 @@ def test_float32_is_float32_wherever_a_gpu_has_less():
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
+def test_a_device_that_is_not_there_is_a_users_mistake(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(engine, "DRIVER", tmp_path / "none")
     with pytest.raises(UserError, match="--device cuda: no CUDA device"):
+        device_of("cuda")
+    monkeypatch.setattr(engine, "DRIVER", tmp_path), monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match="--device cuda: an NVIDIA driver is installed, but torch cannot use a GPU"):
         device_of("cuda")
     assert device_of("auto").type == device_of("cpu").type == "cpu"
 
@@ -62,6 +67,7 @@ def test_a_gpu_that_this_torch_has_no_kernels_for_is_told(monkeypatch, capsys, c
                         "get_device_capability": capability, "get_device_name": "Toy 1080", "device_count": 1}.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # set by device_of
     assert device_of("auto").type == kind
     assert capsys.readouterr().err.endswith(f": {told}: using the CPU\n" * (kind == "cpu"))
     if kind == "cpu":
@@ -80,6 +86,17 @@ def test_more_ranks_than_gpus_are_told_of_once(monkeypatch, typed, ranks):
         assert code == 2 and err.count("--nproc-per-node is above the number of GPUs here, 1\n") == lines
 
 
+def test_each_rank_takes_the_gpu_of_its_number(monkeypatch, ranks):
+    taken = []
+    for name, value in {"is_available": True, "get_arch_list": [], "device_count": 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # set by device_of
+    for rank in (0, 1):
+        ranks(rank), device_of("cuda")
+    assert taken == [0, 1]
+
+
 @pytest.mark.parametrize("kind, units, auto", [
     ("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("cpu", True, "bfloat16"), ("cpu", False, "float32")])
 def test_auto_is_bfloat16_where_there_are_units_for_it(monkeypatch, kind, units, auto):
@@ -94,7 +111,7 @@ def test_auto_is_bfloat16_where_there_are_units_for_it(monkeypatch, kind, units,
 @pytest.mark.parametrize("vendor, avx512_bf16, amx, units", [
     ("AuthenticAMD", True, False, True), ("AuthenticAMD", False, False, False),
     ("GenuineIntel", True, False, False), ("GenuineIntel", True, True, True)])
-def test_intels_avx512_bf16_alone_is_no_reason_for_bfloat16(tmp_path, monkeypatch, vendor, avx512_bf16, amx, units):
+def test_bfloat16_is_faster_with_amx_or_with_amds_avx512_bf16(tmp_path, monkeypatch, vendor, avx512_bf16, amx, units):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
     monkeypatch.setattr(engine, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
@@ -130,9 +147,9 @@ def test_autocast_is_on_in_bfloat16_alone():
 
 
 @pytest.mark.parametrize("kind, name, steps, compile, tools, expected", [
-    ("cuda", "resnet18", 2_000, None, True, True), ("cuda", "resnet18", 1_999, None, True, False),
-    ("cuda", "resnet18", 2_000, None, False, False), ("cuda", "resnet18", 1, True, True, True),
-    ("cuda", "resnet18", 2_000, False, True, False), ("cpu", "resnet18", 2_000, None, True, False),
+    ("cuda", "resnet18", 10_000, None, True, True), ("cuda", "resnet18", 9_999, None, True, False),
+    ("cuda", "resnet18", 10_000, None, False, False), ("cuda", "resnet18", 1, True, True, True),
+    ("cuda", "resnet18", 10_000, False, True, False), ("cpu", "resnet18", 2_000, None, True, False),
     ("cpu", "resnet18", 1, True, True, True), ("cpu", "seresnet164", 2_000, None, True, True),
     ("cpu", "shakeshake26-32", 2_000, None, True, True), ("cpu", "seresnet164", 1_999, None, True, False),
     ("cpu", "seresnet164", 2_000, None, False, False), ("cpu", "seresnet164", 2_000, False, True, False)])
@@ -145,12 +162,12 @@ def test_long_runs_on_cuda_and_of_deep_networks_are_compiled_where_kernels_can_b
     monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/bin/{name}" if tools and name == compiler else None)
     monkeypatch.setattr(engine.sysconfig, "get_path", lambda *_: tmp_path)
     (tmp_path / "Python.h").touch()
-    hindered = compile is None and steps == 2_000 and (kind, name) != ("cpu", "resnet18")
+    hindered = compile is None and steps in (2_000, 10_000) and (kind, name) != ("cpu", "resnet18")
     told = f"not compiled: {'gcc or clang' if kind == 'cuda' else 'g++'} or Python.h is missing"
     assert engine.compilation(compile, device, steps, network) == (expected, told * (hindered and not expected))
     (tmp_path / "Python.h").unlink()
     assert engine.compilation(False, device, steps, network) == (False, "")
-    assert engine.compilation(None, device, 2_000, network) == (False, told * ((kind, name) != ("cpu", "resnet18")))
+    assert engine.compilation(None, device, 10_000, network) == (False, told * ((kind, name) != ("cpu", "resnet18")))
     with pytest.raises(UserError, match=r"--compile needs a compiler \(.*\) and Python's headers"):
         engine.compilation(True, device, steps, network)
 
@@ -160,5 +177,13 @@ def test_several_processes_on_cpus_compile_only_by_the_flag(ranks):
         network = models.build("seresnet164")
     assert engine.compiling_pays(torch.device("cpu"), 2_000, network)
     ranks(0)
-    assert not engine.compiling_pays(torch.device("cpu"), 2_000, network)
-    assert engine.compiling_pays(torch.device("cuda"), 2_000, network)
+    assert not engine.compiling_pays(torch.device("cpu"), 10_000, network)
+    assert engine.compiling_pays(torch.device("cuda"), 10_000, network)
+
+
+@pytest.mark.parametrize("kind, size, mode", [("cuda", 1, "reduce-overhead"), ("cuda", 2, "default"),
+                                              ("cpu", 1, "default")])
+def test_cuda_graphs_are_for_one_gpu(monkeypatch, kind, size, mode):
+    monkeypatch.setattr(engine.distributed, "world_size", lambda: size)
+    monkeypatch.setattr(torch, "compile", lambda network, **options: options)
+    assert engine.compiled(None, torch.device(kind)) == {"dynamic": False, "mode": mode}

@@ -100,6 +100,8 @@ def test_the_stages_are_the_documented_ones():
     assert parse("", STAGES, by="stage", argv=[]) == augmented
     tuned = staged("--stage", "tuned", "--noval")
     assert run_name(tuned, build(tuned).name) == "resnet20x4-tuned-noval" and tuned.blocks == 3
+    assert (tuned.epochs, tuned.lr, tuned.weight_decay, tuned.smoothing, tuned.low_res) == (139, 0.2, 1e-4, 0.1, 0.5)
+    assert tuned.augment == ("crop", "flip", "trivial:0.5", "cutout")
 
 
 @pytest.mark.parametrize("flags, name", [

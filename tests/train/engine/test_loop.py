@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from untrained import write_weights
 
 import augment
 import models
-from train import UserError, evaluate, export
+from train import UserError, export
 from train.data import cifar10
 from train.engine import checkpoint, device, loop, metrics
 from train.engine.batches import batches, derive
@@ -53,7 +54,7 @@ def test_the_learning_rate_by_hand():
 @pytest.mark.parametrize("warmup_lr, triangular, others", [
     (None, [0.4, 1.2, 2.0], [1.0, 2.0, 2.0]), (0, [0.0, 1.0, 2.0], [1.0, 2.0, 2.0]),
     (1, [1.0, 1.5, 2.0], [1.5, 2.0, 2.0])])
-def test_a_triangle_warms_up_from_its_first_step_on_and_by_itself_from_a_fifth(warmup_lr, triangular, others):
+def test_a_triangle_begins_at_the_warm_up_rate_or_a_fifth_of_the_peak(warmup_lr, triangular, others):
     """Two steps of warm-up: of step 0 and 1 for the triangle, of 1 and 2 for the other schedules."""
     found = {name: rates(10, schedule=name, epochs=10, warmup_epochs=2, lr=2, warmup_lr=warmup_lr)
              for name in ("triangular", "cosine", "constant")}
@@ -163,15 +164,6 @@ def test_a_run_equals_one_written_out(toy_set, configure, ema_decay, momentum, n
     assert not torch.allclose(content["ema"]["head.weight"], content["state"]["head.weight"], atol=1e-4)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_targets_are_float_probabilities_that_smoothing_takes_from(smoothing):
-    given, targets, hard = torch.randn(5, 10), torch.rand(5, 10).softmax(1), torch.tensor([1, 2, 3, 4, 5])
-    loss = loop.cross_entropy(smoothing)
-    wanted = ((1 - smoothing) * targets + smoothing / 10, F.cross_entropy(given, hard, label_smoothing=smoothing))
-    torch.testing.assert_close(loss(given, targets)["loss"], -(wanted[0] * given.log_softmax(1)).sum(1).mean())
-    torch.testing.assert_close(loss(given, cifar10.one_hot(hard))["loss"], wanted[1])
-
-
 @pytest.mark.parametrize("decay_all", [True, False])
 def test_without_decay_all_only_filters_and_matrices_decay(decay_all):
     model = models.build("resnet18", width=2)
@@ -181,6 +173,14 @@ def test_without_decay_all_only_filters_and_matrices_decay(decay_all):
     learned = {parameter for parameter in model.parameters() if parameter is not frozen}
     assert len(decay) == len(learned) and {parameter for parameter, _ in decay} == learned
     assert all(found == (0.1 if decay_all or parameter.dim() > 1 else 0) for parameter, found in decay)
+
+
+@pytest.mark.parametrize("low_res, told", [(0.0, 0), (0.5, 1)])
+def test_a_second_compilation_is_told(configure, monkeypatch, capsys, low_res, told):
+    monkeypatch.setattr("train.engine.device.builds_kernels", lambda _: True)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: torch.nn.Sequential(model))
+    loop.run(configure(compile=True, low_res=low_res))
+    assert capsys.readouterr().out.count("this step compiles the network again, for images of 32x32 pixels\n") == told
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -378,7 +378,7 @@ def test_the_first_line_states_the_run_and_the_last_its_scores(configure, capsys
     first, last = capsys.readouterr().out.splitlines()
     assert re.match(r"resnet18-2: 2,988 parameters, .+\), 1 thread, float32, channels_last, 40 images, 9 steps in "
                     r"3 epochs, about", first)
-    assert first.endswith(" s") and re.search("validation .* of 20 images, .* s for 3 epochs", last)
+    assert re.search("validation .* of 20 images, .* for 3 epochs", last)
 
 
 # ---------------------------------------------------------------- what finished weights say of themselves
@@ -425,7 +425,8 @@ def test_images_without_a_label_are_counted_and_not_part_of_the_digest(toy_set, 
 @pytest.mark.parametrize("fold, teacher, table, seen", [
     (0, None, (), [1, 2, 3, 4]), (None, None, (), ALL_FOLDS), (3, None, (), [0, 1, 2, 4]), (0, 0, (), [1, 2, 3, 4]),
     (0, 1, (), ALL_FOLDS), (0, None, (2, 1), [1, 2, 3, 4]), (0, None, (0, 1), ALL_FOLDS)])
-def test_what_the_teachers_have_seen_was_not_held_out(toy_set, configure, tmp_path, capsys, fold, teacher, table, seen):
+def test_a_fold_that_the_teachers_have_seen_is_no_validation(toy_set, configure, tmp_path, capsys, fold, teacher,
+                                                               table, seen):
     """By their own folds, or by what the table of their logits says."""
     teachers = []
     if teacher is not None:
@@ -467,6 +468,7 @@ def git(folder, *words):
     return done.stdout.strip()
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_the_commit_is_told_with_a_mark_when_files_were_changed(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("GIT_")]:  # as in a hook of git
         monkeypatch.delenv(name)
@@ -514,7 +516,7 @@ def test_a_model_that_cannot_be_built_is_a_users_mistake(configure, changes, tol
         loop.run(configure(**changes))
 
 
-# ---------------------------------------------------------------- R15: the test images
+# ---------------------------------------------------------------- the test images
 
 
 def seen_in_training(args, monkeypatch):
@@ -541,9 +543,7 @@ def test_no_test_image_and_no_held_out_image_reaches_training(toy_set, configure
     assert set(parts) == {"train"}  # the file of the test images is not even read
 
 
-def test_weights_that_saw_the_test_images_are_marked_and_refused(toy_set, configure, monkeypatch, typed):
+def test_weights_that_saw_the_test_images_are_marked(toy_set, configure, monkeypatch):
     seen, weights = seen_in_training(configure(include_test=True, fold=None), monkeypatch)
     assert set(cifar10.load(toy_set, "test").ids) < seen and len(seen) == 80
     assert load(weights).provenance["include_test"] is True
-    code, out, err = typed(evaluate.main, weights, "--data", toy_set, "--device", "cpu")
-    assert code == 3 and "CONTAMINATED" in err and "top-1" not in out

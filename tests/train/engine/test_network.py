@@ -188,7 +188,7 @@ def test_logits_may_be_what_another_network_learns_from(network, images):
     assert student.grad.norm() > 0
 
 
-def test_a_network_counts_once(toy_set, tmp_path):
+def test_a_network_named_twice_is_refused(toy_set, tmp_path):
     """Under another name, too, and in another precision."""
     content = write_weights(tmp_path / "a.pt", toy_set)
     shutil.copy(tmp_path / "a.pt", tmp_path / "b.pt")
@@ -210,13 +210,13 @@ def test_without_a_name_it_is_the_released_network(network, tmp_path, monkeypatc
 
 def test_weights_that_saw_the_test_images_are_contaminated_and_no_teacher(network, toy_set):
     network().check_clean()
-    marked, training = network(include_test=True), cifar10.load(toy_set)
+    marked = network(include_test=True)
     with pytest.raises(engine.Contaminated, match="^CONTAMINATED: .*net.pt was trained with") as caught:
         marked.check_clean()
     assert caught.value.code == 3
-    with pytest.raises(UserError, match="net.pt was trained with the test images: its logits would leak them"):
-        marked.check_teacher(toy_set, training, include_test=False)
-    marked.check_teacher(toy_set, training, include_test=True)
+    with pytest.raises(UserError, match="net.pt was trained with the test images, which would leak into what learns"):
+        marked.check_source(toy_set, include_test=False)
+    marked.check_source(toy_set, include_test=True)
 
 
 @pytest.mark.parametrize("source, path, fits", [

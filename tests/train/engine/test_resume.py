@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed ends bit for bit as one that was not (R1-R3, R9, R10, R24, R25)."""
+"""A run that was stopped and resumed ends bit for bit as one that was not."""
 
 import os
 import random
@@ -381,7 +381,7 @@ def test_a_signal_to_a_process_saves_and_says_how_to_go_on(toy_set, tmp_path, nu
     assert {file.name for file in tmp_path.glob("*.*")} - {"run.csv", "run.last.bak"} == {".run.lock", "run.last.pt"}
 
 
-def test_a_signal_saves_though_nobody_reads_standard_error(configure, tmp_path, monkeypatch, handlers):
+def test_a_signal_saves_though_nobody_reads_standard_error(configure, tmp_path, monkeypatch):
     write = os.write
 
     def gone(descriptor, data):
@@ -399,7 +399,7 @@ def test_a_signal_saves_though_nobody_reads_standard_error(configure, tmp_path, 
     (signal.SIGINT, CppCompileError(["g++"], "interrupted"), KeyboardInterrupt),
     (signal.SIGINT, RuntimeError("ours"), RuntimeError),
     (signal.SIGTERM, RuntimeError("a rank is gone"), RuntimeError)])
-def test_an_interrupt_that_also_ends_the_compiler_is_one(configure, monkeypatch, handlers, number, error, told):
+def test_an_interrupt_that_also_ends_the_compiler_is_one(configure, monkeypatch, number, error, told):
     def fails(*_):
         signal.raise_signal(number)
         raise error

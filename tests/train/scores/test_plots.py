@@ -68,6 +68,12 @@ def test_rows_of_a_confusion_are_the_true_classes(tmp_path, drawn):
     assert axes.images[0].get_array().tolist() == [[0, 2], [0, 0]]
 
 
+def test_confidence_is_to_the_right_and_accuracy_upwards(tmp_path, drawn):
+    plots.reliability(tmp_path / "x.png", [(0, 0.0, 0.0), (30, 0.6, 0.5), (70, 0.9, 0.8)], "title")
+    dots = drawn[0].axes[0].collections[-1]
+    assert dots.get_offsets().tolist() == [[0.6, 0.5], [0.9, 0.8]] and dots.get_sizes().tolist() == [134, 286]
+
+
 def points(*rows):
     """Points (label, cost, top1, low, high) of a picture; a label with a star is hollow."""
     table = pd.DataFrame(rows, columns=["label", "cost", "top1", "low", "high"])
@@ -82,6 +88,10 @@ def test_a_landscape_labels_its_points_and_holds_all_intervals(tmp_path, drawn):
     assert {"ours", "student*", "theirs", " the budget"} == {text.get_text() for text in axes.texts}
     low, high = axes.get_ylim()[1], axes.get_ylim()[0]
     assert low < 100 - 97.4 and high > 100 - 95.0 and axes.get_xlim()[1] > 5_000_000
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([100 - 96.4, 100 - 95.6])
+    dots = axes.collections
+    assert [tuple(dot.get_offsets()[0]) for dot in dots] == [(cost, 100 - top1) for _, cost, top1, *_ in rows]
+    assert [bool((dot.get_facecolor()[0][:3] == 1).all()) for dot in dots] == [False, True, False, False]
     plots.landscape(tmp_path / "y.png", points(*rows[:1]), "title", "parameters, millions", 1e6, 500_000_000)
     assert drawn[1].axes[0].get_xlim()[1] < 1e7, "a budget far away leaves room for the points"
 

@@ -73,13 +73,14 @@ def flags() -> Parser:
     return arguments
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = flags().parse_args(argv)
+def main() -> None:
+    args = flags().parse_args()
     check_target("--out", args.out, ".csv", "id,label,")
     teachers = load_all(args.weights, device_of(args.device))
     training = cifar10.load(args.data)
     for teacher in teachers:
-        teacher.check_teacher(args.data, training, args.include_test)
+        teacher.check_source(args.data, args.include_test)
+        teacher.split(training)
     dataset = training.select(slice(args.limit))
     folds = cifar10.fold_of(training.ids, training.labels.numpy())[:args.limit]
     if args.include_test:

@@ -22,8 +22,7 @@ import torch
 from distill.loss import OBJECTIVES, distillation_loss, soft_targets_of
 from distill.table import read_labels, seen_folds
 from models import MODELS
-from train import ROOT, UserError
-from train.baseline import STAGES
+from train import ROOT, UserError, baseline, flatse, pyramidnet, quick, seresnet, shakeshake
 from train.data import cifar10
 from train.data.sources import expand
 from train.data.unlabelled import with_unlabelled
@@ -31,14 +30,9 @@ from train.engine.command import Parser, command, number, one_of, warn
 from train.engine.flags import parse
 from train.engine.loop import run
 from train.engine.network import load, load_all
-from train.flatse import RECIPE as FLATSE
-from train.pyramidnet import RECIPE as PYRAMIDNET
-from train.quick import RECIPE as QUICK
-from train.seresnet import RECIPE as SERESNET
-from train.shakeshake import RECIPE as SHAKESHAKE
 
-FAMILIES = {"resnet": STAGES["augmented"], "shakeshake": SHAKESHAKE, "seresnet": SERESNET, "pyramidnet": PYRAMIDNET,
-            "flatse": FLATSE, "fastnet": QUICK}
+FAMILIES = {"resnet": baseline.STAGES["augmented"], "shakeshake": shakeshake.RECIPE, "seresnet": seresnet.RECIPE,
+            "pyramidnet": pyramidnet.RECIPE, "flatse": flatse.RECIPE, "fastnet": quick.RECIPE}
 
 
 def configuration(argv: list[str] | None = None) -> Namespace:
@@ -98,8 +92,8 @@ def loss(args: Namespace, logits: torch.Tensor, hard: torch.Tensor, soft: torch.
     return distillation_loss(logits, soft, hard, args.temperature, args.alpha, args.objective, args.smoothing)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = configuration(argv)
+def main() -> None:
+    args = configuration()
     if args.alpha == 0 and args.init and any(run["config"].get("alpha") for run in load(args.init).history):
         raise UserError(f"--alpha 0 learns from labels alone, and --init {args.init} has learned from teachers")
     teachers = load_all(args.teachers) if args.teachers else []  # `run` has copies on the device

@@ -63,7 +63,7 @@ def read_submission(path: Path, ids: np.ndarray, classes: tuple[str, ...]) -> np
     return answers.loc[ids].to_numpy()
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("weights", nargs="*", metavar="WEIGHTS",
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     form.add_argument("--probabilities", action="store_true", help="also write a probability column for each class")
     add("--compare", type=expand, metavar="FILE", help="an earlier submission to compare with, in either form")
     add_device(arguments)
-    args = arguments.parse_args(argv)
+    args = arguments.parse_args()
 
     check_target("--out", args.out, ".csv", "ID,Labels\n", "ID,Labels,", "id,label\n")  # id,label,airplane: soft labels
     images, ids = load_images(args.images, warn)

@@ -120,7 +120,7 @@ def now() -> float:
     return time.perf_counter()
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     arguments = parser(__doc__)
     add_common(arguments)
     add = arguments.add_argument
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch-size", "-b", type=integer(1), default=128, metavar="N", help="images per step")
     add("--precision", default="auto", metavar="NAME", help="as in training")
     add("--compile", action=BooleanOptionalAction, help="default: as in a long training")
-    args = arguments.parse_args(argv)
+    args = arguments.parse_args()
     device, runs = device_of(args.device), []
     for name, _, width in (text.partition(":") for text in (args.models or MODELS[device.type]).split(",")):
         recipe = RECIPE | ({"model": name, "width": width} if width else {"model": name})

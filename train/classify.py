@@ -34,7 +34,7 @@ from train.engine.progress import progress
 LIKELIEST = 3
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("pictures", nargs="+", type=expand, metavar="PICTURE", help="a picture, or a folder of pictures")
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         help="a weights file; repeated, the networks answer together (default: the released network)")
     add("--csv", type=expand, metavar="FILE", help="also write the answers, with all ten probabilities, there")
     add_device(arguments)
-    args = arguments.parse_args(argv)
+    args = arguments.parse_args()
     check_target("--csv", args.csv, ".csv", "file,class,")
     networks = load_all(args.weights, device_of(args.device))
     if len({network.synthetic for network in networks}) > 1:

@@ -92,11 +92,11 @@ def differences(*results: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("sides", nargs=2, metavar="RESULT", help="x.json, x.pt, or a quoted group of them")
     arguments.add_argument("--diff", action="store_true", help="say how the two runs differ")
-    args = arguments.parse_args(argv)
+    args = arguments.parse_args()
     a, b = (read_group(side) for side in args.sides)
     words = [side if os.path.exists(side) else side.split()[0] for side in args.sides]
     names = shortest_unique_names([Path(word.removesuffix(".pt").removesuffix(".json")).absolute() for word in words])

@@ -14,12 +14,12 @@ from train.data import cifar10, sources
 from train.engine.command import command, parser, warn
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("--data", type=sources.expand, default=ROOT / "data", metavar="PATH", help="folder of the images")
     add("--src", type=sources.expand, metavar="FILE", help="a local cifar-10-python.tar.gz or cifar10.npz")
-    args = arguments.parse_args(argv)
+    args = arguments.parse_args()
     generated = str(args.data) == "synthetic"
     if generated or sources.present(args.data):
         if args.src:

@@ -40,7 +40,7 @@ from train.engine.command import (
     warn,
 )
 from train.engine.device import device_of
-from train.engine.network import Network, load, load_all, mean_logits
+from train.engine.network import Network, load_all, mean_logits
 from train.engine.progress import progress
 from train.scores import plots
 from train.scores.results import FORMAT, combine, logits_file, write_result
@@ -54,18 +54,19 @@ SEVERITIES = 5
 RESULT = '{"format": "result/'  # what a result begins with
 
 
-def load_each(args: argparse.Namespace, device: torch.device) -> list[list[Network]]:
-    """The Networks of several files, each in its own list; files that cannot be scored are left out with a warning."""
+def load_groups(args: argparse.Namespace, device: torch.device) -> list[list[Network]]:
+    """The Networks, each list to be scored as one; --each leaves out a file that cannot be scored, with a warning."""
     groups = []
-    for file in args.weights or [None]:
+    for files in [[file] for file in args.weights] if args.each and args.weights else [args.weights]:
         try:
-            network = load(file, device)
-            network.check_clean()
-            network.check_kind(args.data)
-            beside([network], args)
-            groups.append([network])
+            networks = load_all(files, device)
+            for network in networks:
+                network.check_clean()
+                network.check_kind(args.data)
+            beside(networks, args)
+            groups.append(networks)
         except UserError as error:
-            if not file or not file.exists():
+            if not (args.each and files and files[0].exists()):
                 raise
             warn(f"left out: {error}")
     return groups
@@ -137,28 +138,23 @@ def flags() -> argparse.ArgumentParser:
     return arguments
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = flags().parse_args(argv)
+def main() -> None:
+    args = flags().parse_args()
     # 1. Refuse wrong flags and files before the work.
     check_target("--json", args.json, ".json", RESULT)
     check_target("--mistakes", args.mistakes, ".png")
     device = device_of(args.device)
     if args.each and len(args.weights) > 1 and (args.json or args.mistakes or args.cifar10c):
         raise UserError("--each scores several networks: leave out --json, --mistakes and --cifar10c")
-    groups = load_each(args, device) if args.each else [load_all(args.weights, device)]
+    groups = load_groups(args, device)
     if args.store_temperature and (not args.calibrate or args.tta or any(group[1:] for group in groups)):
         raise UserError("--store-temperature needs --calibrate, one network, and no --tta")
     if args.cifar10c and args.data == "synthetic":
         raise UserError("--cifar10c holds corrupted CIFAR-10 images, not generated ones")
-    for network in chain(*groups):
-        network.check_clean()
-        network.check_kind(args.data)
-        if args.store_temperature:
-            check_target("--store-temperature", network.file, ".pt")
-            with checkpoint.RunFiles(network.file, log=False):  # or a UserError: they are being trained again
-                pass
-    for group in groups:
-        beside(group, args)
+    for network in chain(*groups) if args.store_temperature else ():
+        check_target("--store-temperature", network.file, ".pt")
+        with checkpoint.RunFiles(network.file, log=False):  # or a UserError: they are being trained again
+            pass
     corrupted = read_corruptions(args.cifar10c) if args.cifar10c else None
     training = cifar10.load(args.data, "train") if args.calibrate else None
     folds = [common_fold(group, training) if args.calibrate else None for group in groups]

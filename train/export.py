@@ -122,14 +122,14 @@ def write_half(network: Network, out: Path, allow_ties: bool = False) -> None:
     print(f"{out}: {network.model.name} in half precision, {out.stat().st_size / 1e6:.1f} MB; {told}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("weights", nargs="?", type=expand, metavar="WEIGHTS", help="a weights file (default: the released network)")
     add("--format", choices=(*FORMATS, "half"), default="torch", help="of the exported file")
     add("--out", type=expand, metavar="FILE", help="default: beside the weights")
     add("--allow-ties", action="store_true", help=f"half: predictions may change whose largest logits are within {TIE}")
-    args = arguments.parse_args(argv)
+    args = arguments.parse_args()
 
     network = load(args.weights)
     if args.format == "half":

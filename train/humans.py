@@ -121,7 +121,7 @@ cross-entropy {votes:.4f} against people's votes, {nll:.4f} against the labels
 {agreement:.2f} % of the people would give its classes, {label_agreement:.2f} % the labels"""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     arguments = parser(__doc__)
     ways = arguments.add_subparsers(dest="way", required=True, metavar="build|score")
     way = ways.add_parser("build", help="make the CSV from the four public files")
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     way = ways.add_parser("score", help="score kept logits by the CSV")
     way.add_argument("csv", type=sources.expand, metavar="CSV", help="what `build` wrote")
     way.add_argument("logits", type=sources.expand, metavar="NPZ", help="x.logits.npz, as train/evaluate.py writes it")
-    args = arguments.parse_args(argv)
+    args = arguments.parse_args()
     file = args.folder if args.way == "build" else args.csv
     try:
         if args.way == "build":

@@ -62,7 +62,7 @@ def training_rows(images: torch.Tensor, augment: tuple[str, ...], mix: str,
         yield f"all, epoch {epoch}", mixing(mix)(generator, pipeline(augment)(images, generator))[0]
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("--data", type=expand, default=ROOT / "data", metavar="PATH", help="folder of the images, or synthetic")
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=integer(0), default=0, metavar="N", help="of the random rows")
     add("--augment", type=flags.augmentations, metavar="NAME[:STRENGTH],...", help="only these, as in training")
     add("--mix", type=flags.mix, metavar="NAME[:STRENGTH]", help="only this, as in training")
-    args = arguments.parse_args(argv)
+    args = arguments.parse_args()
     check_target("--out", args.out, ".png")
     images = cifar10.load(args.data).images[:COLUMNS]
     generator, original = torch.Generator().manual_seed(args.seed), ("original", images)

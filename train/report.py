@@ -244,8 +244,8 @@ def flags() -> argparse.ArgumentParser:
     return arguments
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = flags().parse_args(argv)
+def main() -> None:
+    args = flags().parse_args()
     paths = args.results or [ROOT / "weights"]
     out = args.out or (paths[0] if paths[0].is_dir() else ROOT / "weights") / "report"
     if out.is_file() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
 
     results, logs = gather(paths)
     official, table = results[0]["test_digest"] == cifar10.OFFICIAL["test"], group(results)
-    generated = not official and (results[0]["provenance"].get("source") or "").startswith("synthetic")
+    generated = not official and results[0]["provenance"]["source"].startswith("synthetic")
     by_folder = {}
     for result in results:
         by_folder.setdefault(home(result["file"]), []).append(result)

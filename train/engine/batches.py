@@ -1,8 +1,4 @@
-"""Training batches: shuffled, augmented and mixed on the device.
-
-Every random number comes from (seed, epoch) or (seed, step), never from what ran before, so a run that was killed
-resumes with exactly the batches that it would have had otherwise.
-"""
+"""Training batches: shuffled, augmented and mixed on the device, by (seed, epoch) alone (see loop.py)."""
 
 import hashlib
 from argparse import Namespace

@@ -11,7 +11,6 @@ that decide what is learned (FILES) are compared by their content, never by thei
 import argparse
 from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import augment
 from models import MODELS, options_of
@@ -19,7 +18,6 @@ from train import UserError
 from train.data.sources import expand
 from train.engine.command import Parser, add_common, integer, number, one_of, parser
 
-T = TypeVar("T")
 RUNTIME = ("data", "out", "device", "compile", "fresh")
 FILES = ("labels", "images")
 
@@ -149,7 +147,7 @@ def as_text(arguments: Parser, recipe: Mapping) -> dict:
         if value is None and name != "fold" and name in flags and flags[name].default is not None:
             raise UserError(f"{name} should have a value, not None")
         switch = isinstance(flags.get(name), argparse._StoreTrueAction | BooleanOptionalAction)
-        if switch and value not in ((True, False, None) if name == "compile" else (True, False)):
+        if switch and value not in (True, False, None):
             raise UserError(f"{name}={value!r} should be True or False")
         if isinstance(value, list | tuple):
             value = ",".join(map(str, value))
@@ -194,7 +192,7 @@ def mix(text: str) -> str:
     return accept(text, augment.mixing)
 
 
-def accept(value: T, build: Callable[[T], object]) -> T:
+def accept(value: str | tuple[str, ...], build: Callable) -> str | tuple[str, ...]:
     """`value`, unless `build(value)` raises ValueError."""
     try:
         build(value)

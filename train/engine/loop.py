@@ -58,7 +58,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
     model = build(args)
     weights = Path(args.out or ROOT / "weights" / f"{run_name(args, model.name)}.pt")
     start = load(args.init) if args.init else None
-    check_start(args, model, weights, start, teachers)
+    earlier = [*teachers, *([start] if start else [])]  # the networks that this run learns from
+    check_start(args, model, weights, start, earlier)
     with Ranks(device, args.compile) as ranks, ranks.hold(checkpoint.RunFiles(weights)) as files:
         finished = ranks.once(files.check_fresh if args.fresh else files.finished)
         saved = finished or (None if args.fresh else ranks.once(files.load_state))
@@ -67,10 +68,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
 
         # 2. The images, and the targets of each.
         dataset = cifar10.load(args.data)
-        if start:
-            start.split(dataset)  # or a UserError: it was trained on other images
-        for teacher in teachers:
-            teacher.check_teacher(args.data, dataset, args.include_test)
+        for network in earlier:
+            network.split(dataset)  # or a UserError: it was trained on other images
         labelled, val = cifar10.split(dataset, args.fold, args.limit)
         del dataset  # the split has copied the images
         train, further = labelled, ()
@@ -82,7 +81,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
             train, further = targets(train)
         if start:
             model.load_state_dict(start.model.state_dict())
-        seen = seen_folds(args, start, teachers)
+        seen = seen_folds(args, earlier)
         # A fold that the teachers have trained on is not logged as validation.
         fold_role = "seen_fold" if args.fold in seen else "val"
         config = stored(args, start, teachers)
@@ -130,8 +129,10 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
         network = ranks.wrap(model)
         network = compiled(network, device) if compiling else network
         teach = Frozen([teacher.model for teacher in teachers], args.precision).to(device) if teachers else None
-        if teachers and compiling:  # without CUDA graphs, whose memory the student's graphs would reuse
-            teach = torch.compile(teach, dynamic=False)
+        if teachers and compiling:
+            # Each alone, for equal ones then share a graph; no CUDA graphs, whose memory the student's would reuse.
+            for teacher in teach.networks:
+                teacher.compile(dynamic=False)
 
         def elapsed() -> float:
             return spent + time.perf_counter() - began
@@ -174,6 +175,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                 model.train()
                 global_batches = ahead(batches(images, wanted, args, epoch, step - epoch * per_epoch))
                 for count, scale, inputs, *labels in ranks.shard(global_batches):
+                    if compiling and step == low_res_steps > 0:
+                        say(f"{model.name}: this step compiles the network again, for images of 32x32 pixels")
                     # 5. A step. All randomness inside the model follows from (seed, step) and the rank.
                     for group in optimizer.param_groups:
                         group["lr"] = learning_rate(args, step, steps) * group.get("lr_scale", 1)
@@ -334,32 +337,26 @@ def run_name(args: Namespace, model: str) -> str:
 
 
 def check_start(args: Namespace, model: nn.Module, weights: Path, start: Network | None,
-                teachers: Sequence[Network]) -> None:
-    """Raise UserError if the run would write a file that it reads, or may not begin with the weights of --init.
+                earlier: Sequence[Network]) -> None:
+    """Raise UserError if the run may not learn from a network of `earlier`, or would write over its file.
 
-    They must be of the same network and kind of images. They may have seen the test images only if the run may, and
-    never the fold that it holds out, which would then be no validation.
+    The weights of --init, start, must be of the same network, and may not have seen the fold that the run holds out,
+    which would then be no validation.
     """
-    reads = [("--teachers", teacher.file) for teacher in teachers] + ([("--init", start.file)] if start else [])
-    for flag, file in reads:
-        if file.resolve() == weights.resolve():
-            raise UserError(f"{flag} {file} is the file that this run writes: name another with --out")
-    if not start:
-        return
-    start.check_kind(args.data)
-    if start.model.name != model.name:
+    for network in earlier:
+        if network.file.resolve() == weights.resolve():
+            raise UserError(f"{network.file} is the file that this run writes: name another with --out")
+        network.check_source(args.data, args.include_test)
+    if start and start.model.name != model.name:
         raise UserError(f"--init {start.file} is {start.model.name}, and the network to train is {model.name}")
-    if start.provenance["include_test"] and not args.include_test:
-        raise UserError(f"--init {start.file} was trained with the test images, which this run may not learn from "
-                        f"(--include-test admits them)")
-    if args.fold is not None and args.fold in start.provenance["seen_folds"]:
+    if start and args.fold is not None and args.fold in start.provenance["seen_folds"]:
         raise UserError(f"--init {start.file} was trained on images that --fold {args.fold} holds out")
 
 
-def seen_folds(args: Namespace, start: Network | None, teachers: Sequence[Network]) -> list[int]:
-    """The folds whose labels the run learns from: directly, through its teachers, or through the weights of --init."""
+def seen_folds(args: Namespace, earlier: Sequence[Network]) -> list[int]:
+    """The folds whose labels the run learns from: directly, or through the networks of `earlier`."""
     seen = {fold for fold in range(cifar10.FOLDS) if fold != args.fold} | set(args.seen_folds)
-    return sorted(seen.union(*(network.provenance["seen_folds"] for network in [*teachers, *filter(None, [start])])))
+    return sorted(seen.union(*(network.provenance["seen_folds"] for network in earlier)))
 
 
 def settle_precision(args: Namespace, usual: str, saved: dict | None, finished: bool) -> Namespace:

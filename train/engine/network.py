@@ -125,16 +125,12 @@ class Network:
         if self.synthetic != (str(data) == "synthetic"):
             raise UserError(f"{self.file} was trained on other images than those of {data}")
 
-    def check_teacher(self, data: str | Path, dataset: cifar10.Dataset, include_test: bool) -> None:
-        """Raise UserError unless it was trained on images of the whole training set `dataset`, which is at `data`.
-
-        Weights trained with the test images, which a student would learn from them, need include_test.
-        """
+    def check_source(self, data: str | Path, include_test: bool) -> None:
+        """Raise UserError unless a run on the images at `data`, with include_test or without, may learn from it."""
         self.check_kind(data)
         if self.provenance["include_test"] and not include_test:
-            raise UserError(f"{self.file} was trained with the test images: its logits would leak them "
-                            f"(--include-test admits it, and marks the student)")
-        self.split(dataset)
+            raise UserError(f"{self.file} was trained with the test images, which would leak into what learns from it "
+                            f"(--include-test admits it, and marks the new weights)")
 
     def split(self, dataset: cifar10.Dataset) -> tuple[cifar10.Dataset, cifar10.Dataset | None]:
         """(images that it was trained on, those of its fold or None) of its training set; UserError for another set."""

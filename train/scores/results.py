@@ -21,7 +21,7 @@ import torch
 import models
 from train import UserError
 from train.data.cifar10 import SIZES, Dataset
-from train.data.sources import check_size
+from train.data.sources import expand, read_npz
 from train.engine import checkpoint, metrics
 from train.engine.command import count_of, short_path, warn
 from train.engine.loop import SPARED
@@ -36,7 +36,7 @@ PLACES = (*ENVIRONMENT, "precision")  # where and with what a network was traine
 
 def result_file(path: str | Path) -> Path:
     """x.json for x.pt; any other path unchanged."""
-    path = Path(path)
+    path = expand(path)
     return path.with_suffix(".json") if path.suffix == ".pt" else path
 
 
@@ -83,10 +83,8 @@ def read_logits(file: Path, fingerprint: str | None = None) -> tuple[np.ndarray,
         raise UserError(f"{file} does not exist: train/evaluate.py writes it beside the result (of the published "
                         f"results, only those in weights/results/ladder have logits)")
     try:
-        with file.open("rb") as handle:
-            check_size(handle)
-            with np.load(handle) as kept:
-                ids, logits, labels, mark = (kept[name] for name in ("ids", "logits", "labels", "fingerprint"))
+        kept = read_npz(file)
+        ids, logits, labels, mark = (kept[name] for name in ("ids", "logits", "labels", "fingerprint"))
         logits, labels = logits.astype(np.float32), labels.astype(np.int64)
         if logits.shape != (len(ids), 10) or labels.shape != ids.shape or not np.isfinite(logits).all():
             raise ValueError("they are not of so many images")
@@ -112,7 +110,7 @@ def combine(name: str, members: Sequence[dict], command: str, logits: torch.Tens
     counts = Counter(member["model"] for member in members)
     provenance = {key: join_distinct(run[key] for run in runs) for key in PLACES} | {
         "run": name, "command": command, "params": params, "over_budget": params > models.BUDGET, "include_test": False,
-        "source": members[0]["provenance"].get("source"), "seconds": sum(run["seconds"] for run in runs),
+        "source": members[0]["provenance"]["source"], "seconds": sum(run["seconds"] for run in runs),
         "unlabelled": max(run["unlabelled"] for run in runs), "date": max(run["date"] for run in runs), "before": []}
     return {"format": FORMAT, "run": name, "members": marks,
             "model": " + ".join(f"{count} {model}" for model, count in counts.items()), "params": params, "macs": macs,
@@ -202,7 +200,7 @@ def group(results: Iterable[dict]) -> pd.DataFrame:
 def protocol(result: dict) -> str:
     """What the networks of a result were trained on, and how they were scored: `fold 0, 5,000 images, TTA`."""
     config, runs = result["config"], runs_of(result)
-    generated = (result["provenance"].get("source") or "").startswith("synthetic")
+    generated = result["provenance"]["source"].startswith("synthetic")
     whole = 5_000 if generated else SIZES["train"]  # a larger limit is none
     limit = max(min(run["config"].get("limit") or whole, whole) for run in runs)
     unlabelled = max(run["unlabelled"] for run in runs)

@@ -40,7 +40,7 @@ RECIPE = dict(augment="crop,flip,autoaugment,erase", mix="ricap", allow_over_bud
 TRANSFORM = v2.Compose([
     v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.ToImage(),
     v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.RandomErasing(0.25, (0.02, 0.4), (0.3, 3.3))])
-HEADER = "| model | precision | step | loop | usual | first steps, s |\n| --- | --- |" + " ---: |" * 4
+HEADER = "| model | precision | step | loop | usual | first steps, s | GPU memory, MiB |\n| --- | --- |" + " ---: |" * 5
 WORKERS = min(8, os.cpu_count())  # of the DataLoader
 TURNS = 3  # of each measurement; the median counts
 SECONDS, SETTLE = 0.4, 0.2  # of a measurement, at least; before it, for the workers to fill their queues
@@ -67,9 +67,11 @@ def collate(pictures: list[tuple]) -> list[torch.Tensor]:
 
 def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usual: tuple,
             device: torch.device) -> list[str | float]:
-    """A model's row: its name and precision, images per second of each measurement, seconds of the first steps."""
+    """A model's row: name, precision, images per second of each measurement, seconds and memory of the first steps."""
     torch.compiler.reset()  # frees what was compiled for the previous model
     cudnn = torch.backends.cudnn
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
     model = build(args).to(device, memory_format=torch.channels_last).train()
     (compiling, _), loss = compilation(wanted, device, 10**6, model), cross_entropy(args.smoothing)
@@ -94,11 +96,11 @@ def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usua
     began = now()
     for _ in range(3):  # compiled in the first, recorded as a CUDA graph in the second
         step(*next(feed))
-    first = now() - began
+    first, memory = now() - began, torch.cuda.max_memory_allocated() / 2**20  # 0 on a CPU
     usual_step(*next(usual[0]))
     turns = [[rate(args.batch_size, *way) for way in ways] for _ in progress(range(TURNS), model.name, unit="turn")]
     how = args.precision + ", compiled" * compiling
-    return [model.name, how, *map(statistics.median, zip(*turns, strict=True)), first]
+    return [model.name, how, *map(statistics.median, zip(*turns, strict=True)), first, memory]
 
 
 def rate(batch_size: int, step: Callable, source: Iterator, queued: int = 0) -> float:

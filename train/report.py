@@ -93,8 +93,8 @@ def read_logs(results: list[dict], files: list[Path]) -> dict[str, list[pd.DataF
             log["epoch"] += total_epochs(result["provenance"]["before"])
             logs[result["file"].with_name(f"{result['run']}.csv")] = log
     for file in files:
-        with suppress(ValueError):  # an empty file
-            logs.setdefault(file, pd.read_csv(file))
+        with suppress(ValueError):  # an empty file, or one with words, which is no log
+            logs.setdefault(file, pd.read_csv(file, dtype=float))
     for file, log in logs.items():
         if len(log) and {"epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"} <= set(log):
             runs.setdefault(home(file) / family(file.stem), []).append(log)

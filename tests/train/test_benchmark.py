@@ -92,7 +92,7 @@ def test_every_way_trains_and_the_row_has_the_medians(toy_set, small, monkeypatc
     monkeypatch.setattr(benchmark, "TURNS", 3)
     dataset = cifar10.load(toy_set).select(slice(20))
     row = benchmark.measure(small, False, dataset, benchmark.usual_batches(dataset, 5), CPU)
-    assert row[:5] == ["resnet18-2", "float32", 8.0, 2.0, 5.0] and row[5] > 0
+    assert row[:5] == ["resnet18-2", "float32", 8.0, 2.0, 5.0] and row[5] > 0 and row[6] == 0
     weights.append([*models[0].parameters()])
     for before, after in pairwise(weights):
         assert all(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
@@ -102,7 +102,7 @@ def test_every_way_trains_and_the_row_has_the_medians(toy_set, small, monkeypatc
 def test_the_command_prints_a_table(run):
     code, out, _ = run("--models", "resnet18:2,fastnet:2")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
-    assert code == 0 and {len(row) for row in rows} == {6} and rows[0][2:5] == ["step", "loop", "usual"]
+    assert code == 0 and {len(row) for row in rows} == {7} and rows[0][2:5] == ["step", "loop", "usual"]
     assert [row[:2] for row in rows[2:]] == [["resnet18-2", "float32"], ["fastnet-2", "float32"]]
     assert all(float(cell.replace(",", "")) > 0 for row in rows[2:] for cell in row[2:5])
 

@@ -149,6 +149,7 @@ def test_what_cannot_be_read_is_named_and_left_out(folder, run, add, blank):
     add("net-fold0")
     (folder / "weights/damaged.json").write_text("{")
     (folder / "weights/empty.csv").write_text("")
+    (folder / "weights/notes.csv").write_text("epoch,train_loss,val_loss,train_accuracy,val_accuracy\n1,high,,low,\n")
     code, out, err = run()
     assert code == 0 and "resnet18-2" in out and err.count("\n") == 1 and "left out: " in err and "damaged.json" in err
     code, _, err = run(folder / "weights/damaged.json")

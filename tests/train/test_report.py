@@ -149,11 +149,16 @@ def test_what_cannot_be_read_is_named_and_left_out(folder, run, add, blank):
     add("net-fold0")
     (folder / "weights/damaged.json").write_text("{")
     (folder / "weights/empty.csv").write_text("")
-    (folder / "weights/notes.csv").write_text("epoch,train_loss,val_loss,train_accuracy,val_accuracy\n1,high,,low,\n")
     code, out, err = run()
     assert code == 0 and "resnet18-2" in out and err.count("\n") == 1 and "left out: " in err and "damaged.json" in err
     code, _, err = run(folder / "weights/damaged.json")
     assert code == 2 and err.count("\n") == 1 and "damaged.json is no result" in err
+
+
+def test_a_table_of_words_is_no_log(tmp_path):
+    for name, row, logs in (("run", "1,2.3,,20,", 1), ("notes", "1,high,,low,", 0)):
+        (tmp_path / f"{name}.csv").write_text(f"epoch,train_loss,val_loss,train_accuracy,val_accuracy\n{row}\n")
+        assert len(report.read_logs([], [tmp_path / f"{name}.csv"])) == logs
 
 
 def test_results_on_other_images_are_told_and_left_out(folder, run, add, blank):

@@ -149,8 +149,8 @@ args     = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 forced   = $(if $(filter $(1),$(MAKECMDGOALS)),FORCE)
 changed  = $(if $(ARGS)$(IMAGES)$(filter LABELS TEACHERS,$(typed)),$(call forced,$(1)))
 labelled = $(filter teachers labels,$(MAKECMDGOALS))$(wildcard $(LABELS))
-# With GPUS=N, a job takes the first of N GPUs that no other job of this user has locked; the lock ends with the
-# process. They are the first N of CUDA_VISIBLE_DEVICES if that is set.
+# With GPUS=N, a job takes the first of N GPUs that no other job of this user has locked, in TMPDIR or /tmp; the lock
+# ends with the process. They are the first N of CUDA_VISIBLE_DEVICES if that is set.
 ifneq ($(GPUS),)
 free_gpu = IFS=, read -ra own <<< "$${CUDA_VISIBLE_DEVICES-$$(seq -s, 0 $$(( $(GPUS) - 1 )))}"; gpu=0; \
   until exec 9> "$${TMPDIR:-/tmp}/cifar10-$$UID-gpu$${own[gpu]}.lock" || exit; flock -n 9; do \

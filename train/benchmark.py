@@ -5,7 +5,8 @@
 
 `step` is the training step on a batch that stays on the device; `loop` is the step with crop, flip, AutoAugment,
 erasing and RICAP; `usual` is a typical script: torchvision's transforms for all but RICAP, image by image in a
-DataLoader, float32, not compiled, and every loss is read. The three take turns; the median counts. Three minutes.
+DataLoader, float32, not compiled, and every loss is read. The three take turns; the median counts. `first steps` are
+three, with compiling; `GPU memory` is the most that they and the images took (0 on a CPU). Three minutes.
 """
 
 import os
@@ -96,7 +97,7 @@ def measure(args: Namespace, wanted: bool | None, dataset: cifar10.Dataset, usua
     began = now()
     for _ in range(3):  # compiled in the first, recorded as a CUDA graph in the second
         step(*next(feed))
-    first, memory = now() - began, torch.cuda.max_memory_allocated() / 2**20  # 0 on a CPU
+    first, memory = now() - began, torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0
     usual_step(*next(usual[0]))
     turns = [[rate(args.batch_size, *way) for way in ways] for _ in progress(range(TURNS), model.name, unit="turn")]
     how = args.precision + ", compiled" * compiling

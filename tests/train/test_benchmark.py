@@ -87,6 +87,12 @@ def test_every_way_trains_and_the_row_has_the_medians(toy_set, small, monkeypatc
         rate(*way)
         return next(rates)
 
+    def watched(*given, **named):
+        tf32.append(torch.backends.cudnn.allow_tf32)
+        return cross_entropy(*given, **named)
+
+    tf32, cross_entropy = [], torch.nn.functional.cross_entropy
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
     monkeypatch.setattr(benchmark, "build", lambda args: models.append(build(args)) or models[0])
     monkeypatch.setattr(benchmark, "rate", noted)
     monkeypatch.setattr(benchmark, "TURNS", 3)
@@ -96,7 +102,7 @@ def test_every_way_trains_and_the_row_has_the_medians(toy_set, small, monkeypatc
     weights.append([*models[0].parameters()])
     for before, after in pairwise(weights):
         assert all(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
-    assert not torch.backends.cudnn.allow_tf32  # only the usual script has it
+    assert tf32[:5] == [False] * 3 + [True, False]  # the usual script, after three steps of ours
 
 
 def test_the_command_prints_a_table(run):

@@ -55,8 +55,10 @@ def command() -> Iterator[None]:
     # All ranks raise the same UserError, and one on each machine reports it. Other errors may concern one rank only.
     same = isinstance(message, UserError) and "TORCHELASTIC_RUN_ID" in os.environ
     if distributed.local_rank() == 0 or not same:
-        print_line(f"rank {distributed.rank()}: {message}" if distributed.rank() else message)
-    if code == 128 + signal.SIGINT:  # after an exit code, a loop of the shell would go on with its next command
+        with suppress(OSError):  # the reader, such as `| tee log`, may have ended by the same Ctrl-C
+            print_line(f"rank {distributed.rank()}: {message}" if distributed.rank() else message)
+    # After an exit code, a loop of the shell would go on with its next command. An interactive Python goes on.
+    if code == 128 + signal.SIGINT and not hasattr(sys, "ps1"):
         with suppress(OSError):
             sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -165,7 +165,8 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                  f"from {short_path(args.init)}" if start else ""]
         first_line = f"{model.name}: {', '.join(filter(None, facts))}"
         # Timing starts at the first look: a compiled run compiles in its first step and records graphs in its second.
-        first_look = step + (4 if compiling else 1)
+        first = step
+        first_look = first + (4 if compiling else 1)
         if compiling:
             say(f"{model.name}: the first step compiles the network, which takes one to five minutes")
         ahead, look_due, save_due, began = Ahead(device), Every(LOOK_EVERY), Every(SAVE_EVERY), time.perf_counter()
@@ -175,7 +176,7 @@ def run(args: Namespace, targets: Callable | None = None, loss: Callable | None 
                 model.train()
                 global_batches = ahead(batches(images, wanted, args, epoch, step - epoch * per_epoch))
                 for count, scale, inputs, *labels in ranks.shard(global_batches):
-                    if compiling and step == low_res_steps > 0:
+                    if compiling and step == low_res_steps > first:
                         say(f"{model.name}: this step compiles the network again, for images of 32x32 pixels")
                     # 5. A step. All randomness inside the model follows from (seed, step) and the rank.
                     for group in optimizer.param_groups:

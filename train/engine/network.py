@@ -130,7 +130,7 @@ class Network:
         self.check_kind(data)
         if self.provenance["include_test"] and not include_test:
             raise UserError(f"{self.file} was trained with the test images, which would leak into what learns from it "
-                            f"(--include-test admits it, and marks the new weights)")
+                            f"(--include-test admits it, and marks what learns)")
 
     def split(self, dataset: cifar10.Dataset) -> tuple[cifar10.Dataset, cifar10.Dataset | None]:
         """(images that it was trained on, those of its fold or None) of its training set; UserError for another set."""

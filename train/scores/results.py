@@ -35,7 +35,7 @@ PLACES = (*ENVIRONMENT, "precision")  # where and with what a network was traine
 
 
 def result_file(path: str | Path) -> Path:
-    """x.json for x.pt; any other path unchanged."""
+    """x.json for x.pt, or the path itself; its ~ is replaced."""
     path = expand(path)
     return path.with_suffix(".json") if path.suffix == ".pt" else path
 

@@ -10,21 +10,21 @@
 SIZE     ?= $(or $(filter demo quick,$(MAKECMDGOALS)),full)##: demo, quick or full [full]: which networks
 DATA     ?= $(if $(filter demo,$(SIZE)),synthetic,data)##: folder of the images [data], or synthetic
 EPOCHS   ?=##: another number of passes over the images: a trial, in its own folder    make quick EPOCHS=3
-LIMIT    ?=##: use so many training images only: a trial too    make baseline EPOCHS=3 LIMIT=5000
+LIMIT    ?=##: use only this many training images: also a trial    make baseline EPOCHS=3 LIMIT=5000
 SEED     ?=##: random seed [0]: another one has its own folder
 SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 2"
 STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized, augmented or tuned [augmented]
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
 TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
 LABELS   ?= $(csv)##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
-IMAGES   ?=##: unlabelled images: submission classifies them, labels and distill also learn from them
+IMAGES   ?=##: unlabelled images: submission classifies them, labels and distill add them to the training images
 WEIGHTS  ?=##: weights to use [the released network, or the student]    make evaluate WEIGHTS="a.pt b.pt"
 DEVICE   ?= $(if $(filter demo,$(SIZE)),cpu,$(if $(GPUS),cuda,auto))##: auto, cuda or cpu [auto]
 GPUS     ?=##: number of GPUs that the jobs of -j share    make -k -j4 GPUS=4 teachers
 ARGS     ?=##: more flags for the one script of the target    make evaluate ARGS="--tta"
 SRC      ?=##: an archive or npz that you have already    make data SRC=cifar-10-python.tar.gz
 BASE     ?= python3##: the Python that makes the .venv [python3]    make setup BASE=python3.12
-VENV     ?= .venv##: empty: no .venv, the python3 in PATH    make test VENV=
+VENV     ?= .venv##: the virtual environment [.venv]; VENV= (empty) uses the python3 in PATH    make test VENV=
 PYTHON   ?= $(if $(VENV),$(VENV)/bin/python,python3)##: the Python that runs the scripts [the .venv's]
 
 SHELL := /bin/bash
@@ -194,7 +194,7 @@ endif
 
 # These end with a score; with SEEDS, with a table of the mean (not for LIMIT, whose scores are not kept).
 ifeq ($(SEEDS),)
-quick: $(run)/$(file.quick).json ## train the network of SIZE=quick on all images and score it
+quick: $(run)/$(file.quick).json ## train FastNet on all images (15 to 99 minutes on two cores) and score it
 baseline: $(run)/$(file.baseline).json ## train the baseline at a STAGE and score it
 distill: $(run)/$(file.distill).json ## train the student from the teachers' labels and score it
 control: $(run)/$(file.control).json ## train the student's network without teachers and score it
@@ -248,7 +248,7 @@ $(student): $(if $(labelled),$(call forced,distill),$(call changed,distill)) | $
 evaluate: | $(stamp) ## score WEIGHTS on the test set, several as an ensemble (default: the released network)
 	$(PYTHON) train/evaluate.py $(WEIGHTS) $(common) $(ARGS)
 # Without WEIGHTS: the student that learned from these IMAGES too, or the one without, or the released network.
-submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student, or the released network)
+submission: | $(stamp) ## classify the IMAGES with WEIGHTS (default: the student; the released network if SIZE=full has none)
 	@$(if $(IMAGES)$(findstring --images,$(ARGS)),,echo "IMAGES is not set, for example: make submission IMAGES=test.pkl" >&2; exit 2)
 	$(PYTHON) distill/submission.py $(or $(WEIGHTS),$(firstword $(wildcard $(student) $(run)/student.pt)),\
 	  $(if $(filter-out weights/full,$(run)),$(run)/student.pt)) $(extra) --device $(DEVICE) $(ARGS)
@@ -263,7 +263,7 @@ report: | $(stamp) ## tables and pictures of all runs in the folder of SIZE and 
 	@$(report)
 evaluate submission report: | $(filter demo $(scored) teachers labels,$(MAKECMDGOALS)) # with -j too
 
-benchmark: | $(stamp) ## images per second of the step, the loop and a typical script
+benchmark: | $(stamp) ## measure the training speed, in images per second
 	$(PYTHON) train/benchmark.py $(common) $(ARGS)
 lint: | $(stamp) ## check the style of the code, as .ruff.toml describes it
 	$(PYTHON) -m ruff check $(ARGS)

@@ -63,13 +63,13 @@ def flags() -> Parser:
     add_common(arguments)
     add("--out", type=expand, default=ROOT / "distillation_labels.csv", metavar="FILE", help="CSV to write")
     add("--average", choices=("mean", "oof"), default="mean",
-        help="all teachers, or only those that have not trained on the image")
-    add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
-    add("--limit", type=integer(1), metavar="N", help="use only the N images with the smallest ids")
+        help="mean: all teachers; oof: for each image only those that have not trained on it")
+    add("--tta", action="store_true", help="average the logits of each image and its mirror image")
+    add("--limit", type=integer(1), metavar="N", help="use only N training images, always the same")
     add("--images", type=expand, metavar="FILE",
         help="add these unlabelled images (pickle, npz, npy or folder of 32x32 pictures)")
-    add("--include-test", action="store_true", help="admit teachers trained with the test images, and label those too, "
-        "for students that are marked likewise")
+    add("--include-test", action="store_true", help="label the test images too, and accept teachers trained on them; "
+        "for students with --include-test only")
     return arguments
 
 
@@ -96,8 +96,8 @@ def main() -> None:
     alone = ~used.any(0)
     if alone.any():
         raise UserError(f"--average oof: {alone.sum():,} images are held out by no teacher (the first is "
-                        f"{dataset.ids[alone.argmax()]}): give teachers of all five folds that have learned from "
-                        f"these images in no other way")
+                        f"{dataset.ids[alone.argmax()]}): give a teacher for each of the five folds, none of which "
+                        f"has learned from these images in another way")
     print(f"{len(dataset):,} images, {args.average} of {count_of(len(teachers), 'teacher')}"
           f"{', with their mirror images' if args.tta else ''}\n")
     print(ROW.format("teacher", "epochs", "parameters", "held out %", "trained on %"))

@@ -43,14 +43,14 @@ def configuration(argv: list[str] | None = None) -> Namespace:
         add = arguments.add_argument_group("distillation").add_argument
         add("--labels", type=expand, metavar="FILE", help="CSV that distill/labels.py wrote")
         add("--teachers", type=expand, nargs="+", default=(), metavar="WEIGHTS",
-            help="weights whose logits for the student's own batches it learns from")
+            help="weights of teachers, which see the student's own batches")
         add("--images", type=expand, metavar="FILE", help="add these unlabelled images")
         add("--objective", type=one_of(*OBJECTIVES), default="kd", metavar="NAME",
-            help="how logits are compared: kd, dkd (its paper: alpha 0.5) or standardized (temperature 2)")
+            help="how logits are compared: kd, dkd (with --alpha 0.5) or standardized (with --temperature 2)")
         add("--temperature", type=number(0, 1e6, above=True), default="4", metavar="X",
             help="softens teachers and student")
         add("--alpha", type=number(0, 1), default="0.9", metavar="X",
-            help="weight of the teachers; labels have the rest")
+            help="weight of the teachers; the labels have 1 - alpha")
 
     args = parse(__doc__, recipes, by="model", argv=argv, add=add_flags)
     given = [flag for flag, value in (("--labels", args.labels), ("--teachers", args.teachers)) if value]
@@ -59,7 +59,7 @@ def configuration(argv: list[str] | None = None) -> Namespace:
     if args.alpha > 0 and len(given) != 1:
         raise UserError("give either --labels FILE or --teachers WEIGHTS, or --alpha 0 for the control")
     if args.images and not given:
-        raise UserError("--images have no labels: they need teachers")
+        raise UserError("--images have no labels: they need teachers, so leave out --alpha 0")
     if args.out is None:
         name = "student" if args.alpha else "student-control"
         fold, seed = "" if args.fold is None else f"-fold{args.fold}", f"-seed{args.seed}" if args.seed else ""

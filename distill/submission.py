@@ -5,9 +5,9 @@
     python distill/submission.py weights/student.pt --images folder/ --out submission.csv --probabilities
     python distill/submission.py weights/seresnet164-fold?.pt --images folder/ --tta --compare earlier.csv
 
-With several weights, their mean logits are used. `load_images` in train/data/unlabelled.py says what the images may
-be. A file at --out is replaced only when it is a submission itself. On two CPU cores the released network takes a
-minute for 10,000 images.
+With several weights, their mean logits are used. distill/README.md, section Submission, says what the images may be. A
+file at --out is replaced only when it is a submission itself. On two CPU cores the released network takes a minute for
+10,000 images.
 """
 
 import sys
@@ -70,7 +70,7 @@ def main() -> None:
         help="one weights file, or several as an ensemble (default: the released network)")
     add("--images", required=True, metavar="FILE", help="pickle, npz, npy or folder of 32x32 pictures")
     add("--out", type=expand, default=Path("submission.csv"), metavar="FILE", help="CSV to write")
-    add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
+    add("--tta", action="store_true", help="average the logits of each image and its mirror image")
     form = arguments.add_mutually_exclusive_group()
     form.add_argument("--names", action="store_true", help="Kaggle's form: columns id,label with the class's name")
     form.add_argument("--probabilities", action="store_true", help="also write a probability column for each class")

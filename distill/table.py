@@ -103,7 +103,7 @@ def check_rows(path: str | Path, rows: pd.DataFrame, labels: np.ndarray) -> None
     sums = logits.sum(1)
     if logits.min() >= 0 and (logits.max() < 1.01 or np.ptp(sums) <= 0.02 * sums.mean()):
         raise UserError(f"{path}: no value is negative, and the rows add up to about {sums.mean():.4g}: these look "
-                        f"like probabilities, not logits; their logarithms would do")
+                        f"like probabilities, not logits; take their logarithms")
     labelled = labels >= 0
     right, count = (logits.argmax(1) == labels)[labelled].sum(), labelled.sum()
     # Three standard deviations of guessing among ten classes.

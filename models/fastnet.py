@@ -4,8 +4,8 @@ A frozen whitening convolution, then three stages of two 3x3 convolutions, each 
 that learn a shift only; GELU; identity initialisation; logits scaled down. 1,972,792 parameters and 118 M
 multiply-accumulates at the default widths. Options are other widths, and a third convolution per stage with a shortcut
 around it: `fastnet-128-256-352-res` has 4,846,648 parameters. Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on
-a single GPU", arXiv 2404.00498, sections 3.1 to 3.3. Unlike his code, the whitening's bias is trained to the end, and
-the shortcut, which his larger networks have around the last two convolutions, is around the third alone.
+a single GPU", arXiv 2404.00498, sections 3.1 to 3.3. Unlike in his code, the whitening's bias is trained to the end,
+and the shortcut is around the third convolution alone; his larger networks have it around the last two.
 
 Several parallel columns form one network, whose logits are the mean of the columns' logits. They share the whitening
 and train its bias together; otherwise each column learns independently (Zhao et al. 2022, "Towards Better

@@ -39,7 +39,7 @@ def main() -> None:
     add = arguments.add_argument
     add("pictures", nargs="+", type=expand, metavar="PICTURE", help="a picture, or a folder of pictures")
     add("--weights", action="append", type=expand, default=[], metavar="FILE",
-        help="a weights file; repeated, the networks answer together (default: the released network)")
+        help="a weights file; repeat the flag for an ensemble (default: the released network)")
     add("--csv", type=expand, metavar="FILE", help="also write the answers, with all ten probabilities, there")
     add_device(arguments)
     args = arguments.parse_args()

@@ -36,7 +36,7 @@ def read_group(text: str) -> list[dict]:
     if not results:
         raise UserError(f"{text!r} names no result")
     if len({(result["tta"], result["test_digest"]) for result in results}) > 1:
-        raise UserError(f"{text} mixes test sets, or results with flip TTA and without")
+        raise UserError(f"{text} mixes different test sets, or results with and without --tta")
     if len({result["fingerprint"] for result in results}) < len(results):
         raise UserError(f"{text} names the same weights twice")
     return results

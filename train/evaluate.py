@@ -76,7 +76,7 @@ def common_fold(networks: Sequence[Network], dataset: cifar10.Dataset) -> cifar1
     """The images of the whole training set that every network has held out; UserError if there are none."""
     for network in networks:
         if network.fold is None:
-            raise UserError(f"--calibrate: {network.file} has held out no fold, or its teachers saw it")
+            raise UserError(f"--calibrate: {network.file} has held out no fold, or its teachers saw that fold")
         if network.fold != networks[0].fold:
             raise UserError("--calibrate: these networks held out different folds, so no image is new to all")
     # The images held out with a smaller limit are among those of a larger one.
@@ -127,11 +127,11 @@ def flags() -> argparse.ArgumentParser:
     add_common(arguments)
     add = arguments.add_argument
     add("--each", action="store_true", help="score several networks separately")
-    add("--tta", action="store_true", help="mean of the image's and its mirror image's logits")
-    add("--limit", type=integer(1), metavar="N", help="only the N test images of smallest id, for a trial")
-    add("--json", type=expand, metavar="FILE", help="write the result there, not beside the weights")
+    add("--tta", action="store_true", help="average the logits of each image and its mirror image")
+    add("--limit", type=integer(1), metavar="N", help="score only N test images, always the same, for a trial")
+    add("--json", type=expand, metavar="FILE", help="write the result to FILE, not beside the weights")
     add("--calibrate", action="store_true", help="fit a temperature on the held-out fold")
-    add("--store-temperature", action="store_true", help="store it in the weights file; later probabilities use it")
+    add("--store-temperature", action="store_true", help="keep that temperature in the weights file, for probabilities")
     add("--cifar10c", type=expand, metavar="FOLDER", help="also score the corrupted test sets of CIFAR-10-C")
     add("--mistakes", type=expand, metavar="PNG", help="write a picture of the most confident mistakes")
     add("--verbose", action="store_true", help="also say how the weights were trained")
@@ -209,7 +209,7 @@ def score(networks: Sequence[Network], fold: cifar10.Dataset | None, corrupted: 
 
     low, high = wilson(scores["top1"] / 100 * len(labels), len(labels))
     print(f"test top-1 {scores['top1']:.2f} %, 95 % interval {low:.2f} to {high:.2f}, of {len(labels):,} images"
-          f"{', with flip TTA' * args.tta}: {', '.join(short_path(network.file) for network in networks)}")
+          f"{', with --tta' * args.tta}: {', '.join(short_path(network.file) for network in networks)}")
     lines = [f"{network.file.name}: {network.describe()}" for network in networks if args.verbose]
     above = f" (above the budget of {models.BUDGET:,})" * (result["params"] > models.BUDGET)
     lines.append(f"{result['model']}: {result['params']:,} parameters{above}, {result['macs'] / 1e6:,.0f} M "

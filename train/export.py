@@ -99,7 +99,7 @@ def write_half(network: Network, out: Path, allow_ties: bool = False) -> None:
     logits of the first generated test images, float32 (16, 10), by which later code can check that nothing changed.
     """
     if out.resolve() == network.file.resolve():
-        raise UserError(f"--out {out} is the file itself: the half would replace the whole")
+        raise UserError(f"--out {out} is the file itself: choose another name")
     state = checkpoint.evaluated(network.content)
     floats = sorted((name for name in state if state[name].is_floating_point()), key=lambda name: state[name].numel())
     passed = list(accumulate(state[name].numel() for name in floats))
@@ -126,9 +126,9 @@ def main() -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("weights", nargs="?", type=expand, metavar="WEIGHTS", help="a weights file (default: the released network)")
-    add("--format", choices=(*FORMATS, "half"), default="torch", help="of the exported file")
+    add("--format", choices=(*FORMATS, "half"), default="torch", help="format of the exported file")
     add("--out", type=expand, metavar="FILE", help="default: beside the weights")
-    add("--allow-ties", action="store_true", help=f"half: predictions may change whose largest logits are within {TIE}")
+    add("--allow-ties", action="store_true", help=f"half: predictions may change if two logits tie within {TIE}")
     args = arguments.parse_args()
 
     network = load(args.weights)

@@ -4,8 +4,8 @@
     python train/flatse.py --noval                           on all 50,000 images
     python train/flatse.py --width 24 --depth 16 --epochs 30 --limit 5000     a trial
 
-4,800,974 parameters, 1,080 M multiply-accumulates; AutoAugment; CutMix on half of the batches; paths dropped, weights
-averaged. The full recipe, 300 epochs, needs a GPU and has not been run yet. After 8 epochs of the short recipe (`make
+4,800,974 parameters, 1,080 M multiply-accumulates; AutoAugment, CutMix on half of the batches, drop path and averaged
+weights. The full recipe, 300 epochs, needs a GPU and has not been run yet. After 8 epochs of the short recipe (`make
 SIZE=quick ladder`), 90.52 % of the test images are right.
 """
 

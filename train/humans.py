@@ -15,9 +15,10 @@
    TestID, TrainID, Distance, Judgment (0 exact, 1 the same shot, 2 very similar) of 286 test images that have a near
    duplicate among the training images.
 
-All four count the images in the order of the official archive, so --data has to hold that, not an npz. The CSV names
-them by id: id, official_index, label (0-9), corrected (the majority's label or -1), duplicate (the strongest judgment,
-empty for none), h0..h9 (votes). It is derived from them, so their licences keep it out of this repository. Seconds.
+All four number the images in the order of the official archive, so --data has to hold the archive, not an npz. The CSV
+names images by id: id, official_index, label (0-9), corrected (the majority's label or -1), duplicate (the strongest
+judgment, empty for none), h0..h9 (votes). It is derived from the four files, so their licences keep it out of this
+repository. Both commands take seconds.
 """
 
 import json
@@ -68,11 +69,11 @@ def correct(labels: np.ndarray, study: list[dict], file: Path) -> np.ndarray:
 def build(folder: Path, data: Path, out: Path) -> str:
     """Write the CSV of the four files in a folder; returns what it holds, in words."""
     if missing := [name for name in READERS if not (folder / name).is_file()]:
-        raise UserError(f"{folder} lacks {', '.join(missing)}: train/humans.py says where they are found")
+        raise UserError(f"{folder} lacks {', '.join(missing)}: the top of train/humans.py says where to get them")
     votes, study, original, duplicates = (read(folder / name) for name, read in READERS.items())
     if not (data / CIFAR10.base_folder).is_dir() and (data / "cifar10.npz").exists():
-        raise UserError(f"--data {data} holds an npz, whose order may be any: the published files need that of "
-                        f"{CIFAR10.base_folder}; `make data DATA=another` fetches it")
+        raise UserError(f"--data {data} holds an npz, whose images may be in any order: the published files need "
+                        f"the order of {CIFAR10.base_folder}; `make data DATA=another` fetches it")
     images, labels, _ = sources.read(data, "test")
     ids = cifar10.image_ids(images)
     check(np.array_equal(original, labels), folder / ORIGINAL, "the test labels in the archive's order")
@@ -125,11 +126,11 @@ def main() -> None:
     arguments = parser(__doc__)
     ways = arguments.add_subparsers(dest="way", required=True, metavar="build|score")
     way = ways.add_parser("build", help="make the CSV from the four public files")
-    way.add_argument("folder", type=sources.expand, metavar="FOLDER", help=f"with {', '.join(READERS)}")
+    way.add_argument("folder", type=sources.expand, metavar="FOLDER", help=f"folder that holds {', '.join(READERS)}")
     way.add_argument("--data", type=sources.expand, default=ROOT / "data", metavar="PATH",
                      help="folder of the official archive")
     way.add_argument("--out", type=sources.expand, default=Path("humans.csv"), metavar="FILE", help="CSV to write")
-    way = ways.add_parser("score", help="score kept logits by the CSV")
+    way = ways.add_parser("score", help="score saved logits against the CSV")
     way.add_argument("csv", type=sources.expand, metavar="CSV", help="what `build` wrote")
     way.add_argument("logits", type=sources.expand, metavar="NPZ", help="x.logits.npz, as train/evaluate.py writes it")
     args = arguments.parse_args()

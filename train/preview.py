@@ -67,7 +67,7 @@ def main() -> None:
     add = arguments.add_argument
     add("--data", type=expand, default=ROOT / "data", metavar="PATH", help="folder of the images, or synthetic")
     add("--out", type=expand, default=Path("augment.png"), metavar="FILE", help="picture to write")
-    add("--seed", type=integer(0), default=0, metavar="N", help="of the random rows")
+    add("--seed", type=integer(0), default=0, metavar="N", help="seed of the random rows")
     add("--augment", type=flags.augmentations, metavar="NAME[:STRENGTH],...", help="only these, as in training")
     add("--mix", type=flags.mix, metavar="NAME[:STRENGTH]", help="only this, as in training")
     args = arguments.parse_args()

@@ -41,10 +41,11 @@ MEAN = ("shakeshake26-40-se", "seresnet164")  # rows of the ladder whose mean is
 MARKED = r"(<!-- (results|ladder) -->\r?\n).*?(<!-- /\2 -->)"  # in a README: where each table goes
 LABELLED = 12  # points of a picture; of more, only those that no cheaper one beats
 INTERVAL = "The interval is Wilson's for one run with that mean. "  # in the wide table only
-NOTE = ("Top-1 on the {images} test images, of the state after the last epoch: the mean of n runs that differ by their "
-        f"seed only, ± their sample standard deviation. {INTERVAL}PFLOP is the work of training, 6 x MACs x images x "
-        "epochs. Epochs at 20x20 pixels count by their area; the work of teachers is not included. Time is that of the "
-        "fastest and of the slowest run. A run that starts from earlier weights includes their epochs, work and time. "
+NOTE = ("Top-1 accuracy on the {images} test images after the last epoch: the mean of n runs that differ only by their "
+        f"seed, ± their sample standard deviation. {INTERVAL}PFLOP (10^15 operations) is the work of training, 6 x "
+        "MACs x images x epochs. An epoch at 20x20 pixels counts in proportion to its area; the work of teachers is "
+        "not included. Time is that of the fastest and of the slowest run. A run that starts from earlier weights "
+        "(`--init`) includes their epochs, work and time. "
         "The budget is 5,000,000 parameters; a mean of several networks counts all of their parameters, work and time.")
 
 
@@ -305,7 +306,7 @@ def main() -> None:
     if args.picture and "cost.png" in pictures:
         shutil.copyfile(out / "cost.png", args.picture)
     elif args.picture:
-        warn(f"--picture {args.picture}: not drawn, all results are with flip TTA")
+        warn(f"--picture {args.picture}: not drawn, all results are with --tta")
     shown = "\n\n".join([text, *sections.values(), f"{out / 'report.html'}: {summary}"])
     print(shown)
 

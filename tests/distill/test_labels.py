@@ -44,7 +44,7 @@ def test_a_file_that_is_no_table_of_labels_is_not_replaced(tmp_path, teachers, r
     for text in ("epoch,lr,train_loss\n", "id,label\n1,cat\n"):
         file.write_text(text)
         code, out, err = run(*teachers)
-        assert (code, out) == (2, "") and "holds something else, it begins with" in err and file.read_text() == text
+        assert (code, out) == (2, "") and "holds something else (it begins with" in err and file.read_text() == text
 
 
 @pytest.mark.parametrize("how, tta", [("mean", ()), ("oof", ("--tta",))])

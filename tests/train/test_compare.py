@@ -98,7 +98,7 @@ def test_results_with_flip_tta_are_named_so(toy_set, tmp_path, run, add, typed):
     out = run(file, tmp_path / "net-lr0.1.tta.json")[1]
     assert out.startswith("net-lr0.1 is right on ") and " and net-lr0.1.tta on " in out
     code, _, err = run(tmp_path / "*.json", tmp_path / "*.json")
-    assert code == 2 and "mixes test sets, or results with flip TTA and without" in err
+    assert code == 2 and "mixes different test sets, or results with and without --tta" in err
 
 
 def test_two_patterns_are_two_groups_of_seeds(tmp_path, run, add, monkeypatch):

@@ -113,7 +113,7 @@ def test_a_full_disk_and_a_mistyped_name_are_not_blamed_on_the_folder(make, type
 
 def test_an_npz_has_no_official_order(make, toy_set):
     code, _, err = make("--data", toy_set)
-    assert code == 2 and "holds an npz, whose order may be any" in err and err.count("\n") == 1
+    assert code == 2 and "holds an npz, whose images may be in any order" in err and err.count("\n") == 1
 
 
 @pytest.fixture

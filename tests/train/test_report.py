@@ -173,7 +173,7 @@ def test_the_generated_images_have_a_report_without_the_figures_of_others(folder
     rewrite(file, test_digest="that of the generated ones",
             provenance=read_result(file)["provenance"] | {"source": "synthetic"})
     code, out, err = run()
-    assert (code, err) == (0, "") and "Top-1 on the 20 generated test images" in out
+    assert (code, err) == (0, "") and "Top-1 accuracy on the 20 generated test images" in out
     page = (folder / "weights/report/report.html").read_text("utf-8")
     assert "1 result on generated test images" in page and "Published by others" not in page
 

@@ -171,6 +171,6 @@ def download(path: Path, scratch: Path) -> None:
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
             f"no data: {path / CIFAR10.base_folder} and {path / 'cifar10.npz'} do not exist, and fetching "
-            f"{CIFAR10.url} failed ({one_line(error)}). Either `make data SRC=FILE` with {CIFAR10.filename} or a "
+            f"{CIFAR10.url} failed ({one_line(error)}). Run `make data SRC=FILE` with a {CIFAR10.filename} or "
             f"cifar10.npz that you have, or use --data PATH with a folder that holds one of them "
             f"(`--data synthetic` needs neither)") from None

@@ -141,8 +141,8 @@ def check_replaceable(flag: str, file: Path, *beginnings: str) -> None:
     with open(file, encoding="utf-8-sig", errors="replace") as handle:
         begins = handle.read(60)
     if begins and not begins.startswith(beginnings):
-        raise UserError(f"{flag} {file} exists and holds something else, it begins with "
-                        f"{begins.partition(chr(10))[0]!r}: choose another name, or delete it")
+        raise UserError(f"{flag} {file} exists and holds something else (it begins with "
+                        f"{begins.partition(chr(10))[0]!r}): choose another name, or delete it")
 
 
 # ---------------------------------------------------------------- the parser

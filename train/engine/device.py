@@ -127,7 +127,7 @@ def compilation(wanted: bool | None, device: torch.device, steps: int, network: 
         return True, ""
     names = " or ".join(COMPILERS[device.type][1])
     if wanted:
-        raise UserError(f"--compile needs a compiler ({names}) and Python's headers, and they are not all here")
+        raise UserError(f"--compile needs a compiler ({names}) and Python's headers: install what is missing")
     return False, f"not compiled: {names} or Python.h is missing"
 
 

@@ -45,13 +45,13 @@ def add_flags(arguments: Parser) -> None:
                           help="hold out this fifth of the training images, 0 to 4")
     held_out.add_argument("--noval", dest="fold", action="store_const", const=None, default=argparse.SUPPRESS,
                           help="train on all 50,000 images, without validation")
-    add("--limit", type=integer(1), metavar="N", help="use only the N images with the smallest ids, for a trial")
+    add("--limit", type=integer(1), metavar="N", help="use only N training images, always the same, for a trial")
     add("--include-test", action="store_true",
         help="also train on the test images; the weights are marked and cannot be scored")
 
     add = arguments.add_argument_group("training").add_argument
     add("--epochs", type=integer(1), default="200", metavar="N", help="passes over the training images")
-    add("--batch-size", "-b", type=integer(1), default="128", metavar="N", help="images per step, by all ranks")
+    add("--batch-size", "-b", type=integer(1), default="128", metavar="N", help="images per step, of all processes")
     add("--lr", type=number(0, above=True), default="0.1", metavar="X", help="peak learning rate")
     add("--schedule", type=one_of("cosine", "triangular", "constant"), default="cosine", metavar="NAME",
         help="learning rate after the warm-up: cosine, triangular or constant")
@@ -80,7 +80,7 @@ def add_flags(arguments: Parser) -> None:
     add("--alternate-flip", action=BooleanOptionalAction, default=False,
         help="mirror each image in every other epoch (leave flip out)")
     add("--low-res", type=number(0, 1), default="0", metavar="X",
-        help="share of the run, its first part, at 20x20 pixels")
+        help="share of the run, from its start, that trains at 20x20 pixels")
 
     run = arguments.add_argument_group("run")
     add_common(run)
@@ -88,8 +88,8 @@ def add_flags(arguments: Parser) -> None:
     add("--out", type=expand, metavar="FILE", help="weights file to write (default: weights/<run>.pt)")
     add("--precision", type=one_of("auto", "float32", "bfloat16"), default="auto", metavar="NAME",
         help="auto (bfloat16 where that is faster), float32 or bfloat16")
-    add("--compile", action=BooleanOptionalAction, help="torch.compile the model (default: in long runs on CUDA, and "
-        "on a CPU where the network is deep)")
+    add("--compile", action=BooleanOptionalAction, help="compile the network with torch.compile (default: in long "
+        "runs; on a CPU only if the network is deep)")
     add("--fresh", action="store_true", help="ignore a saved state; finished weights stay until new ones replace them")
 
 
@@ -166,7 +166,7 @@ def check(args: Namespace) -> Namespace:
     if args.nesterov and args.momentum == 0:
         raise UserError("--momentum 0 has no Nesterov form: add --no-nesterov")
     if args.alternate_flip and any(name.split(":")[0] == "flip" for name in args.augment):
-        raise UserError("--alternate-flip turns every image already: leave flip out of --augment, "
+        raise UserError("--alternate-flip mirrors every image already: leave flip out of --augment, "
                         "or add --no-alternate-flip")
     return args
 

@@ -92,7 +92,7 @@ def read_corruptions(folder: Path) -> dict[str, np.ndarray]:
     for name in ("labels", *CORRUPTIONS):
         file, shape = folder / f"{name}.npy", (images,) if name == "labels" else (images, 32, 32, 3)
         if not file.is_file():
-            raise UserError(f"--cifar10c: {file} does not exist; CIFAR-10-C has labels.npy and fifteen others")
+            raise UserError(f"--cifar10c: {file} does not exist; labels.npy and fifteen others are needed")
         try:
             arrays[name] = np.load(file, mmap_mode="r")
             if not isinstance(arrays[name], np.ndarray):

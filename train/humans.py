@@ -5,8 +5,8 @@
 
 1. cifar10h-counts.npy (github.com/jcpeterson/cifar-10h, data/; CC BY-NC-SA 4.0): CIFAR-10H, Peterson et al. 2019,
    (10000, 10) votes, about fifty an image.
-2. cifar10_mturk.json (github.com/cleanlab/label-errors, mturk/; GPL 3 or later): the label-errors study, Northcutt et
-   al. 2021, 275 dicts with id (the position in the archive), given_original_label, our_guessed_label and mturk {given,
+2. cifar10_mturk.json (github.com/cleanlab/label-errors, mturk/; Apache 2.0): the label-errors study, Northcutt et al.
+   2021, 275 dicts with id (the position in the archive), given_original_label, our_guessed_label and mturk {given,
    guessed, neither, both}, the votes of five workers. An image gets the label that more than half of them chose, and
    -1 if there is none.
 3. cifar10_test_set_original_labels.npy (the same, original_test_labels/): (10000,), which show that its ids are

@@ -205,7 +205,7 @@ def draw(folder: Path, table: pd.DataFrame, results: list[dict], logs: dict, off
             cheap = ours[ours["cost"] <= ours["cost"].iloc[-1] / 10][-1:]
             title = ", ".join(f"{row.top1:.2f} % for {row.cost / unit:.2g}"
                               for row in pd.concat([cheap, ours[-1:]]).itertuples()) + f" {what}"
-            legend = "; grey: published by others" * official
+            legend = "; grey: published by others" * bool(points["theirs"].any())
             legend += "; hollow: a student, without what its teachers took" * bool(ours["hollow"].any())
             plots.landscape(folder / file, points, title, what + legend, unit, budget)
             pictures[file] = f"Accuracy of a single view, with 95 % intervals, against {what}{legend}."

@@ -271,10 +271,10 @@ def test_the_figures_of_others_are_of_a_single_view_as_ours_are(folder, run, add
     add("net", fold=None)
     assert run()[0] == 0
     points, title, label, unit, budget = drawn["cost.png"]
-    assert points[points["theirs"]][["label", "top1"]].values.tolist() == [["airbench94, single view", 93.17]]
-    assert f"{top1(folder / 'weights/net.json'):.2f} % for" in title and "published by others" in label
+    assert not points["theirs"].any() and "published by others" not in label  # of six views, or of unknown cost
+    assert f"{top1(folder / 'weights/net.json'):.2f} % for" in title
     assert (unit, budget) == (1, None) and drawn["landscape.png"][3:] == (1e6, 5_000_000)
-    assert drawn["landscape.png"][0]["theirs"].sum() > 12
+    assert drawn["landscape.png"][0]["theirs"].sum() > 12 and "published by others" in drawn["landscape.png"][2]
     best = add("wide", fold=None, width=3)  # above the budget, so the title is about the other
     rewrite(best, metrics=read_result(best)["metrics"] | {"top1": 99.0})
     monkeypatch.setattr(models, "BUDGET", 3000)  # of width 2 are 2,988
@@ -288,7 +288,8 @@ def test_the_published_facts_are_whole():
     assert table["parameters"].between(1e6, 5e6).all() and table["test_accuracy_percent"].between(90, 99).all()
     best = report.published().drop_duplicates("model").set_index("model")
     assert best.loc["CCT-7/3x1", "test_accuracy_percent"] == 98.0
-    assert best["views"].to_dict() == dict.fromkeys(best.index, 1) | {"airbench95": 6, "airbench94": 6}
+    assert best["views"].to_dict() == dict.fromkeys(best.index, 1) | dict.fromkeys(
+        ("airbench95", "airbench94", "airbench94_muon"), 6)
 
 
 def pipeline(add, **students):

@@ -346,7 +346,8 @@ def check_start(args: Namespace, model: nn.Module, weights: Path, start: Network
     """
     for network in earlier:
         if network.file.resolve() == weights.resolve():
-            raise UserError(f"{network.file} is the file that this run writes: name another with --out")
+            flag = "--init" if network is start else "--teachers"
+            raise UserError(f"{flag} {network.file} is the file that this run writes: name another with --out")
         network.check_source(args.data, args.include_test)
     if start and start.model.name != model.name:
         raise UserError(f"--init {start.file} is {start.model.name}, and the network to train is {model.name}")

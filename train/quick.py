@@ -10,9 +10,8 @@ seeds) and 94.11 ± 0.17 % in float32 (four). Training takes 0.69 PFLOP (10^15 o
 AMX (bfloat16), 45 with AVX-512 and 99 with AVX2 (float32). The first half of the run is at 20x20 pixels. Taken from
 Jordan 2024, arXiv 2404.00498: whitening, mirroring in every other epoch, a triangular learning rate (his peaks later,
 at 23 % of the run), a higher learning rate for the shifts of normalizations, label smoothing; his Lookahead is left
-out. The released network
-is two columns of 96-192-224 channels with `--residual`, trained in several steps (weights/README.md has the commands):
-4,623,544 parameters, 95.55 %.
+out. `fastnet-l`, two columns of 96-192-224 channels with `--residual` (4,623,544 parameters), was trained in several
+steps (weights/README.md has the commands) and gets 95.55 %.
 """
 
 import sys

@@ -30,7 +30,7 @@ def half(typed, tmp_path):
 # ---------------------------------------------------------------- the files in weights/
 
 
-@pytest.fixture(scope="module", params=["released.pt", "seresnet164-distilled.pt", "resnet20x4.pt"])
+@pytest.fixture(scope="module", params=["released.pt", "seresnet164-distilled.pt"])
 def released(request):
     return load(ROOT / "weights" / request.param)
 

@@ -7,13 +7,13 @@
 # A file is made if it is missing, never because another is newer, so prerequisites come after a |. The exception is
 # x.json, the score of x.pt on the test set, which is made again when x.pt is newer.
 
-SIZE     ?= $(or $(filter demo quick,$(MAKECMDGOALS)),full)##: demo, quick or full [full]: which networks
+SIZE     ?= $(or $(filter demo quick,$(MAKECMDGOALS)),full)##: demo, quick (CPUs) or full (a GPU) [full]: which networks
 DATA     ?= $(if $(filter demo,$(SIZE)),synthetic,data)##: folder of the images [data], or synthetic
 EPOCHS   ?=##: another number of passes over the images: a trial, in its own folder    make quick EPOCHS=3
 LIMIT    ?=##: use only this many training images: also a trial    make baseline EPOCHS=3 LIMIT=5000
 SEED     ?=##: random seed [0]: another one has its own folder
 SEEDS    ?=##: train several seeds and show their mean    make quick SEEDS="0 1 2"
-STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: stage of make baseline: basic, optimized, augmented or tuned [augmented]
+STAGE    ?= $(if $(filter demo,$(SIZE)),basic,augmented)##: recipe of make baseline: basic, optimized, augmented or tuned [augmented]
 FOLD     ?= $(if $(filter demo,$(SIZE)),noval,0)##: fold that make baseline holds out: 0 to 4, or noval [0]
 TEACHERS ?= $(if $(filter demo teachers labels,$(MAKECMDGOALS)),$(run),$(base))##: folder of the teachers [of seed 0]
 LABELS   ?= $(csv)##: distill from this CSV; no teachers are trained    make distill LABELS=weights/distillation_labels.csv.gz
@@ -195,8 +195,8 @@ endif
 # These end with a score; with SEEDS, with a table of the mean (not for LIMIT, whose scores are not kept).
 ifeq ($(SEEDS),)
 quick: $(run)/$(file.quick).json ## train FastNet on all images (15 to 99 minutes on two cores) and score it
-baseline: $(run)/$(file.baseline).json ## train the baseline at a STAGE and score it
-distill: $(run)/$(file.distill).json ## train the student from the teachers' labels and score it
+baseline: $(run)/$(file.baseline).json ## train the baseline by the recipe STAGE and score it
+distill: $(run)/$(file.distill).json ## train the student (first any missing teachers and labels) and score it
 control: $(run)/$(file.control).json ## train the student's network without teachers and score it
 else
 $(scored): | $(filter teachers labels,$(MAKECMDGOALS))

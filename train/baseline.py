@@ -1,15 +1,15 @@
-"""Train the baseline, a ResNet-18 without its fourth stage, at one of its stages.
+"""Train the baseline, a ResNet-18 without its fourth stage, by one of four recipes (--stage).
 
     python train/baseline.py                        augmented, fold 0 held out
     python train/baseline.py --stage optimized      without AutoAugment, erasing and Cutout
     python train/baseline.py --stage basic --noval  a constant learning rate, no augmentation; on all 50,000 images
     python train/baseline.py --stage tuned --noval  not documented: three blocks per stage, 4,327,754 parameters
 
-2,777,674 parameters, 421 M multiply-accumulates (tuned: 648 M). The full recipe, 200 epochs (tuned: 139), needs a GPU
-and has not been run yet. After the 16 epochs of the short recipe (`make SIZE=quick ladder`), 83.02 % of the test images
-are right with `basic`, 92.79 % with `optimized`, 92.51 % with `augmented`, 92.90 % with the network of `tuned`. The
-released network continued from the last of these, by the recipe of `tuned`, to 96.10 % (weights/README.md). On two CPU
-cores an epoch takes 5 to 20 minutes.
+2,777,674 parameters, 421 M multiply-accumulates (tuned: 648 M). The full recipe, 200 epochs (tuned: 139), is meant for
+a GPU and has not been run yet. After the 16 epochs of the short recipe (`make SIZE=quick ladder`), 83.02 % of the test
+images are right with `basic`, 92.79 % with `optimized`, 92.51 % with `augmented`, 92.90 % with the network of `tuned`.
+The released network continued from the last of these, by the recipe of `tuned`, to 96.10 % (weights/README.md). On two
+CPU cores an epoch takes 3 to 20 minutes.
 """
 
 import sys

@@ -4,9 +4,9 @@
     python train/preview.py --augment crop,flip,cutout:12 --mix ricap   what a training run with these flags sees
     python train/preview.py --data synthetic --seed 1
 
-Each row shows the same eight training images: under the fourteen operations, each from one end of AutoAugment's
-range to the other, then under the policies and the mixes; with --augment or --mix in four epochs. A few
-seconds.
+Each row shows the same eight training images: under the fourteen operations of AutoAugment, each from one end of its
+range to the other, then under the policies and the mixes. With --augment or --mix it shows each of these, then all
+together in four epochs. A few seconds.
 """
 
 import sys

@@ -5,11 +5,11 @@
     python train/shakeshake.py --width 40 --se                                               2x40d, SE, RICAP
     python train/shakeshake.py --width 64 --se --noval                                       the teacher
 
-2,923,162 parameters and 427 M multiply-accumulates at width 32. 2x64d with SE has 11.7 M parameters and 1,686 M
-multiply-accumulates. It is above the budget, so it can only be a teacher. The full recipe, 300 epochs, needs a GPU and
-has not been run yet. After the 16 epochs
-of the short recipe (`make SIZE=quick ladder`), 89.55 % of the test images are right with 2x32d, 89.75 % with 2x40d,
-90.45 % with 2x40d and SE: the noise makes them learn slowly (train/README.md).
+2xNd means two branches, each with N channels in the first stage (--width). 2x32d has 2,923,162 parameters and 427 M
+multiply-accumulates. 2x64d with SE has 11.7 M parameters and 1,686 M multiply-accumulates. It is above the budget, so
+it can only be a teacher. The full recipe, 300 epochs, needs a GPU and has not been run yet. After the 16 epochs of the
+short recipe (`make SIZE=quick ladder`), 89.55 % of the test images are right with 2x32d, 89.75 % with 2x40d, 90.45 %
+with 2x40d and SE: the random weights of the branches slow learning down (train/README.md).
 """
 
 import sys

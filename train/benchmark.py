@@ -28,6 +28,7 @@ from torchvision.transforms import v2
 
 import augment
 from augment.basic import MEAN, STD
+from train import UserError
 from train.data import cifar10
 from train.engine.batches import Ahead, batches
 from train.engine.command import add_common, command, integer, parser
@@ -139,7 +140,10 @@ def main() -> None:
         runs.append(config(recipe, batch_size=args.batch_size, precision=args.precision))
         build(runs[-1])  # so that a wrong width is reported before the work
         runs[-1].precision = precision_of(args.precision, device)
-    usual = usual_batches(dataset := cifar10.load(args.data), args.batch_size)
+    dataset = cifar10.load(args.data)
+    if args.batch_size > len(dataset):  # a step would see fewer images than are counted
+        raise UserError(f"--batch-size {args.batch_size:,} is above the {len(dataset):,} images of {dataset.source}")
+    usual = usual_batches(dataset, args.batch_size)
     say(f"{hardware(device)}, torch {torch.__version__}, batches of "
         f"{args.batch_size}, {WORKERS} workers; images per second:\n\n{HEADER}")
     for run in runs:

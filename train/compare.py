@@ -110,6 +110,8 @@ def main() -> None:
         print(compare_networks(names, *a, *b))
     elif 1 in (len(a), len(b)):
         raise UserError("one result against several: a group has two seeds or more")
+    elif {result["fingerprint"] for result in a} & {result["fingerprint"] for result in b}:
+        raise UserError(f"{names[0]} and {names[1]}: a network is in both groups")
     else:
         print(compare_groups(names, a, b))
 

@@ -172,14 +172,14 @@ def beside(networks: Sequence[Network], args: argparse.Namespace) -> Path | None
     """
     if len(networks) > 1 or args.json or args.limit is not None:
         return None
-    file = networks[0].file.with_suffix(".tta.json" if args.tta else ".json")
+    file = networks[0].file.with_name(f"{networks[0].name}{'.tta' * args.tta}.json")
     check_replaceable("the result", file, RESULT)
     return file
 
 
 def result_of(network: Network, test: cifar10.Dataset, tta: bool) -> dict:
     """The content of x.json for one network, except its metrics."""
-    return {"format": FORMAT, "run": network.file.stem, "model": network.model.name, "params": network.params,
+    return {"format": FORMAT, "run": network.name, "model": network.model.name, "params": network.params,
             "macs": models.macs(network.model), "images": len(test), "tta": tta, "test_digest": test.digest,
             "fingerprint": network.fingerprint, "config": network.config,
             **{name: network.content[name] for name in ("options", "data", "log", "provenance")}}

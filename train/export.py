@@ -2,7 +2,7 @@
 
     python train/export.py weights/student.pt --format torch     weights/student.pt2, for torch.export.load
     python train/export.py weights/student.pt --format onnx      weights/student.onnx, for onnxruntime and others
-    python train/export.py weights/student.pt --format half --allow-ties --out weights/released.pt   at half size
+    python train/export.py weights/student.pt --format half --allow-ties     weights/student-half.pt
 
 Input `images`: uint8 (N, 3, 32, 32), red, green, blue, any N; output `logits`: float32 (N, 10). Before the file is
 written, its logits are compared with the network's own. Without WEIGHTS the released network is exported. The format
@@ -132,14 +132,16 @@ def main() -> None:
     args = arguments.parse_args()
 
     network = load(args.weights)
+    if args.allow_ties and args.format != "half":
+        raise UserError("--allow-ties is a flag of --format half")
     if args.format == "half":
-        out = args.out or network.file.with_name(f"{network.file.stem}-half.pt")
+        out = args.out or network.file.with_name(f"{network.name}-half.pt")
         check_target("--out", out, ".pt")
-        if out.exists():
-            checkpoint.load_weights(out)  # or a UserError: nothing but finished weights is replaced
+        if out.exists() and load(out).fingerprint != network.fingerprint:
+            raise UserError(f"--out {out} holds another network: choose another name, or delete it")
         return write_half(network, out, args.allow_ties)
     export, suffix = FORMATS[args.format]
-    out = args.out or network.file.with_suffix(suffix)
+    out = args.out or network.file.with_name(network.name + suffix)
     check_target("--out", out, suffix)
 
     with warnings.catch_warnings():

@@ -54,19 +54,19 @@ def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]
 
     The results include means of saved logits: of a folder's teachers, and of two networks of the ladder.
     """
-    results, means, csvs = [], [], []
-    for path in paths:
+    results, means, csvs = {}, [], []  # results by file, for a folder may be within another
+    for path in dict.fromkeys(paths):
         if not path.is_dir():
-            results.append(read_result(path))
+            results[result_file(path).resolve()] = read_result(path)
             continue
         for folder in (path / "results", path, *sorted(path.glob("seed*"))):
             csvs += sorted(folder.glob("*.csv"))
             for file in sorted(folder.glob("*.json")):
                 try:
-                    results.append(read_result(file))
+                    results[file.resolve()] = read_result(file)
                 except UserError as error:
                     warn(f"left out: {error}")
-        own = [result for result in results
+        own = [result for result in results.values()
                if result["file"].parent == path and not result["tta"] and "members" not in result]
         for name, members in (("ensemble", [result for result in own if result["run"].startswith("teacher-")]),
                               ("mean", [result for result in own if result["run"] in MEAN])):
@@ -74,7 +74,8 @@ def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]
                 means += [mean_of_kept(path / f"{name}.json", members)] if len(members) > 1 else []
             except UserError as error:
                 warn(f"no row for the mean of {', '.join(result['run'] for result in members)}: {error}")
-    results = means + results  # if an ensemble was also scored under another name, the table keeps the first
+    # If an ensemble was also scored under another name, the table keeps the first.
+    results = [*means, *results.values()]
     digests = Counter(result["test_digest"] for result in results)
     if not digests:
         raise UserError("there is no result yet: `python train/evaluate.py WEIGHTS` writes one")

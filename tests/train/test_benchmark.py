@@ -115,7 +115,8 @@ def test_the_command_prints_a_table(run):
 
 @pytest.mark.parametrize("words, told", [
     (("--models", "nonesuch"), "unknown model"), (("--models", "resnet18:0"), "1 or more"),
-    (("--models", "pyramidnet:4"), "width"), (("--precision", "int8"), "int8")])
+    (("--models", "pyramidnet:4"), "width"), (("--precision", "int8"), "int8"),
+    (("--batch-size", "61"), "--batch-size 61 is above the 60 images")])
 def test_a_mistake_is_one_line(run, words, told):
     code, out, err = run(*words)
     assert code == 2 and not out and told in err and err.count("\n") == 1

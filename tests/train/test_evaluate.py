@@ -265,6 +265,14 @@ def test_the_temperature_is_stored_shown_afterwards_and_the_network_stays_the_sa
     assert read_result(tmp_path / "net0.json")["metrics"]["calibrated"]["temperature"] == wanted
 
 
+def test_weights_that_were_moved_away_keep_their_score_apart(run, written, tmp_path):
+    [file] = written({"fold": 2})
+    moved = file.rename(tmp_path / "net0.old")
+    assert run(moved)[0] == 0 and {path.name for path in tmp_path.glob("net0*")} == {
+        "net0.old", "net0.old.json", "net0.old.logits.npz"}
+    assert read_result(tmp_path / "net0.old.json")["run"] == "net0.old"
+
+
 def test_no_temperature_is_stored_while_the_weights_are_trained_anew(run, written, monkeypatch):
     [file] = written({"fold": 2})
     with checkpoint.RunFiles(file):

@@ -56,7 +56,7 @@ def test_the_disparity_is_relative_to_the_largest_logit(weights):
 
 @pytest.mark.parametrize("flags, words", [
     (["--format", "tflite"], "invalid choice"), (["--out", "x.onnx"], "should end in .pt2"),
-    (["--out", "nowhere/x.pt2"], "does not exist"),
+    (["--out", "nowhere/x.pt2"], "does not exist"), (["--allow-ties"], "a flag of --format half"),
 ])
 def test_a_mistake_is_one_line(weights, run, flags, words):
     code, out, err = run(weights, *flags)

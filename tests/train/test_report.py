@@ -134,6 +134,8 @@ def test_a_folder_stands_for_its_results_the_published_ones_and_those_of_its_see
     code, out, err = run(folder / "weights/study")
     assert (code, err) == (0, "") and {"net", "gone"} == set(re.findall(r"^\| \S+ \((\S+)\)", out, re.M))
     assert re.search(r"\(net\).*± \S+ \| 3 \|", out) and (folder / "weights/study/report/report.html").exists()
+    again = run(folder / "weights/study", folder / "weights/study/seed1", "--out", folder / "weights/study/report")
+    assert again == (0, out, "")  # a folder within another is read once
 
 
 def test_results_are_named_one_by_one_or_by_their_weights(folder, run, add, blank):

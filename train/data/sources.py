@@ -24,7 +24,9 @@ LARGEST = 2**32  # bytes of an unpacked npz; 300,000 images are 0.9 GB
 
 
 def expand(path: str | Path) -> Path:
-    """The Path with its ~ replaced, which a shell does not replace in --data=~/cifar."""
+    """The Path with its ~ replaced, which a shell does not replace in --data=~/cifar; UserError for an empty path."""
+    if not str(path):  # Path("") is the current folder
+        raise UserError("a path is empty: is a variable of the shell not set?")
     return Path(os.path.expanduser(path))
 
 

@@ -31,10 +31,14 @@ def command() -> Iterator[None]:
     in a shell). Anything else shows its traceback. It also sets glibc to keep freed memory (`keep_memory`).
     """
     keep_memory()
+    for name in ("stdout", "stderr"):  # None if the shell has closed it: `>&-`
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     with suppress(AttributeError):  # a notebook's stream has no such method
         sys.stdout.reconfigure(errors="backslashreplace")  # escapes for characters that its encoding lacks
     try:
         yield
+        sys.stdout.flush()  # which may fail, as below
         return
     except UserError as error:
         message, code = error, error.code
@@ -57,10 +61,12 @@ def command() -> Iterator[None]:
     if distributed.local_rank() == 0 or not same:
         with suppress(OSError):  # the reader, such as `| tee log`, may have ended by the same Ctrl-C
             print_line(f"rank {distributed.rank()}: {message}" if distributed.rank() else message)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would flush it again at the end, and exit with 120
+        sys.stdout = open(os.devnull, "w")
     # After an exit code, a loop of the shell would go on with its next command. An interactive Python goes on.
     if code == 128 + signal.SIGINT and not hasattr(sys, "ps1"):
-        with suppress(OSError):
-            sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
     sys.exit(code)
@@ -125,6 +131,8 @@ def check_target(flag: str, file: Path | None, suffix: str, *beginnings: str) ->
         return
     if file.suffix != suffix:
         raise UserError(f"{flag} {file} should end in {suffix}")
+    if file.is_dir():
+        raise UserError(f"{flag} {file} is a folder")
     for folder in dict.fromkeys([file.parent, Path(os.path.realpath(file)).parent]):  # a link is written through
         if not folder.is_dir():
             raise UserError(f"{flag} {file}: the folder {folder} does not exist")

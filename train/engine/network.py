@@ -64,6 +64,11 @@ class Network:
         return None if fold in self.provenance["seen_folds"] else fold
 
     @property
+    def name(self) -> str:
+        """x for a file x.pt. Another suffix is kept: student.old is not taken for student.pt."""
+        return self.file.name.removesuffix(".pt")
+
+    @property
     def params(self) -> int:
         """Its number of parameters, counted, not read from its file."""
         return models.parameter_count(self.model)

@@ -165,6 +165,8 @@ def test_a_tilde_is_the_home_folder(toy_set, tmp_path, monkeypatch, offline):
     assert cifar10.load("~/data").digest == cifar10.load(toy_set).digest
     with pytest.raises(UserError, match=f"--data {tmp_path}/datta does not exist"):
         cifar10.load("~/datta")
+    with pytest.raises(UserError, match="a path is empty"):  # not the folder that one happens to be in
+        cifar10.load("")
     sources.fetch("~/new", "~/data/cifar10.npz")
     assert len(cifar10.load(tmp_path / "new")) == 60 and not (tmp_path / "~").exists()
 

@@ -45,6 +45,28 @@ def test_a_closed_pipe_is_exit_code_141_without_a_message(typed, monkeypatch):
     assert typed(main) == (141, "", "")
 
 
+@pytest.mark.parametrize("error, code", [(OSError(28, "No space left on device"), 1), (BrokenPipeError(32, ""), 141)])
+@pytest.mark.parametrize("mistake", [None, UserError("mine")])
+def test_output_that_fails_only_when_it_is_flushed_is_not_flushed_again(capsys, monkeypatch, error, code, mistake):
+    stream = io.StringIO()
+    stream.flush = lambda: (_ for _ in ()).throw(error)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as ended, command():
+        print("short")
+        if mistake:
+            raise mistake
+    told = "mine" if mistake else "No space left" if code == 1 else ""
+    assert ended.value.code == (2 if mistake else code) and sys.stdout is not stream
+    assert told in (err := capsys.readouterr().err) and err.count("\n") == bool(told)
+
+
+def test_streams_that_the_shell_has_closed_are_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None), monkeypatch.setattr(sys, "stderr", None)
+    with command():
+        print("nobody hears it")
+        assert not sys.stderr.isatty()
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("ours"), KeyError("ours")])
 def test_our_own_mistakes_keep_their_traceback(typed, error):
     def main():
@@ -80,12 +102,13 @@ def test_whole_numbers_are_what_torch_takes():
 
 @pytest.mark.parametrize("file, told", [
     ("x.csv", "--json .*x.csv should end in .json"), ("nowhere/x.json", "the folder .*nowhere does not exist"),
-    ("x.json", "the folder .* is not writable")])
+    ("x.json", "the folder .* is not writable"), ("a.json", "a.json is a folder")])
 def test_a_target_is_checked_before_the_work(tmp_path, monkeypatch, file, told):
     check_target("--json", None, ".json"), check_target("--json", tmp_path / "x.json", ".json")
     (tmp_path / "link.json").symlink_to(tmp_path / "away" / "x.json")  # what it leads to is what is written
     with pytest.raises(UserError, match="the folder .*away does not exist"):
         check_target("--json", tmp_path / "link.json", ".json")
+    (tmp_path / "a.json").mkdir()
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(UserError, match=told):
         check_target("--json", tmp_path / file, ".json")

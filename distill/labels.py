@@ -104,10 +104,10 @@ def main() -> None:
     found = []
     for teacher, mask in zip(teachers, masks, strict=True):
         trained_on = np.isin(dataset.ids, teacher.split(training)[0].ids)
-        found.append(logits(teacher.model, dataset.images, args.tta, label=teacher.file.stem))
+        found.append(logits(teacher.model, dataset.images, args.tta, label=teacher.name))
         remarks = [f"on {teacher.provenance['images']:,} images"] if teacher.config["limit"] else []
         remarks += ["over budget"] if teacher.params > models.BUDGET else []
-        print(ROW.format(teacher.file.stem, f"{total_epochs(teacher.history):,}", f"{teacher.params:,}",
+        print(ROW.format(teacher.name, f"{total_epochs(teacher.history):,}", f"{teacher.params:,}",
                          percent(found[-1], known, mask), percent(found[-1], known, trained_on))
               + (f" ({', '.join(remarks)})" if remarks else ""), flush=True)
     found = torch.stack(found)

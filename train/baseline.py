@@ -9,7 +9,7 @@
 a GPU and has not been run yet. After the 16 epochs of the short recipe (`make SIZE=quick ladder`), 83.02 % of the test
 images are right with `basic`, 92.79 % with `optimized`, 92.51 % with `augmented`, 92.90 % with the network of `tuned`.
 The released network continued from the last of these, by the recipe of `tuned`, to 96.10 % (weights/README.md). On two
-CPU cores an epoch takes 3 to 20 minutes.
+CPU cores an epoch takes 2 to 20 minutes.
 """
 
 import sys

@@ -5,9 +5,9 @@
 
 `step` is the training step on a batch that stays on the device; `loop` is the step with crop, flip, AutoAugment,
 erasing and RICAP; `usual` is a typical script: torchvision's transforms for all but RICAP, image by image in a
-DataLoader, float32, not compiled, and every loss is read. The three take turns; each figure is a median. `first steps`
-is the time of three steps, with compiling; `GPU memory` is the peak until they end, with the images (0 on a CPU). Three
-minutes.
+DataLoader, float32, not compiled, and every loss is read. The three take turns; of each, the median counts.
+`first steps` is the time of three steps, with compiling; `GPU memory` is the peak until they end, with the images (0 on
+a CPU). Three minutes.
 """
 
 import os

@@ -111,7 +111,7 @@ def main() -> None:
     elif 1 in (len(a), len(b)):
         raise UserError("one result against several: a group has two seeds or more")
     elif {result["fingerprint"] for result in a} & {result["fingerprint"] for result in b}:
-        raise UserError(f"{names[0]} and {names[1]}: a network is in both groups")
+        raise UserError(f"{names[0]} and {names[1]}: a network is in both groups, which should be independent")
     else:
         print(compare_groups(names, a, b))
 

@@ -98,8 +98,6 @@ def write_half(network: Network, out: Path, allow_ties: bool = False) -> None:
     logits are within TIE. load_state_dict converts the numbers back to float32; content["check"] holds the resulting
     logits of the first generated test images, float32 (16, 10), by which later code can check that nothing changed.
     """
-    if out.resolve() == network.file.resolve():
-        raise UserError(f"--out {out} is the file itself: choose another name")
     state = checkpoint.evaluated(network.content)
     floats = sorted((name for name in state if state[name].is_floating_point()), key=lambda name: state[name].numel())
     passed = list(accumulate(state[name].numel() for name in floats))
@@ -137,8 +135,10 @@ def main() -> None:
     if args.format == "half":
         out = args.out or network.file.with_name(f"{network.name}-half.pt")
         check_target("--out", out, ".pt")
-        if out.exists() and load(out).fingerprint != network.fingerprint:
-            raise UserError(f"--out {out} holds another network: choose another name, or delete it")
+        if out.exists():  # only an earlier half of this network is replaced
+            old = load(out)
+            if old.fingerprint != network.fingerprint or "check" not in old.content:
+                raise UserError(f"--out {out} holds weights that are no half of these: name another file, or delete it")
         return write_half(network, out, args.allow_ties)
     export, suffix = FORMATS[args.format]
     out = args.out or network.file.with_name(network.name + suffix)

@@ -55,9 +55,9 @@ def gather(paths: list[Path]) -> tuple[list[dict], dict[str, list[pd.DataFrame]]
     The results include means of saved logits: of a folder's teachers, and of two networks of the ladder.
     """
     results, means, csvs = {}, [], []  # results by file, for a folder may be within another
-    for path in dict.fromkeys(paths):
+    for path in {path.resolve(): path for path in paths}.values():
         if not path.is_dir():
-            results[result_file(path).resolve()] = read_result(path)
+            results[path.resolve()] = read_result(path)
             continue
         for folder in (path / "results", path, *sorted(path.glob("seed*"))):
             csvs += sorted(folder.glob("*.csv"))

@@ -127,12 +127,14 @@ def test_what_half_precision_cannot_hold_is_refused(weights, half, tmp_path):
 def test_other_files_are_not_overwritten_by_a_half(toy_set, weights, typed):
     before = weights.read_bytes()
     code, _, err = typed(export.main, weights, "--format", "half", "--out", weights)
-    assert code == 2 and "is the file itself" in err and weights.read_bytes() == before
+    assert code == 2 and "no half of these" in err and weights.read_bytes() == before
     assert typed(export.main, weights, "--format", "half", "--allow-ties")[0] == 0
     assert weights.with_name("net-half.pt").exists() and weights.read_bytes() == before
-    other = write_weights(weights.with_name("other.pt"), toy_set, seed=1) and weights.with_name("other.pt")
-    code, _, err = typed(export.main, other, "--format", "half", "--allow-ties", "--out", weights)
-    assert code == 2 and "net.pt holds another network" in err and weights.read_bytes() == before
+    other = weights.with_name("other.pt")
+    write_weights(other, toy_set, seed=1)
+    for source in (other, weights.with_name("net-half.pt")):
+        code, _, err = typed(export.main, source, "--format", "half", "--allow-ties", "--out", weights)
+        assert code == 2 and "net.pt holds weights that are no half of these" in err and weights.read_bytes() == before
     for content in (b"of another program", None):
         mine = weights.with_name("mine.pt")
         mine.write_bytes(content) if content else checkpoint.save(mine, {"state": {}})

@@ -33,7 +33,7 @@ def command() -> Iterator[None]:
     keep_memory()
     for name in ("stdout", "stderr"):  # None if the shell has closed it: `>&-`
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
     with suppress(AttributeError):  # a notebook's stream has no such method
         sys.stdout.reconfigure(errors="backslashreplace")  # escapes for characters that its encoding lacks
     try:
@@ -42,8 +42,11 @@ def command() -> Iterator[None]:
         return
     except UserError as error:
         message, code = error, error.code
+    except SystemExit:  # after --help, for example
+        flush()
+        raise
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
-        sys.stdout = open(os.devnull, "w")
+        flush()
         sys.exit(141)
     except KeyboardInterrupt:  # before there was a state to save
         message, code = "interrupted", 128 + signal.SIGINT
@@ -61,15 +64,21 @@ def command() -> Iterator[None]:
     if distributed.local_rank() == 0 or not same:
         with suppress(OSError):  # the reader, such as `| tee log`, may have ended by the same Ctrl-C
             print_line(f"rank {distributed.rank()}: {message}" if distributed.rank() else message)
-    try:
-        sys.stdout.flush()
-    except OSError:  # Python would flush it again at the end, and exit with 120
-        sys.stdout = open(os.devnull, "w")
+    flush()
     # After an exit code, a loop of the shell would go on with its next command. An interactive Python goes on.
     if code == 128 + signal.SIGINT and not hasattr(sys, "ps1"):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
     sys.exit(code)
+
+
+def flush() -> None:
+    """Flush both streams. Drop one that fails: Python would flush it again at its end, and exit with 120."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:
+            setattr(sys, name, open(os.devnull, "w"))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -123,7 +132,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def check_target(flag: str, file: Path | None, suffix: str, *beginnings: str) -> None:
-    """Raise UserError unless a file to write (or None) ends in `suffix` and its folder is writable; call it early.
+    """Raise UserError unless a file to write (or None) ends in `suffix` and can be written; call it early.
 
     beginnings: what a file that stands there may begin with, as for `check_replaceable`; by default anything.
     """

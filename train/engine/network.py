@@ -22,6 +22,7 @@ import models
 from augment.basic import normalize
 from train import ROOT, UserError, one_line
 from train.data import cifar10, pictures
+from train.data.sources import expand
 from train.engine import checkpoint
 from train.engine.command import count_of, short_path
 from train.engine.device import autocast
@@ -160,7 +161,7 @@ def load(file: str | Path | None = None, device: torch.device | str = "cpu") -> 
     if file is None and not RELEASED.exists():
         raise UserError(f"{short_path(RELEASED)} does not exist: no network is released here, so name WEIGHTS, such as "
                         f"those of `make quick`")
-    file = Path(file or RELEASED).expanduser()
+    file = expand(RELEASED if file is None else file)
     content = checkpoint.load_weights(file)
     return Network(file, restore(content, device, f"{file}: "), content)
 
@@ -195,7 +196,7 @@ def mean_logits(networks: Sequence[Network], images: torch.Tensor, tta: bool = F
                 bars: bool = True) -> torch.Tensor:
     """Logits float32 (N, 10) of uint8 images: the mean over the Networks. bars: show the progress of each one."""
     count = len(networks)
-    labels = [f"{network.file.stem} ({number}/{count})" if bars else None for number, network in enumerate(networks, 1)]
+    labels = [f"{network.name} ({number}/{count})" if bars else None for number, network in enumerate(networks, 1)]
     return sum(logits(network.model, images, tta, label) / count
                for network, label in zip(networks, labels, strict=True))
 

@@ -58,6 +58,10 @@ def test_output_that_fails_only_when_it_is_flushed_is_not_flushed_again(capsys, 
     told = "mine" if mistake else "No space left" if code == 1 else ""
     assert ended.value.code == (2 if mistake else code) and sys.stdout is not stream
     assert told in (err := capsys.readouterr().err) and err.count("\n") == bool(told)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(SystemExit) as ended, command():
+        sys.exit(3)
+    assert ended.value.code == 3 and sys.stderr is not stream
 
 
 def test_streams_that_the_shell_has_closed_are_no_error(monkeypatch):

@@ -203,6 +203,8 @@ def test_a_network_named_twice_is_refused(toy_set, tmp_path):
 
 def test_without_a_name_it_is_the_released_network(network, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "RELEASED", tmp_path / "net.pt")
+    with pytest.raises(UserError, match="a path is empty"):  # it is no name of the released network
+        load("")
     with pytest.raises(UserError, match="no network is released here, so name WEIGHTS"):
         load()
     assert network().fingerprint == load().fingerprint == load_all()[0].fingerprint
